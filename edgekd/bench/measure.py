@@ -1,0 +1,189 @@
+"""Every artifact in every runtime: fresh processes, interleaved, in rounds; resumable; a crash is a row."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd import machine, store
+from edgekd import runtimes as runtime_table
+from edgekd.bench import child, launch, rows, statistics
+from edgekd.bench.rows import Cell, Row
+from edgekd.bench.workloads import fixed_length
+from edgekd.bench.workloads import load as load_inputs
+from edgekd.progress import Progress
+
+BASELINE = "teacher_fp32"
+REFERENCE_RUNTIME = "ort_cpu"
+Figures = list[dict[str, Any]]
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder with the file that a runtime loads (``model.onnx``, ...), and the tokenized test split that it reads."""
+
+    name: str
+    folder: Path
+    inputs: Path
+
+    def files(self, runtime: str) -> list[Path]:
+        """The runtime's file and its external data, which lie beside it under names that begin with its own."""
+        return sorted(found for found in self.folder.glob(f"{runtime_table.entry(runtime).file}*") if found.is_file())
+
+    def size_bytes(self, runtime: str) -> int:
+        """The bytes of ``files``."""
+        return sum(found.stat().st_size for found in self.files(runtime))
+
+
+def measure(
+    artifacts: Sequence[Artifact],
+    *,
+    runtimes: Sequence[str],
+    threads: Sequence[int],
+    workloads: Mapping[str, Sequence[str]],
+    rounds: int,
+    calls: int,
+    out: Path,
+    progress: Progress,
+    baseline: str = BASELINE,
+    score: Callable[[Logits, NDArray[np.int64]], float] = statistics.accuracy,
+    timeout_s: float = 900.0,
+) -> list[Row]:
+    """Measure; one row per artifact, runtime, thread count and workload (given by runtime; ``real`` by default).
+
+    A round goes through all cells (runtime, threads, workload) and, within a cell, through all artifacts, each in a
+    fresh process on the same examples; every other round backwards, so that a machine that slowly heats up favours
+    nobody. In round 0 the session that was timed on ``real`` goes on over the whole test split for the scores.
+    ``agreement`` and ``kl`` compare with the ``baseline`` artifact in onnxruntime on the CPU.
+
+    ``out/raw/`` keeps what each process found, and a second call reuses it, in whole rounds of a cell: a ratio is of
+    times taken side by side. A process that crashes or exceeds ``timeout_s`` ends its artifact in that cell, and the
+    row says so; nothing of it is kept. A runtime that is not installed gets one row per artifact, with the command
+    that installs it. Raises ``BenchError`` for an unknown runtime or workload, or unreadable inputs.
+    """
+    (out / "raw").mkdir(parents=True, exist_ok=True)
+    labels = {artifact.name: load_inputs(artifact.inputs).labels for artifact in artifacts}
+    cells = {
+        runtime: [Cell(runtime, count, workload) for count in threads for workload in workloads.get(runtime, ("real",))]
+        for runtime in runtimes
+    }
+    every_cell = [cell for its_cells in cells.values() for cell in its_cells]
+    refused = _refused(artifacts, cells)
+    contents = functools.cache(_contents)
+    jobs = {
+        (cell, artifact.name): _jobs(artifact, cell, rounds, calls, out / "raw", contents(artifact, cell.runtime))
+        for cell in every_cell
+        for artifact in artifacts
+        if (cell, artifact.name) not in refused
+    }
+    figures, failed = _run(jobs, rounds, timeout_s, progress)
+
+    table: list[Row] = []
+    logits: dict[tuple[str, str, int], Logits] = {}
+    for cell in every_cell:
+        for artifact in artifacts:
+            place = (cell, artifact.name)
+            size = artifact.size_bytes(cell.runtime) or None
+            if reason := refused.get(place, failed.get(place)):
+                table.append(rows.empty(artifact.name, cell, size, reason))
+            elif place in figures and size is not None:
+                table.append(rows.measured(artifact.name, cell, size, calls, figures[place]))
+                if (found := launch.logits(Path(jobs[place][0].job["samples"]))) is not None:
+                    logits[artifact.name, cell.runtime, cell.threads] = found
+    rows.compare(table, baseline)
+    reference = next((found for key, found in logits.items() if key[:2] == (baseline, REFERENCE_RUNTIME)), None)
+    rows.add_scores(table, logits, labels, reference, score)
+    return table
+
+
+@dataclass(frozen=True)
+class _Job:
+    job: dict[str, Any]
+    digest: str
+
+
+Place = tuple[Cell, str]  # a cell, and an artifact's name
+
+
+def _refused(artifacts: Sequence[Artifact], cells: Mapping[str, Sequence[Cell]]) -> dict[Place, str | None]:
+    """What is not even tried, and why; ``None``: no row either, since the runtime's first cell says it for all."""
+    usable = machine.usable_threads()
+    found: dict[Place, str | None] = {}
+    for runtime, its_cells in cells.items():
+        command = runtime_table.availability(runtime)
+        file = runtime_table.entry(runtime).file
+        for cell in its_cells:
+            fixed_length(cell.workload)
+            for artifact in artifacts:
+                if command is not None:
+                    found[cell, artifact.name] = f"skipped: {command}" if cell == its_cells[0] else None
+                elif not (artifact.folder / file).is_file():
+                    found[cell, artifact.name] = f"there is no {file} of {artifact.name}"
+                elif cell.threads > usable:
+                    limit = f"{usable} CPUs usable (affinity and cgroup quota)"
+                    found[cell, artifact.name] = f"{cell.threads} threads asked for, {limit}"
+    return found
+
+
+def _contents(artifact: Artifact, runtime: str) -> dict[str, str]:
+    """What a result depends on besides the job: the files' SHA-256, and the version of the runtime's package."""
+    package = runtime_table.entry(runtime).package
+    hashes = {file.name: store.sha256(file) for file in [*artifact.files(runtime), artifact.inputs]}
+    return {**hashes, package: runtime_table.installed().get(package, "")}
+
+
+def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, contents: dict[str, str]) -> list[_Job]:
+    """One job per round."""
+    runtime = re.sub(r"\W+", "-", cell.runtime)[-40:]
+    made = []
+    for number in range(rounds):
+        name = f"{artifact.name}.{runtime}.t{cell.threads}.{cell.workload}.r{number}.npz"
+        job: dict[str, Any] = {
+            "runtime": cell.runtime,
+            "model": str(artifact.folder / runtime_table.entry(cell.runtime).file),
+            "inputs": str(artifact.inputs),
+            "workload": cell.workload,
+            "threads": cell.threads,
+            "cpus": machine.pick_cpus(cell.threads),
+            "calls": calls,
+            "warmup": child.WARMUP,
+            "score": number == 0 and cell.workload == "real",
+            "samples": str(raw / name),
+        }
+        made.append(_Job(job, launch.digest(job, contents)))
+    return made
+
+
+def _run(
+    jobs: Mapping[Place, Sequence[_Job]], rounds: int, timeout_s: float, progress: Progress
+) -> tuple[dict[Place, Figures], dict[Place, str]]:
+    """The figures of every place by round, and the reason of every place that failed."""
+    figures: dict[Place, Figures] = {place: [] for place in jobs}
+    failed: dict[Place, str] = {}
+    with progress.bar("bench", total=len(jobs) * rounds, unit="process") as advance:
+        for number in range(rounds):
+            for cell in dict.fromkeys(cell for cell, _ in jobs):
+                places = [place for place in jobs if place[0] == cell and place not in failed]
+                found = {place: launch.kept(jobs[place][number].job, jobs[place][number].digest) for place in places}
+                whole = all(kept is not None for kept in found.values())
+                for place in places if number % 2 == 0 else reversed(places):
+                    result = found[place] if whole else None
+                    try:
+                        job = jobs[place][number]
+                        result = result or launch.launch(job.job, job.digest, timeout_s)
+                    except launch.ChildFailed as error:
+                        failed[place] = str(error)
+                        progress.log(f"{place[1]} in {cell.runtime}, {cell.threads} threads, {cell.workload}: {error}")
+                        advance(rounds - number)
+                        continue
+                    figures[place].append(result)
+                    advance(1, artifact=place[1], workload=cell.workload, p50_ms=result["p50_ms"])
+    return figures, failed

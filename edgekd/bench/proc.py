@@ -1,0 +1,139 @@
+"""What Linux knows about this process: memory, CPU time, and who took the CPU from it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc/self")
+
+
+def memory_mib() -> tuple[float, float]:
+    """(resident now, highest resident so far) in MiB: VmRSS and VmHWM of ``/proc/self/status``.
+
+    ``ru_maxrss`` would not do: it keeps a peak from before ``exec``, that is, the parent's.
+    """
+    found = {}
+    for line in (PROC / "status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmRSS", "VmHWM"):
+            found[name] = int(value.split()[0]) / 1024
+    return found["VmRSS"], found["VmHWM"]
+
+
+def reset_peak() -> bool:
+    """Lower VmHWM to the present VmRSS, so that a peak while importing is not the model's; False if not permitted."""
+    try:
+        (PROC / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, so that no child of a killed run disturbs the next.
+
+    Exits at once if process ``parent`` is the parent no more: it has died before we could ask.
+    """
+    parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a stretch of work used. ``waited_s`` is time in which a thread could have run but had to queue for a CPU.
+
+    ``waited_s`` is ``None`` on kernels without schedstat. ``busy_threads`` counts the threads that ran at least a
+    twentieth of the time.
+    """
+
+    wall_s: float
+    cpu_s: float
+    waited_s: float | None
+    voluntary_switches: int
+    involuntary_switches: int
+    busy_threads: int
+
+    def stolen(self, threads: int, calls: int) -> float:
+        """The share of the time (0 to 1) that others took from ``threads`` threads doing ``calls`` calls.
+
+        The wait in the scheduler's queue; and for one thread that did not sleep in its calls, whatever it did not run
+        for, which includes what a hypervisor gave to somebody else. A thread that sleeps by itself loses nothing.
+        """
+        lost = (self.waited_s or 0.0) / threads
+        if threads == 1 and self.voluntary_switches < calls / 10:
+            lost = max(lost, self.wall_s - self.cpu_s)
+        return lost / self.wall_s if self.wall_s > 0 else 0.0
+
+
+class Meter:
+    """Counts from its making to ``stop()``."""
+
+    def __init__(self) -> None:
+        self._tasks = _tasks()
+        self._usage = resource.getrusage(resource.RUSAGE_SELF)
+        self._cpu, self._wall = time.process_time_ns(), time.perf_counter_ns()
+
+    def stop(self) -> Usage:
+        """What was used since."""
+        wall, cpu = time.perf_counter_ns() - self._wall, time.process_time_ns() - self._cpu
+        usage, tasks = resource.getrusage(resource.RUSAGE_SELF), _tasks()
+        before = {task: self._tasks.get(task, (0, 0)) for task in tasks}
+        spent = [(ran - before[task][0], wait - before[task][1]) for task, (ran, wait) in tasks.items()]
+        return Usage(
+            wall_s=wall / 1e9,
+            cpu_s=cpu / 1e9,
+            waited_s=sum(wait for _, wait in spent) / 1e9 if tasks else None,
+            voluntary_switches=usage.ru_nvcsw - self._usage.ru_nvcsw,
+            involuntary_switches=usage.ru_nivcsw - self._usage.ru_nivcsw,
+            busy_threads=sum(ran > wall / 20 for ran, _ in spent),
+        )
+
+
+class Neighbours:
+    """Counts from its making what everybody else does on this machine."""
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._wall = _busy_s(), time.process_time(), time.perf_counter()
+
+    def share(self) -> float:
+        """The share (0 to 1) of all CPUs' time that others used since; the kernel's last tick on each is given away.
+
+        A process on another CPU takes no time from this one, and yet shares its caches, its memory and its clock, and
+        on a virtual machine often the very core.
+        """
+        wall, cpus = time.perf_counter() - self._wall, os.cpu_count() or 1
+        ticks = cpus / os.sysconf("SC_CLK_TCK")
+        others = (_busy_s() - self._busy) - (time.process_time() - self._own) - ticks
+        return max(0.0, others / (wall * cpus)) if wall > 0 else 0.0
+
+
+def _busy_s() -> float:
+    """Seconds that all CPUs together were busy since boot, the time that the hypervisor took included."""
+    try:
+        with open("/proc/stat") as stream:
+            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, stream.readline().split()[1:])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _tasks() -> dict[str, tuple[int, int]]:
+    """Nanoseconds run and nanoseconds waited of every thread of this process."""
+    found = {}
+    try:
+        for task in os.listdir(PROC / "task"):
+            ran, waited, _ = (PROC / "task" / task / "schedstat").read_text().split()
+            found[task] = (int(ran), int(waited))
+    except (OSError, ValueError):
+        return {}
+    return found

@@ -1,0 +1,73 @@
+"""What the commands share: their options, where results and messages go, and finding targets and runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from edgekd import catalog, spec
+from edgekd.errors import UsageError
+
+TargetName = Annotated[
+    str, typer.Argument(metavar="TARGET", help="A name that `edgekd list` shows, or the path of a target file.")
+]
+Store = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder that holds runs and finished stages.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Cut the target to minutes; the report is stamped SMOKE.")]
+To = Annotated[str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage.")]
+Fresh = Annotated[
+    str | None, typer.Option("--fresh", metavar="STAGE", help="Do this stage and all after it again, from nothing.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for scripts.")]
+
+RUNS = Path("runs")
+
+
+def stdout() -> Console:
+    """Where results go: as wide as the terminal, or wide enough for every table in a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def print_json(value: object) -> None:
+    """Print JSON data on stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def print_json_line(value: object) -> None:
+    """Print JSON data as one line on stdout."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def load(name: str, smoke: bool) -> tuple[spec.Target, Path]:
+    """The target and its file."""
+    target = catalog.load(name)
+    return spec.smoke(target) if smoke else target, catalog.path_of(name)
+
+
+def run_folder(name: str | None, store: Path) -> Path:
+    """The folder of a judged run: by run or target name, target file, or path; without a name, the latest.
+
+    Raises ``UsageError`` when there is none with a report, and says how to make one.
+    """
+    if name is None:
+        reports = sorted(store.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
+        if not reports:
+            raise UsageError(f"there is no report in {store}; make one with `edgekd run TARGET`, or give its --store")
+        return reports[-1].parent
+    path = Path(name)
+    if (path / "report.json").is_file():
+        return path
+    folder = store / (path.stem if path.suffix == ".py" else name)
+    if not (folder / "report.json").is_file():
+        made = ", ".join(sorted(report.parent.name for report in store.glob("*/report.json"))) or "none"
+        raise UsageError(f"there is no report in {folder} (runs with one: {made}); make it with `edgekd run {name}`")
+    return folder
+
+
+def mebibytes(count: float | None) -> str:
+    """Bytes for people."""
+    return "unknown" if count is None else f"{count / 2**20:.2f} MiB"

@@ -1,0 +1,254 @@
+"""The commands around a run: ``list``, ``plan``, ``run``, ``report``, ``compare``. None imports torch itself."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edgekd import catalog
+from edgekd import plan as planning
+from edgekd.cli.common import (
+    RUNS,
+    Fresh,
+    Json,
+    Smoke,
+    Store,
+    TargetName,
+    To,
+    load,
+    mebibytes,
+    print_json,
+    run_folder,
+    stdout,
+)
+from edgekd.errors import INTERRUPTED, BudgetError
+from edgekd.progress import Progress, duration
+from edgekd.store import read_json
+
+
+class Device(StrEnum):
+    """Where the torch stages run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Format(StrEnum):
+    """How a report is printed."""
+
+    md = "md"
+    json = "json"
+    html = "html"
+
+
+def list_targets(store: Store = RUNS, json: Json = False) -> None:
+    """Show every target: what it is, and how its last run ended.
+
+    Examples:
+
+    $ edgekd list
+    $ edgekd list --json
+    """
+    rows = []
+    for name in catalog.targets():
+        report = store / name / "report.json"
+        state = "not run"
+        if report.is_file():
+            state = {True: "met", False: "FAILED", None: "undecided"}[read_json(report)["budget_met"]]
+        rows.append({"name": name, "summary": catalog.summary(name), "budget": state})
+    if json:
+        print_json(rows)
+        return
+    table = Table("target", "what it is", "budget", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(row["name"], row["summary"], row["budget"])
+    stdout().print(table)
+
+
+def plan(
+    target: TargetName,
+    to: To = None,
+    fresh: Fresh = None,
+    smoke: Smoke = False,
+    store: Store = RUNS,
+    json: Json = False,
+) -> None:
+    """Say what a run would do, without doing it: what is reused, resumed or run; sizes; disk; time.
+
+    Times are estimated once stages like these have run in the same store.
+
+    Exits with 9 if the student is too big for the budget, however well it trains.
+
+    Examples:
+
+    $ edgekd plan reuters_x86
+    $ edgekd plan ./my_target.py --fresh distill
+    $ edgekd plan reuters_x86 --json
+    """
+    found_target, path = load(target, smoke)
+    found = planning.plan(found_target, store, beside=path, fresh=fresh, to=to)
+    if json:
+        print_json(found)
+    else:
+        _print_plan(stdout(), found)
+    if found["problems"]:
+        raise BudgetError(f"target {found_target.name!r} cannot meet its budget: {'; '.join(found['problems'])}")
+
+
+def _print_plan(console: Console, found: dict[str, Any]) -> None:
+    table = Table("stage", "what happens", "key", "about", box=None, pad_edge=False, header_style="bold")
+    for entry in found["stages"]:
+        seconds = entry["seconds"]
+        about = "unknown" if seconds is None else "-" if entry["action"] == "reused" else duration(seconds)
+        table.add_row(entry["stage"], entry["action"], entry["key"], about)
+    console.print(table)
+    seconds, teacher, student = found["seconds"], found["teacher"], found["student"]
+    lines = [
+        f"time     {'unknown until such stages have run once' if seconds is None else 'about ' + duration(seconds)}"
+    ]
+    if teacher:
+        lines.append(f"teacher  {teacher['parameters']:,} parameters, {mebibytes(teacher['fp32_bytes'])} in fp32")
+    else:
+        lines.append("teacher  size unknown until it has been fetched (`edgekd run ... --to teacher`)")
+    if student:
+        shape = (
+            f"{student['layers']} layers, hidden {student['hidden']}, {student['heads']} heads, ffn {student['ffn']}"
+        )
+        lines.append(f"student  {student['parameters']:,} parameters ({shape}, {student['vocabulary']:,} tokens)")
+        lines.append(f"         about {mebibytes(student['int8_bytes'])} in int8")
+    else:
+        lines.append("student  size unknown until the teacher is known")
+    size = found["labels_bytes"]
+    lines.append(
+        f"labels   {'unknown until the data have been read' if size is None else 'at most ' + mebibytes(size)}"
+    )
+    console.print("\n" + "\n".join(lines), markup=False)
+
+
+def run(
+    target: TargetName,
+    to: To = None,
+    fresh: Fresh = None,
+    smoke: Smoke = False,
+    device: Annotated[Device, typer.Option(help="Where to train: a GPU if torch sees one, or as told.")] = Device.auto,
+    store: Store = RUNS,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The bundle's folder; default: dist/RUN.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Walk a target's whole line: teacher to shipped int8 student, with a report. Finished stages are reused.
+
+    Stages: assets, teacher, labels, distill, quantize, export, bench, verdict, ship.
+
+    Interrupt it at any time: the same command resumes.
+
+    Progress goes to stderr; the report's first lines and the paths go to stdout.
+
+    Examples:
+
+    $ edgekd run reuters_x86
+    $ edgekd run reuters_x86 --smoke
+    $ edgekd run ./my_target.py --to distill
+    $ edgekd run reuters_x86 --fresh quantize --device cpu
+    $ edgekd run reuters_x86 --json | jq .report
+    $ torchrun --nproc-per-node 4 -m edgekd run big_target
+    """
+    from edgekd import pipeline, runner
+
+    found_target, path = load(target, smoke)
+    rank, _ = runner.ranks()
+    progress = Progress(quiet=rank > 0)
+    try:
+        result = pipeline.run(
+            found_target, to=to, fresh=fresh, device=device.value, folder=store, out=out, beside=path, progress=progress
+        )
+    except KeyboardInterrupt:
+        again = ["edgekd", "run", target, *(["--to", to] if to else []), *(["--smoke"] if smoke else [])]
+        again += ["--store", str(store)] if store != RUNS else []
+        progress.log(f"interrupted; finished stages are kept, and this resumes the rest: {shlex.join(again)}")
+        raise typer.Exit(INTERRUPTED) from None
+    if rank > 0:
+        return  # rank 0 tells it
+    report = read_json(Path(result["report"])) if result["report"] else None
+    if json:
+        summary = {"headline": report["headline"], "budget_met": report["budget_met"]} if report else {}
+        print_json(result | summary)
+        return
+    for line in report["headline"] if report else []:
+        print(line)
+    for name in ("report", "bundle"):
+        if result[name]:
+            print(f"{name}: {result[name]}")
+    if not result["report"]:
+        last = list(result["stages"].values())[-1]
+        print(f"stopped after {to}: {last['folder']}")
+
+
+def report(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TARGET", help="A target, a run, or a run's folder; default: the latest run."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 9 unless every line of the budget is met.")] = False,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.md,
+    store: Store = RUNS,
+) -> None:
+    """Print the report of a run: the budget, every artifact side by side, sizes and limits.
+
+    Examples:
+
+    $ edgekd report
+    $ edgekd report reuters_x86 --check
+    $ edgekd report reuters_x86-smoke --format json
+    $ edgekd report reuters_x86 --format html > report.html
+    """
+    from edgekd.report.schema import load as load_report
+
+    folder = run_folder(target, store)
+    found = load_report(folder / "report.json")
+    sys.stdout.write((folder / f"report.{format.value}").read_text(encoding="utf-8"))
+    if check:
+        _check(found)
+
+
+def _check(found: Any) -> None:
+    open_lines = [line for line in found["budget"] if line["met"] is not True]
+    if open_lines:
+        words = {False: "failed", None: "undecided"}
+        said = ", ".join(f"{line['name']} {words[line['met']]}" for line in open_lines)
+        raise BudgetError(
+            f"run {found['run']!r}: {len(open_lines)} of {len(found['budget'])} budget lines not met: {said}"
+        )
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],
+    store: Store = RUNS,
+    json: Json = False,
+) -> None:
+    """Put two runs side by side: every figure that both have, and which differences are more than noise.
+
+    Examples:
+
+    $ edgekd compare reuters_x86 my_target
+    $ edgekd compare runs/reuters_x86 /elsewhere/runs/reuters_x86
+    """
+    from edgekd.report import compare as comparing
+    from edgekd.report import schema
+
+    one, other = (schema.load(run_folder(name, store) / "report.json") for name in (first, second))
+    found = comparing.compare(one, other)
+    if json:
+        print_json(found)
+    else:
+        sys.stdout.write(comparing.render(found))

@@ -1,0 +1,40 @@
+"""Logits over a whole split, and how they compare with labels and with a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekd.distill.data import Tokens, by_length
+
+
+def logits(model: Any, tokens: Tokens, batch_size: int = 64, autocast: bool = True) -> NDArray[np.float32]:
+    """The model's logits (N, C) over ``tokens``, in its order; dropout off, bf16 on a GPU if ``autocast``."""
+    device = next(model.parameters()).device
+    out: NDArray[np.float32] | None = None
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda"):
+        for rows in by_length(tokens, batch_size):
+            ids, mask, _ = tokens.gather(rows)
+            inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+            result = model(**{k: v.to(device) for k, v in inputs.items()}).logits.float().cpu().numpy()
+            if out is None:
+                out = np.empty((len(tokens), result.shape[1]), np.float32)
+            out[rows] = result
+    model.train(training)
+    assert out is not None
+    return out
+
+
+def compare(student: NDArray[np.float32], labels: NDArray[np.int64], teacher: NDArray[np.float32] | None) -> dict[str, float]:
+    """Accuracy (``score``) and, with a teacher, top-1 agreement and KL(teacher ‖ student) in nats, in float64."""
+    result = {"score": float((student.argmax(1) == labels).mean())}
+    if teacher is not None:
+        log_p, log_q = (torch.log_softmax(torch.from_numpy(x.astype(np.float64)), 1).numpy() for x in (teacher, student))
+        result["agreement"] = float((student.argmax(1) == teacher.argmax(1)).mean())
+        result["kl"] = float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
+    return result

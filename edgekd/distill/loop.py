@@ -1,0 +1,173 @@
+"""The one training loop: teacher fine-tuning, distillation and quantization-aware distillation all run through it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgekd import spec
+from edgekd.distill import checkpoint
+from edgekd.distill.data import Tokens, epoch_steps, micro_batches
+from edgekd.errors import TrainingError
+from edgekd.progress import Progress
+
+CHECKPOINT_SECONDS = 60.0  # at least this often, and at the end of every epoch
+LOSS_LAG = 16  # steps between reads of the loss on a GPU, where each read would stall it
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and how it is judged.
+
+    ``module(batch) -> loss`` is the learner. ``evaluate() -> {"score": ..., ...}`` judges it on validation; the
+    highest ``rank`` of its results is kept. ``before_epoch(epoch)`` may change ranges (see ``edgekd.quant``).
+    ``autocast``: bf16 on a GPU (never under fake-quantization).
+    """
+
+    name: str
+    module: torch.nn.Module
+    tokens: Tokens
+    teacher: Any
+    evaluate: Callable[[], dict[str, float]]
+    before_epoch: Callable[[int], None] = lambda epoch: None
+    autocast: bool = True
+    rank: Callable[[dict[str, float]], tuple[float, ...]] = lambda result: (result["score"], -result.get("kl", 0.0))
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Optimizer steps in one pass over the data."""
+    return math.ceil(examples / batch_size)
+
+
+def fit(task: Task, *, epochs: float, options: spec.Optimizer, seed: int, out: Path, progress: Progress) -> dict[str, Any]:
+    """Train ``task.module`` in place and leave it with its best weights on validation; returns a summary.
+
+    Interrupted at any point and called again with the same ``out``, it goes on exactly: on one CPU the final bytes
+    are those of an uninterrupted run. Raises ``TrainingError`` at a loss that is not finite, naming the step; the
+    last good checkpoint stays in ``out``.
+    """
+    module, tokens = task.module, task.tokens
+    device = next(module.parameters()).device
+    per_epoch = steps_per_epoch(len(tokens), options.batch_size)
+    last = max(1, round(epochs * per_epoch))
+    optimizer = _adamw(module, options, device)
+    schedule = _schedule(options, last)
+    latest, best = out / "checkpoint.safetensors", out / "best.safetensors"
+    state: dict[str, Any] = {"step": 0, "best": None, "history": [], "seconds": 0.0}
+    torch.manual_seed(seed)
+    if latest.exists():
+        state = checkpoint.load(latest, module, optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    pending: list[tuple[int, torch.Tensor]] = []
+    began = saved = time.monotonic()
+    steps: list[Any] = []
+    module.train()
+    with progress.bar(task.name, total=last, start=state["step"], unit="step") as advance:
+        while state["step"] < last:
+            step = state["step"]
+            epoch, place = divmod(step, per_epoch)
+            if place == 0:
+                task.before_epoch(epoch)
+                module.train()
+            if place == 0 or not steps:
+                steps = epoch_steps(tokens.lengths, options.batch_size, seed, epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * schedule(step)
+            loss = _step(task, steps[place], options, device)
+            torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
+            pending.append((step, loss))
+            if device.type == "cpu" or len(pending) >= LOSS_LAG:
+                shown = _check(task.name, pending, latest)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state["step"] = step + 1
+            advance(1, loss=shown)
+            ended = place + 1 == per_epoch or step + 1 == last
+            if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                shown = _check(task.name, pending, latest) if pending else shown
+                if ended:
+                    _judge(task, state, epoch, shown, best)
+                now = time.monotonic()
+                state["seconds"], began = state["seconds"] + now - began, now
+                checkpoint.save(latest, module, optimizer, state)
+                saved = time.monotonic()
+    task.module.load_state_dict(checkpoint.load_file(best))
+    module.eval()
+    (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state["history"]))
+    return {
+        "epochs": epochs,
+        "steps": last,
+        "seconds": round(state["seconds"], 3),
+        "step_ms": round(1e3 * state["seconds"] / last, 3),
+        "best": state["best"],
+    }
+
+
+def clean(out: Path) -> None:
+    """Remove the loop's checkpoints, once the stage has written what it keeps."""
+    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    (out / "best.safetensors").unlink(missing_ok=True)
+
+
+def _step(task: Task, rows: Any, options: spec.Optimizer, device: torch.device) -> torch.Tensor:
+    total = torch.zeros((), device=device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=task.autocast and device.type == "cuda")
+    for batch in micro_batches(task.tokens, rows, options.micro_batch_size, task.teacher):
+        with autocast:
+            loss = task.module(batch.to(device))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _check(name: str, pending: list[tuple[int, torch.Tensor]], latest: Path) -> float:
+    """Read the losses not looked at yet, in one transfer; the last one is what the progress bar shows."""
+    values = torch.stack([loss for _, loss in pending]).tolist()
+    for (step, _), value in zip(pending, values, strict=True):
+        if not math.isfinite(value):
+            kept = f"the last good checkpoint is {latest}" if latest.exists() else "no checkpoint was written yet"
+            raise TrainingError(
+                f"{name}: the loss is {value} at step {step}; {kept}. "
+                "Lower the learning rate or its warm-up's slope, or look at that batch's data."
+            )
+    pending.clear()
+    return float(values[-1])
+
+
+def _judge(task: Task, state: dict[str, Any], epoch: int, loss: float, best: Path) -> None:
+    task.module.eval()
+    result = task.evaluate()
+    state["history"].append({"epoch": epoch + 1, "step": state["step"], "loss": loss, **result})
+    if state["best"] is None or task.rank(result) > task.rank(state["best"]):
+        state["best"] = state["history"][-1]
+        checkpoint.save_tensors(task.module.state_dict(), best)
+
+
+def _adamw(module: torch.nn.Module, options: spec.Optimizer, device: torch.device) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); matrices decay, biases and norms do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.learning_rate, fused=fused)
+
+
+def _schedule(options: spec.Optimizer, last: int) -> Callable[[int], float]:
+    warmup = max(1, round(options.warmup_fraction * last))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        left = (last - step) / max(1, last - warmup)
+        return left if options.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+
+    return factor

@@ -1,0 +1,82 @@
+"""Build the student that a target asks for: cut from the teacher, or fresh from a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from edgekd import spec
+from edgekd.distill.data import tokenise
+from edgekd.errors import TargetError
+from edgekd.models import surgery, vocabulary
+from edgekd.models.loading import load_tokenizer, parameters
+
+SAMPLE = 256  # training examples that decide what surgery keeps
+
+
+def build(student: spec.Student, teacher: Any, folder: Path, data: Any, max_length: int, seed: int) -> tuple[Any, Any, dict[str, Any]]:
+    """The student (float32, CPU), its tokenizer, and a summary of what was kept.
+
+    ``folder`` is the teacher's, ``data`` the data set whose training texts choose vocabulary and importance.
+    """
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(folder)
+    whole = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # as it is before trimming
+    pad_id = int(tokenizer.pad_token_id)
+    old_ids: list[int] | None = None
+    if student.vocabulary is not None and student.vocabulary < len(tokenizer):
+        trimmed, old_ids = vocabulary.trim(tokenizer.backend_tokenizer, data.train.texts, student.vocabulary)
+        tokenizer = type(tokenizer)(tokenizer_object=trimmed, **tokenizer.special_tokens_map)
+    tokenizer.model_max_length = max_length
+    size = len(old_ids) if old_ids is not None else teacher.config.vocab_size
+    if student.config is not None:
+        model = _from_config(student.config, teacher, tokenizer, size, max_length)
+        layers: tuple[int, ...] = ()
+    else:
+        config, layers = surgery.student_config(teacher.config, student, max_length, size)
+        config.pad_token_id = tokenizer.pad_token_id
+        if student.init == "random":
+            model = type(teacher)(config)
+        else:
+            tokens = tokenise(whole, data.train.texts[:SAMPLE], data.train.labels[:SAMPLE], max_length, pad_id)
+            scores = surgery.importance(teacher, tokens, SAMPLE)
+            model = surgery.cut(teacher, config, layers, old_ids, scores, principal=student.init == "principal")
+    config = model.config
+    unknown = tokenizer.unk_token_id
+    rates = {
+        split: vocabulary.unknown_rate(tokenizer.backend_tokenizer, getattr(data, split).texts, unknown)
+        for split in ("train", "validation", "test")
+    }
+    summary = {
+        "parameters": parameters(model),
+        "layers": int(config.num_hidden_layers),
+        "hidden": int(config.hidden_size),
+        "heads": int(config.num_attention_heads),
+        "ffn": int(getattr(config, "intermediate_size", 0) or getattr(config, "hidden_dim", 0)),
+        "kept_layers": list(layers),
+        "init": student.init if student.config is None else "random",
+        "vocabulary": {"size": size, **{k: {s: r[k] for s, r in rates.items()} for k in ("unknown_rate", "tokens_per_document")}},
+    }
+    return model, tokenizer, summary
+
+
+def _from_config(options: dict[str, object], teacher: Any, tokenizer: Any, size: int, max_length: int) -> Any:
+    settings = dict(options)
+    kind = str(settings.pop("model_type", ""))
+    if not kind:
+        raise TargetError("student.config needs a model_type, e.g. {'model_type': 'distilbert', ...}")
+    settings.setdefault("max_position_embeddings", max_length)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=size,
+        pad_token_id=tokenizer.pad_token_id,
+        id2label=teacher.config.id2label,
+        label2id=teacher.config.label2id,
+        **settings,
+    )
+    return AutoModelForSequenceClassification.from_config(config)
+

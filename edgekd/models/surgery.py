@@ -1,0 +1,210 @@
+"""Cut a student out of a BERT-shaped teacher: fewer layers, heads, neurons, channels, tokens and positions.
+
+What stays is what the teacher uses most on training examples. Heads and neurons are ranked by their mean absolute
+activation (activation-based structured pruning: Muralidharan et al. 2024). The hidden width is cut either to the most
+active channels, likewise, or to the principal directions of the hidden states (a rotation first, as in SliceGPT:
+Ashkboos et al. 2024). One table says which axis of which parameter is which; the rest is indexing and one product.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgekd import spec
+from edgekd.distill.data import Tokens, by_length
+from edgekd.errors import TargetError
+
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
+# name pattern -> which of the student's index sets each axis of the parameter is cut by ("": kept whole)
+AXES: dict[str, tuple[str, ...]] = {
+    "*embeddings.word_embeddings.weight": ("tokens", "hidden"),
+    "*embeddings.position_embeddings.weight": ("positions", "hidden"),
+    "*embeddings.token_type_embeddings.weight": ("", "hidden"),
+    "*LayerNorm.*": ("hidden",),
+    "*attention.self.*.weight": ("heads", "hidden"),
+    "*attention.self.*.bias": ("heads",),
+    "*attention.output.dense.weight": ("hidden", "heads"),
+    "*attention.output.dense.bias": ("hidden",),
+    "*intermediate.dense.weight": ("ffn", "hidden"),
+    "*intermediate.dense.bias": ("ffn",),
+    "*layer.*.output.dense.weight": ("hidden", "ffn"),
+    "*layer.*.output.dense.bias": ("hidden",),
+    "*pooler.dense.weight": ("hidden", "hidden"),
+    "*pooler.dense.bias": ("hidden",),
+    "classifier.dense.weight": ("hidden", "hidden"),
+    "classifier.dense.bias": ("hidden",),
+    "classifier.out_proj.weight": ("", "hidden"),
+    "classifier.out_proj.bias": ("",),
+    "classifier.weight": ("", "hidden"),
+    "classifier.bias": ("",),
+}
+
+
+def student_config(teacher: Any, student: spec.Student, max_length: int, vocabulary: int) -> tuple[Any, tuple[int, ...]]:
+    """The student's configuration and the teacher layers it keeps; ``TargetError`` for what cannot be cut."""
+    if teacher.model_type not in FAMILIES:
+        raise TargetError(
+            f"surgery knows {', '.join(FAMILIES)} teachers, not {teacher.model_type!r}: give student.config instead"
+        )
+    config = copy.deepcopy(teacher)
+    layers = _layers(student.layers, teacher.num_hidden_layers)
+    config.num_hidden_layers = len(layers)
+    for name, value in (
+        ("hidden_size", student.hidden),
+        ("num_attention_heads", student.heads),
+        ("intermediate_size", student.ffn),
+    ):
+        if value is not None:
+            if value > getattr(teacher, name):
+                raise TargetError(f"student {name} {value} exceeds the teacher's {getattr(teacher, name)}: surgery only cuts")
+            setattr(config, name, value)
+    if config.hidden_size // config.num_attention_heads > teacher.hidden_size // teacher.num_attention_heads:
+        raise TargetError("student heads are wider than the teacher's: raise student.heads or lower student.hidden")
+    if teacher.model_type == "electra" and config.embedding_size != teacher.hidden_size:
+        raise TargetError("an ELECTRA with a narrower embedding cannot be cut: give student.config instead")
+    if teacher.model_type == "electra":
+        config.embedding_size = config.hidden_size
+    config.vocab_size = vocabulary
+    config.max_position_embeddings = max_length + _position_offset(teacher)
+    if student.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = student.dropout
+    return config, layers
+
+
+def _layers(wanted: int | tuple[int, ...] | None, available: int) -> tuple[int, ...]:
+    """``n`` layers spread evenly, the last one always among them; or the ones named."""
+    if wanted is None:
+        return tuple(range(available))
+    if isinstance(wanted, int):
+        if not 1 <= wanted <= available:
+            raise TargetError(f"student.layers={wanted}: the teacher has {available}")
+        return tuple(round((i + 1) * available / wanted) - 1 for i in range(wanted))
+    if not wanted or any(not 0 <= i < available for i in wanted):
+        raise TargetError(f"student.layers={wanted}: the teacher has layers 0..{available - 1}")
+    return wanted
+
+
+def _position_offset(config: Any) -> int:
+    """RoBERTa counts positions from its padding id + 1."""
+    return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+
+
+@torch.inference_mode()
+def importance(model: Any, tokens: Tokens, examples: int = 256) -> dict[str, Tensor]:
+    """Mean |activation| on the first ``examples`` rows: ``hidden`` (H,), and per layer ``heads.i`` (heads, width) of
+    the attention output before its projection, ``ffn.i`` (F,) of the neurons after their non-linearity. Beside them
+    ``covariance`` (H, H), the second moment of the hidden states of all layers, float64.
+    """
+    body = getattr(model, model.base_model_prefix)
+    sums: dict[str, Tensor] = {}
+    mask: Tensor = torch.empty(0)
+
+    def watch(name: str, given: Tensor) -> None:
+        value = given.abs()[mask].sum(0, dtype=torch.float64)
+        sums[name] = sums.get(name, torch.zeros_like(value)) + value
+
+    def states(out: Tensor) -> None:
+        watch("hidden", out)
+        x_NH = out[mask].double()
+        sums["covariance"] = sums.get("covariance", 0) + x_NH.T @ x_NH
+
+    hooks = [body.embeddings.register_forward_hook(lambda m, a, out: states(out))]
+    for i, layer in enumerate(body.encoder.layer):
+        hooks += [
+            layer.attention.output.dense.register_forward_pre_hook(lambda m, a, i=i: watch(f"heads.{i}", a[0])),
+            layer.output.dense.register_forward_pre_hook(lambda m, a, i=i: watch(f"ffn.{i}", a[0])),
+            layer.register_forward_hook(lambda m, a, out: states(out[0] if isinstance(out, tuple) else out)),
+        ]
+    device = next(model.parameters()).device
+    rows = torch.arange(min(examples, len(tokens))).numpy()
+    model.eval()
+    try:
+        for part in by_length(tokens, 32):
+            part = part[part < len(rows)]
+            if len(part):
+                ids, valid, _ = tokens.gather(part)
+                mask = torch.from_numpy(valid).to(device)
+                model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    width = model.config.hidden_size // model.config.num_attention_heads
+    return {k: (v.reshape(-1, width) if k.startswith("heads") else v).cpu() for k, v in sums.items()}
+
+
+def cut(
+    teacher: Any,
+    config: Any,
+    layers: Sequence[int],
+    old_ids: Sequence[int] | None,
+    scores: dict[str, Tensor],
+    principal: bool = False,
+) -> Any:
+    """A model of ``config`` holding the teacher's tensors at the kept layers, heads, neurons, channels and tokens.
+
+    ``principal`` keeps the principal directions of the hidden states in place of the most active channels.
+    """
+    old = teacher.config
+    student = type(teacher)(config)
+    basis_HK = _basis(scores, config.hidden_size, principal)
+    kept: dict[str, Tensor] = {
+        "tokens": torch.tensor(old_ids) if old_ids is not None else torch.arange(config.vocab_size),
+        "positions": torch.arange(config.max_position_embeddings),
+    }
+    head_width = config.hidden_size // config.num_attention_heads
+    state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
+    new: dict[str, Tensor] = {}
+    for name in student.state_dict():
+        source, layer = name, None
+        if ".layer." in name:
+            prefix, rest = name.split(".layer.", 1)
+            number, rest = rest.split(".", 1)
+            layer = layers[int(number)]
+            source = f"{prefix}.layer.{layer}.{rest}"
+            heads = _top(scores[f"heads.{layer}"].sum(1), config.num_attention_heads)
+            kept["heads"] = _head_index(scores[f"heads.{layer}"], heads, head_width)
+            kept["ffn"] = _top(scores[f"ffn.{layer}"], config.intermediate_size)
+        tensor = state[source]
+        for axis, what in enumerate(_axes(name, tensor)):
+            if what == "hidden":  # a norm's weight scales each direction by the mean of the channels it mixes
+                basis = basis_HK.square() if name.endswith("LayerNorm.weight") else basis_HK
+                tensor = torch.movedim(torch.movedim(tensor, axis, -1) @ basis, -1, axis)
+            elif what:
+                tensor = tensor.index_select(axis, kept[what])
+        new[name] = tensor.clone()
+    student.load_state_dict(new)
+    student.config.id2label, student.config.label2id = old.id2label, old.label2id
+    return student
+
+
+def _axes(name: str, tensor: Tensor) -> tuple[str, ...]:
+    for pattern, axes in AXES.items():
+        if fnmatch.fnmatch(name, pattern):
+            return axes
+    return ("",) * tensor.ndim
+
+
+def _basis(scores: dict[str, Tensor], width: int, principal: bool) -> Tensor:
+    """(H, K) with orthonormal columns: the kept channels, or the leading eigenvectors with a sign that is always the same."""
+    if not principal:
+        return torch.eye(len(scores["hidden"]))[:, _top(scores["hidden"], width)]
+    vectors = torch.linalg.eigh(scores["covariance"]).eigenvectors.flip(1)[:, :width]
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return (vectors * largest.sign()).float()
+
+
+def _top(score: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` highest scores, in their old order."""
+    return torch.sort(torch.argsort(score, descending=True, stable=True)[:count]).values
+
+
+def _head_index(score: Tensor, heads: Tensor, width: int) -> Tensor:
+    """Flat rows of the kept heads, each cut to its ``width`` most active channels."""
+    return torch.cat([head * score.shape[1] + _top(score[head], width) for head in heads.tolist()])

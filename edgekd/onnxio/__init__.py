@@ -1,0 +1,1 @@
+"""Everything that touches ONNX: export, graph passes, fusion audit, parity, sizes, folder layout."""

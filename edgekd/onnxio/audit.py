@@ -1,0 +1,157 @@
+"""What really runs in int8: the graph that onnxruntime makes of a file, read multiplication by multiplication."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from edgekd.errors import ExportError
+from edgekd.onnxio import files
+from edgekd.onnxio.graph import attribute, dims, infer
+from edgekd.onnxio.names import matches, module_path, named_in
+
+BATCH, SEQUENCE = 1, 64
+"""The shape at which multiply-accumulate operations are counted."""
+
+INTEGER = {
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "NhwcQLinearConv",
+    "QAttention", "QGemm", "QLinearConv", "QLinearMatMul",
+}  # fmt: skip
+FLOAT = {
+    "Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation",
+    "Gemm", "GemmFloat8", "GroupQueryAttention", "MatMul", "MultiHeadAttention", "NhwcFusedConv",
+    "TransposeMatMul",
+}  # fmt: skip
+
+WEIGHT = {"QLinearMatMul": 3, "QLinearConv": 3}  # which input is the right factor, where not the second
+
+
+def audit(path: Path, keep_float: tuple[str, ...]) -> dict[str, Any]:
+    """Classify every matrix multiplication and convolution of the optimized graph as int8 or float.
+
+    ``keep_float`` holds globs over dotted node and module paths, for what is meant to stay in float. Returns
+
+    * ``multiplications``: [{node, operator, int8, macs}], one per multiplication of the file, in its order;
+    * ``int8``, ``float``: how many; ``int8_mac_share``: the share of multiply-accumulates done in int8 at batch 1 and
+      64 tokens; ``operators``: how often each operator stands in the optimized graph; ``nodes``; ``runtime``.
+
+    Raises ``ExportError`` for a float multiplication that no glob names, a glob that matches nothing, and a graph in
+    which nothing is quantized.
+    """
+    model = files.read(path)
+    optimized = _optimized(model, path)
+    rows: list[dict[str, Any]] = [
+        {"node": module_path(name), "operator": op, "int8": op in INTEGER, "macs": macs}
+        for name, op, macs in _classify(model, optimized)
+    ]
+    integer = [row for row in rows if row["int8"]]
+    if not integer:
+        raise ExportError("the recipe quantizes nothing: no multiplication of the optimized graph is done in int8")
+    _check_patterns(model, keep_float)
+    leftover = [row for row in rows if not row["int8"] and not named_in(str(row["node"]), keep_float)]
+    if leftover:
+        names = ", ".join(f"{row['node']} ({row['operator']})" for row in leftover)
+        raise ExportError(f"runs in float though nothing keeps it there: {names}; quantize it or name it in keep_float")
+    total = sum(row["macs"] for row in rows)
+    return {
+        "multiplications": rows,
+        "int8": len(integer),
+        "float": len(rows) - len(integer),
+        "int8_mac_share": sum(row["macs"] for row in integer) / total if total else None,
+        "operators": dict(sorted(Counter(node.op_type for node in optimized.graph.node).items())),
+        "nodes": len(optimized.graph.node),
+        "runtime": f"onnxruntime {onnxruntime.__version__}",
+    }
+
+
+def session(model: onnx.ModelProto, *, optimize: bool = True, save: Path | None = None) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on one thread, with all graph optimizations or none; ``save`` gets the optimized graph.
+
+    A graph with signed activations is made for ARM; it is optimized here as it would be there.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if signed(model):
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if save is not None:
+        options.optimized_model_filepath = str(save)
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class of their own
+        raise ExportError(f"onnxruntime {onnxruntime.__version__} cannot load the graph: {error}") from error
+
+
+def signed(model: onnx.ModelProto) -> bool:
+    """Whether activations are quantized to int8 rather than uint8."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    points = [node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2]
+    return any(types.get(name) == onnx.TensorProto.INT8 for name in points)
+
+
+def _optimized(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        session(model, save=file)
+        return files.read(file)
+
+
+def _classify(model: onnx.ModelProto, optimized: onnx.ModelProto) -> list[tuple[str, str, int]]:
+    """(name in the file, operator in the optimized graph, multiply-accumulates) of each multiplication of the file.
+
+    Fusions keep the first node's name, with something behind it, or at least the name of the tensor that they compute.
+    """
+    made = [node for node in optimized.graph.node if node.op_type in INTEGER | FLOAT]
+    by_output = {name: node for node in made for name in node.output}
+    macs = _macs(model)
+    rows = []
+    for node in model.graph.node:
+        if node.op_type not in INTEGER | FLOAT:
+            continue
+        named = [other for other in made if other.name == node.name or other.name.startswith(f"{node.name}/")]
+        match = named[0] if named else by_output.get(node.output[0])
+        # A multiplication that vanished in a fusion without a trace counts as float: better asked than overlooked.
+        rows.append((node.name, match.op_type if match is not None else node.op_type, macs.get(node.name, 0)))
+    return rows
+
+
+def _macs(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates by node name at batch 1 and 64 tokens; 0 where a shape cannot be told."""
+    graph = ir.from_proto(model)
+    infer(graph)
+    size = {"batch": BATCH, "sequence": SEQUENCE}
+    counts = {}
+    for node in graph.graph:
+        if node.op_type not in INTEGER | FLOAT:
+            continue
+        out, weight = (_numbers(v, size) for v in (node.outputs[0], node.inputs[WEIGHT.get(node.op_type, 1)]))
+        inner = math.prod(weight[1:]) if "Conv" in node.op_type else weight[-2:][0] if weight else 0
+        if node.op_type == "Gemm" and attribute(node, "transB", 0):
+            inner = weight[-1]
+        counts[node.name or ""] = math.prod(out) * inner
+    return counts
+
+
+def _numbers(value: ir.Value | None, size: dict[str, int]) -> list[int]:
+    """A shape in numbers; [0] where a dimension is not known."""
+    shape = dims(value)
+    if shape is None and value is not None and value.const_value is not None:
+        shape = tuple(value.const_value.shape.numpy())
+    known = [size.get(d, 0) if isinstance(d, str) else d for d in shape or ()]
+    return [0] if shape is None or None in known else [d for d in known if d is not None]
+
+
+def _check_patterns(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:
+    paths = [module_path(node.name) for node in model.graph.node]
+    for pattern in keep_float:
+        if not any(matches(path, pattern) for path in paths):
+            raise ExportError(f"keep_float {pattern!r} matches no node or module of the graph; correct or remove it")

@@ -1,0 +1,190 @@
+"""From a torch module to a lean ONNX file: the TorchScript exporter, then graph passes, then the checks.
+
+The TorchScript exporter is chosen explicitly. The newer one cannot write Brevitas' int8 weights (it needs fp32
+weights with a Q node, four times the size) nor int32 biases.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from brevitas.export import export_onnx_qcdq
+from torch import Tensor, nn
+
+from edgekd.errors import ExportError
+from edgekd.onnxio import files, passes
+from edgekd.onnxio.names import module_path, named_in
+from edgekd.onnxio.passes.names import WRAPPER
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUT = "logits"
+OPSETS = range(17, 21)
+"""17 brought LayerNormalization; 20 is the last that the TorchScript exporter writes."""
+
+LARGEST_FLOAT = 64 * 1024
+"""Bytes; a larger fp32 tensor in a quantized model must be named in ``keep_float``."""
+
+
+class _Positional(nn.Module):
+    """The exporter passes tensors in order and wants a tensor back; our models take keywords and return an object."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        setattr(self, WRAPPER, model)
+        self.names = names
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return getattr(self, WRAPPER)(**dict(zip(self.names, tensors, strict=True))).logits
+
+
+def export_float(model: nn.Module, path: Path, *, opset: int) -> onnx.ModelProto:
+    """Write ``model`` in float32 with dynamic batch and sequence; inputs int64 (batch, sequence), output ``logits``.
+
+    The inputs are those of input_ids, attention_mask and token_type_ids that its forward accepts. The graph gets every
+    pass that a float graph can gain from, since int8 graphs are compared with it. Raises ``ExportError``.
+    """
+    return _export(model, path, opset, passes.FLOAT_PASSES, quantized=False)
+
+
+def export_quantized(
+    model: nn.Module, path: Path, *, opset: int, keep_float: tuple[str, ...] = (), graph_passes: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """Write a Brevitas fake-quantized ``model`` with int8 weights (quantize, clip, dequantize nodes turned lean).
+
+    ``keep_float`` names, by globs over module paths, what may hold fp32 tensors above 64 KiB. ``graph_passes`` replaces
+    ``passes.QUANTIZED_PASSES``. Raises ``ExportError``, naming the tensor or node, where the file is not as promised.
+    """
+    return _export(model, path, opset, graph_passes or passes.QUANTIZED_PASSES, quantized=True, keep_float=keep_float)
+
+
+def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
+    """Which of the text inputs the model's forward takes."""
+    accepted = inspect.signature(model.forward).parameters
+    return tuple(name for name in INPUTS if name in accepted)
+
+
+def _export(
+    model: nn.Module,
+    path: Path,
+    opset: int,
+    names: tuple[str, ...],
+    quantized: bool,
+    keep_float: tuple[str, ...] = (),
+) -> onnx.ModelProto:
+    inputs = accepted_inputs(model)
+    _check_request(model, opset, inputs)
+    raw = _trace(model, inputs, opset, quantized)
+    result = passes.apply(raw, names)
+    _stamp(result, opset)
+    _check(result, inputs, opset)
+    if quantized:
+        _check_floats(result, keep_float)
+    files.write(result, path)
+    return result
+
+
+def _check_request(model: nn.Module, opset: int, inputs: tuple[str, ...]) -> None:
+    if opset not in OPSETS:
+        raise ExportError(f"opset {opset} cannot be exported; choose one of {OPSETS.start} to {OPSETS.stop - 1}")
+    if "input_ids" not in inputs:
+        raise ExportError(f"{type(model).__name__}.forward takes no input_ids; only text models are exported here")
+    for name, tensor in model.named_parameters():
+        if tensor.dtype != torch.float32:
+            raise ExportError(f"{name} is {tensor.dtype}; export a float32 copy of the model (model.float())")
+
+
+def _trace(model: nn.Module, inputs: tuple[str, ...], opset: int, quantized: bool) -> onnx.ModelProto:
+    device = next(model.parameters()).device
+    example = tuple(torch.ones(2, 8, dtype=torch.long, device=device) for _ in inputs)
+    if "token_type_ids" in inputs:
+        example = (*example[:-1], torch.zeros_like(example[-1]))
+    options: dict[str, Any] = dict(
+        input_names=list(inputs),
+        output_names=[OUTPUT],
+        dynamic_axes={**{name: {0: "batch", 1: "sequence"} for name in inputs}, OUTPUT: {0: "batch"}},
+        opset_version=opset,
+        dynamo=False,
+        do_constant_folding=True,
+        keep_initializers_as_inputs=False,
+    )
+    training = model.training
+    wrapped = _Positional(model, inputs).eval()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad(), _scales_attached(model):
+        warnings.simplefilter("ignore")
+        file = Path(folder) / "model.onnx"
+        try:
+            if quantized:
+                export_onnx_qcdq(wrapped, args=example, export_path=str(file), **options)
+            else:
+                torch.onnx.export(wrapped, example, str(file), **options)
+        except Exception as error:  # whatever the exporter meets in a model, the user must learn which model
+            raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {error}") from error
+        finally:
+            model.train(training)
+        return files.read(file)
+
+
+@contextmanager
+def _scales_attached(model: nn.Module) -> Iterator[None]:
+    """The exporter reads scales off what Brevitas' quantizers return; in training they may return bare tensors."""
+    bare = [module for module in model.modules() if getattr(module, "skip_create_quant_tensor", False) is True]
+    for module in bare:
+        module.skip_create_quant_tensor = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in bare:
+            module.skip_create_quant_tensor = True  # type: ignore[assignment]
+
+
+def _stamp(model: onnx.ModelProto, opset: int) -> None:
+    """Only what a runtime needs, and nothing that differs between two exports of one model."""
+    imports = [onnx.helper.make_opsetid("", opset)]
+    model.ir_version = onnx.helper.find_min_ir_version_for(imports)  # old runtimes load the oldest that holds the opset
+    model.producer_name, model.producer_version, model.doc_string, model.domain = "edgekd", "", "", ""
+    model.graph.name, model.graph.doc_string = "model", ""
+    del model.metadata_props[:]
+
+
+def _check(model: onnx.ModelProto, inputs: tuple[str, ...], opset: int) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid: {error}") from error
+    names = tuple(value.name for value in model.graph.input)
+    if names != inputs:
+        raise ExportError(f"the exported graph has the inputs {', '.join(names)} instead of {', '.join(inputs)}")
+    stamped = [(entry.domain, entry.version) for entry in model.opset_import]
+    if stamped != [("", opset)]:
+        raise ExportError(f"the exported graph uses the operator sets {stamped} instead of opset {opset} alone")
+    for tensor in model.graph.initializer:
+        if tensor.external_data:
+            raise ExportError(f"{tensor.name} is not stored in the file itself")
+
+
+def _check_floats(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:
+    large = {
+        t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and _bytes(t) > LARGEST_FLOAT
+    }
+    for node in model.graph.node:
+        for name in large.intersection(node.input):
+            if not named_in(module_path(node.name), keep_float):
+                raise ExportError(
+                    f"{name}, used by {node.name}, is an fp32 tensor above {LARGEST_FLOAT // 1024} KiB in a quantized "
+                    f"model; quantize its module, or add {module_path(node.name)!r} to keep_float"
+                )
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    count = 4
+    for size in tensor.dims:
+        count *= size
+    return count

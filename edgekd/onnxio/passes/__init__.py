@@ -1,0 +1,84 @@
+"""Graph passes: each a file with ``run(model) -> int`` (how much it changed) and ``ensures(model)`` (what holds
+afterwards).
+
+A pass's docstring says what it requires, does and ensures. Passes are put in order by name; a name may come twice.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from edgekd.errors import ExportError
+from edgekd.onnxio.passes import (
+    common_subexpressions,
+    constant_reshape,
+    constants,
+    dead,
+    first_token,
+    fold_clip,
+    fold_transpose,
+    gather_dequantize,
+    gemm_bias,
+    mask_constants,
+    names,
+    short_chains,
+)
+
+PASSES: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        common_subexpressions,
+        constant_reshape,
+        constants,
+        dead,
+        first_token,
+        fold_clip,
+        fold_transpose,
+        gather_dequantize,
+        gemm_bias,
+        mask_constants,
+        names,
+        short_chains,
+    )
+}
+
+LEAN = (
+    "constants",
+    "common_subexpressions",
+    "constant_reshape",
+    "mask_constants",
+    "short_chains",
+    "dead",
+    "first_token",
+)
+"""What makes any graph leaner. Float baselines get all of it too, so that int8 is not compared with a clumsy graph."""
+
+FINISH = ("constants", "common_subexpressions", "dead", "names")
+
+FLOAT_PASSES = (*LEAN, *FINISH)
+
+QUANTIZED_PASSES = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", "gemm_bias", *LEAN, *FINISH)
+
+
+def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
+    """Run the named passes in order and return the new model.
+
+    Raises ``ExportError`` for an unknown name, or naming the node at which a pass could not keep its promise.
+    """
+    unknown = [name for name in names if name not in PASSES]
+    if unknown:
+        raise ExportError(f"unknown graph pass {unknown[0]!r}; the passes are {', '.join(sorted(PASSES))}")
+    own = onnx.ModelProto()
+    own.CopyFrom(model)  # the graph shares its tensors with the message it is read from, names included
+    graph = ir.from_proto(own)
+    for name in names:
+        PASSES[name].run(graph)
+        PASSES[name].ensures(graph)
+    ClearMetadataAndDocStringPass()(graph)  # stack traces and the like
+    result: onnx.ModelProto = ir.to_proto(graph)
+    del result.graph.value_info[:]  # shapes were for the passes: the runtime infers its own, the file stays small
+    return result

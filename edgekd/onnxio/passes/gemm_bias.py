@@ -1,0 +1,78 @@
+"""Linear layers on matrices become fully integer.
+
+Requires: ``fold_transpose``.
+Does: in a ``Gemm`` (alpha = beta = 1) whose two factors are dequantized, replaces the float bias by ``int32 ->
+DequantizeLinear`` with the scale s_x * s_w and the zero point 0, the only form that onnxruntime makes a ``QGemm`` of.
+A bias too large for int32 at that scale (a channel of nearly zero weights) makes it ``MatMul`` and ``Add`` instead.
+Ensures: the bias of every such ``Gemm`` is dequantized from int32 with exactly (in float32) that scale.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekd.errors import ExportError
+from edgekd.onnxio.graph import add_constant, attribute, constant, insert_before, producer, replace
+
+LIMIT = 2**31 - 1
+
+
+def run(model: ir.Model) -> int:
+    """Return how many layers were rewritten."""
+    count = 0
+    for node in list(model.graph):
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        scale = _scale(node)
+        if scale is None or bias is None or bias.dtype != np.float32:
+            continue
+        name = node.inputs[2].name if node.inputs[2] is not None else node.name
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+        if not np.isfinite(steps).all() or np.abs(steps).max(initial=0) > LIMIT:
+            _split(node)
+        else:
+            inputs: list[ir.Value | None] = [
+                add_constant(model.graph, f"{name}_int32", np.broadcast_to(steps, scale.shape).astype(np.int32)),
+                add_constant(model.graph, f"{name}_scale", scale),
+                add_constant(model.graph, f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
+            ]
+            attributes = {"axis": 0} if scale.ndim else {}
+            name = f"{node.name.rpartition('/')[0]}/bias_quant/DequantizeLinear" if node.name else name
+            node.replace_input_with(2, insert_before(node, "DequantizeLinear", inputs, name or "bias", attributes))
+        count += 1
+    return count
+
+
+def ensures(model: ir.Model) -> None:
+    """Raise ``ExportError`` for a bias of another form."""
+    for node in model.graph:
+        scale = _scale(node)
+        if scale is None or len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        bias = producer(node.inputs[2], "DequantizeLinear")
+        found = constant(bias.inputs[1]) if bias is not None else None
+        if found is None or not np.array_equal(found, scale):
+            raise ExportError(
+                f"{node.name}: the bias is not int32 with the scale s_x * s_w, so the layer stays in float"
+            )
+
+
+def _scale(node: ir.Node) -> np.ndarray | None:
+    """s_x * s_w of a Gemm on two dequantized factors."""
+    if node.op_type != "Gemm" or node.domain or attribute(node, "transA", 0):
+        return None
+    if any(name in node.attributes and node.attributes[name].as_float() != 1.0 for name in ("alpha", "beta")):
+        return None
+    factors = [producer(value, "DequantizeLinear") for value in node.inputs[:2]]
+    scales = [constant(f.inputs[1]) if f is not None else None for f in factors]
+    if scales[0] is None or scales[1] is None or scales[0].ndim:
+        return None
+    scale: np.ndarray = np.asarray(scales[0] * scales[1], np.float32)
+    return scale
+
+
+def _split(node: ir.Node) -> None:
+    stem = node.name.rpartition("/")[0] if node.name else ""
+    product = insert_before(node, "MatMul", list(node.inputs[:2]), f"{stem}/MatMul")
+    replace(node, insert_before(node, "Add", [product, node.inputs[2]], f"{stem}/Add"))

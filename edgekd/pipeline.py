@@ -1,0 +1,177 @@
+"""The line from teacher to shipped student: which stages there are, and exactly what each is given."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd import runner, sizes, store
+from edgekd.errors import UsageError
+from edgekd.progress import Progress
+from edgekd.runner import After, Step
+from edgekd.spec import Target
+
+STAGES = ("assets", "teacher", "labels", "distill", "quantize", "export", "bench")
+"""The stages that the store keeps, in order."""
+
+ENDS = (*STAGES, "verdict", "ship")
+"""Where a run may stop. The last two are cheap, always run again, and are not kept in the store."""
+
+
+def graph(
+    target: Target, sources: Mapping[str, str], calibration_ids: tuple[str, ...], machine: Mapping[str, object]
+) -> dict[str, dict[str, object]]:
+    """Each stage's keyword arguments, which are also what its key is made of. Nothing else reaches a stage.
+
+    ``sources`` are the fingerprints of the data and the teacher, ``machine`` what a latency depends on.
+    """
+    from edgekd.distill.taps import taps
+
+    t = target
+    assets, teacher, labels, distill, quantize, export = (After(name) for name in STAGES[:-1])
+    return {
+        "assets": dict(task=t.task, source_fingerprints=sources, seed=t.seed),
+        "teacher": dict(task=t.task, teacher=t.teacher, assets=assets, seed=t.seed),
+        "labels": dict(task=t.task, taps=taps(t.distill, t.student), assets=assets, teacher=teacher),
+        "distill": dict(
+            task=t.task,
+            student=t.student,
+            distill=t.distill,
+            assets=assets,
+            teacher=teacher,
+            labels=labels,
+            seed=t.seed,
+        ),
+        "quantize": dict(
+            task=t.task,
+            distill_spec=t.distill,
+            quant=t.quant,
+            assets=assets,
+            teacher=teacher,
+            labels=labels,
+            distill=distill,
+            calibration_ids=calibration_ids,
+            seed=t.seed,
+        ),
+        "export": dict(
+            task=t.task,
+            quant=t.quant,
+            export=t.export,
+            assets=assets,
+            teacher=teacher,
+            distill=distill,
+            quantize=quantize,
+        ),
+        "bench": dict(task=t.task, bench=t.bench, device=t.device, export=export, assets=assets, machine=machine),
+    }
+
+
+def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[Step]:
+    """Every stage of ``target`` with its key: before anything has run, without network and without torch.
+
+    ``folder`` is the ``--store`` folder. ``beside`` is the target's file: a calibration list next to it comes before
+    the packaged one. Raises ``AssetError`` and ``DataError`` for a source or a calibration list that is not there.
+    """
+    from edgekd import assets, catalog, machine, runtimes
+
+    task, calibration = target.task, target.quant.calibration
+    locators = {"train": task.train, "validation": task.validation, "test": task.test}
+    sources = {name: assets.fingerprint(locator) for name, locator in locators.items() if locator is not None}
+    sources["teacher"] = assets.fingerprint(target.teacher.source)
+    ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
+    here = {**machine.fingerprint(), "runtimes": runtimes.installed()}  # installing one more makes new rows
+    return runner.resolve(graph(target, sources, ids, here), folder, stage_revision)
+
+
+def run(
+    target: Target,
+    *,
+    to: str | None = None,
+    fresh: str | None = None,
+    device: str = "auto",
+    folder: Path = Path("runs"),
+    out: Path | None = None,
+    beside: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Walk the line, reusing what is finished and resuming what is not; then judge the run and ship it.
+
+    ``to`` is the last stage wanted, ``fresh`` the first to be done anew, with everything after it; ``out`` is where the
+    bundle goes (``dist/<run>``). Returns what happened: ``{"run", "folder", "stages": {name: {"key", "folder",
+    "action", "seconds"}}, "report", "bundle"}``; the last two are ``None`` when ``to`` stops before them. Raises any
+    ``EdgekdError``; what was finished by then stays finished.
+    """
+    last, name = ENDS.index(known(to or ENDS[-1])), run_name(target)
+    rank, _ = runner.ranks()
+    progress = progress or Progress(quiet=rank > 0)
+    line = steps(target, folder, beside=beside)
+    sizes.check(target, line)
+    context = runner.torch_context(device, progress)
+    if fresh and rank == 0:
+        for step in line[ENDS.index(known(fresh)) :]:
+            store.discard(folder, step.stage.name, step.stage.key)
+    runner.meet()
+    wanted = line[: last + 1]
+    actions: dict[str, str] = {}
+    for part in (wanted[:2], wanted[2:]):  # once the teacher is here, its size and the student's are known
+        actions |= runner.walk(part, folder, function=stage_function, context=context, progress=progress)
+        sizes.check(target, line)
+    result: dict[str, Any] = {
+        "run": name,
+        "folder": str(folder / name),
+        "stages": {step.stage.name: _summary(step, actions[step.stage.name]) for step in wanted},
+        "report": None,
+        "bundle": None,
+    }
+    if rank > 0:
+        return result
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    store.write_json(folder / name / "stages.json", {step.stage.name: step.stage.path.name for step in wanted})
+    if last >= ENDS.index("verdict"):
+        from edgekd.stages import verdict
+
+        verdict.run(target, {step.stage.name: step.stage for step in wanted}, folder / name)
+        result["report"] = str(folder / name / "report.json")
+    if last >= ENDS.index("ship"):
+        from edgekd import ship
+
+        result["bundle"] = str(ship.ship(folder / name, out or Path("dist") / name))
+    return result
+
+
+def run_name(target: Target) -> str:
+    """The name of the run's folder: the target's, with ``-smoke`` for a smoke run."""
+    return f"{target.name}-smoke" if target.smoke else target.name
+
+
+def known(stage: str) -> str:
+    """``stage``, if there is one of that name; else ``UsageError``."""
+    if stage not in ENDS:
+        raise UsageError(f"there is no stage {stage!r}; the stages are {', '.join(ENDS)}")
+    return stage
+
+
+def stage_revision(name: str) -> int:
+    """``REVISION`` of ``edgekd/stages/<name>.py``, read without importing it: a plan does not wait for torch."""
+    found = importlib.util.find_spec(f"edgekd.stages.{name}")
+    assert found is not None and found.origin is not None, name
+    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "REVISION" for t in node.targets):
+            return int(ast.literal_eval(node.value))
+    raise AssertionError(f"edgekd/stages/{name}.py has no REVISION")
+
+
+def stage_function(name: str) -> Callable[..., None]:
+    """``run`` of ``edgekd/stages/<name>.py``, imported now and not before."""
+    function: Callable[..., None] = importlib.import_module(f"edgekd.stages.{name}").run
+    return function
+
+
+def _summary(step: Step, action: str) -> dict[str, object]:
+    seconds = store.read_json(step.stage.path / store.MANIFEST)["seconds"]
+    return {"key": step.stage.key, "folder": str(step.stage.path), "action": action, "seconds": seconds}
+

@@ -1,0 +1,44 @@
+"""What a run would do and cost, before it does: stages to reuse, the student's size, disk, time. No torch, no net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgekd import history, machine, pipeline, runner, sizes
+from edgekd.spec import Target
+
+
+def plan(
+    target: Target, folder: Path, *, beside: Path | None = None, fresh: str | None = None, to: str | None = None
+) -> dict[str, Any]:
+    """The plan as JSON data; what cannot be known yet is ``None``.
+
+    ``stages``: ``{"stage", "key", "action", "seconds"}``, where action is ``reused``, ``resumed`` or ``run`` and
+    seconds an estimate from earlier runs in ``folder``. ``teacher``, ``student``, ``labels_bytes`` and ``problems`` (the
+    budgets that cannot be met by construction) are those of ``edgekd.sizes``.
+    """
+    line = pipeline.steps(target, folder, beside=beside)
+    wanted = line[: pipeline.ENDS.index(pipeline.known(to)) + 1] if to else line
+    again = line[pipeline.ENDS.index(pipeline.known(fresh)) :] if fresh else []
+    past = history.History(folder, line, "cpu" if machine.gpu() is None else "cuda")
+    stages = []
+    for step in wanted:
+        action = "run" if step in again else runner.state(step, folder)
+        seconds = 0.0 if action == "reused" else past.estimate(step)
+        stages.append({"stage": step.stage.name, "key": step.stage.key, "action": action, "seconds": seconds})
+    times = [entry["seconds"] for entry in stages]
+    counts = past.counts(line[0])
+    teacher, student = sizes.sizes(target, line)
+    return {
+        "target": target.name,
+        "run": pipeline.run_name(target),
+        "smoke": target.smoke,
+        "stages": stages,
+        "seconds": None if None in times else sum(times),
+        "examples": counts,
+        "teacher": teacher,
+        "student": student,
+        "labels_bytes": sizes.labels_bytes(line, counts, teacher, sizes.label_count(target, line)),
+        "problems": sizes.problems(target, teacher, student),
+    }

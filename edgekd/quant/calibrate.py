@@ -1,0 +1,92 @@
+"""Set the activation ranges of a fake-quantized model from what it does on calibration examples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekd import spec
+from edgekd.distill.data import Ints, Tokens
+from edgekd.errors import DataError, TrainingError
+from edgekd.quant.observe import Histogram, choose
+from edgekd.quant.quantizers import act_parameters
+from edgekd.quant.replace import act_quantizers
+
+BATCH = 16
+
+
+@torch.no_grad()
+def calibrate(model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints) -> dict[str, tuple[float, float]]:
+    """Observe ``rows`` of ``tokens`` with activations in float and weights quantized; set and return (low, high) by module.
+
+    Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
+    """
+    histograms = {name: Histogram() for name in act_quantizers(model)}
+    device = next(model.parameters()).device
+    mask = torch.empty(0)
+
+    def hook(name: str) -> Any:
+        def observe(module: Any, args: Any) -> None:
+            x = args[0]
+            histograms[name].observe(x[mask] if x.shape[:2] == mask.shape else x)
+
+        return observe
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in histograms]
+    training = model.training
+    model.eval()
+    _enable(model, False)
+    try:
+        for i in range(0, len(rows), BATCH):
+            ids, valid, _ = tokens.gather(rows[i : i + BATCH])
+            mask = torch.from_numpy(valid).to(device)
+            model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
+    finally:
+        for handle in handles:
+            handle.remove()
+        _enable(model, True)
+        model.train(training)
+    for name, proxy in act_quantizers(model).items():
+        scale, shift = act_parameters(proxy)
+        low, high = choose(histograms[name], quant.method, quant.percentile, signed=shift is None)
+        if not math.isfinite(high - low) or not 0 < high - low < 1e30:
+            raise TrainingError(f"the input of {name} has the range [{low}, {high}]: it cannot be quantized; add it to keep_float")
+        scale.fill_(high - low if shift is not None else high)
+        if shift is not None:
+            shift.fill_(-low)
+    return ranges(model)
+
+
+def ranges(model: Any) -> dict[str, tuple[float, float]]:
+    """The (low, high) that each activation quantizer covers now, by the module that reads it first."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, proxy in act_quantizers(model).items():
+        scale, shift = (None if p is None else float(p.detach()) for p in act_parameters(proxy))
+        assert scale is not None
+        found[name] = (-scale, scale) if shift is None else (-shift, scale - shift)
+    return found
+
+
+def _enable(model: Any, enabled: bool) -> None:
+    for proxy in act_quantizers(model).values():
+        proxy.disable_quant = not enabled
+
+
+def calibration_rows(ids: tuple[str, ...], train_ids: list[str], everything: bool = True) -> Ints:
+    """The rows of the training split with these ids, in the list's order.
+
+    An id outside the training split is a ``DataError``; with ``everything=False`` (a smoke run's cut split) only
+    those present are used.
+    """
+    place = {name: row for row, name in enumerate(train_ids)}
+    missing = [name for name in ids if name not in place]
+    if missing and everything:
+        raise DataError(
+            f"calibration id {missing[0]!r} ({len(missing)} in all) is not in the training split: a calibration list may "
+            "hold ids of the training split only, not of validation or test"
+        )
+    rows = [place[name] for name in ids if name in place] or list(range(min(64, len(train_ids))))
+    return np.asarray(rows, np.int64)

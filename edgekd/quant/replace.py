@@ -1,0 +1,109 @@
+"""Put fake-quantized modules in the place of a float student's: by module replacement, never by tracing its code."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from brevitas.nn import QuantEmbedding, QuantLinear
+from torch import nn
+
+from edgekd.errors import TargetError
+from edgekd.quant.quantizers import ACTIVATIONS, EmbeddingS8, WeightS8, act_parameters
+
+
+def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[str, torch.Tensor]) -> Any:
+    """Replace every ``nn.Linear`` and ``nn.Embedding`` of ``model`` in place, and return it.
+
+    Linears that read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear in
+    the graph; ``example`` is a batch of inputs by which such sharing is found. Modules that match a ``keep_float``
+    glob stay. Raises ``TargetError`` if nothing is left to quantize.
+    """
+    patterns = tuple(keep_float)
+    shared = _shared_inputs(model, example)
+    act = ACTIVATIONS[scheme]
+    proxies: dict[int, Any] = {}
+    count = 0
+    for name, module in list(model.named_modules()):
+        if kept(name, patterns):
+            continue
+        new: nn.Module
+        if type(module) is nn.Linear:
+            group = shared.get(name, -1)
+            new = QuantLinear(
+                module.in_features,
+                module.out_features,
+                bias=module.bias is not None,
+                weight_quant=WeightS8,
+                input_quant=proxies.get(group, act),
+            )
+            if group >= 0:
+                proxies[group] = new.input_quant
+        elif type(module) is nn.Embedding:
+            new = QuantEmbedding(
+                module.num_embeddings, module.embedding_dim, padding_idx=module.padding_idx, weight_quant=EmbeddingS8
+            )
+        else:
+            continue
+        for proxy in (getattr(new, "input_quant", None), new.weight_quant):
+            if proxy is not None:  # plain tensors between the layers: nobody reads the scales that would travel along
+                proxy.skip_create_quant_tensor = True
+        _move(module, new)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new)
+        count += 1
+    if not count:
+        raise TargetError("this recipe quantizes nothing: keep_float matches every layer, or the model has no Linear")
+    for proxy in act_quantizers(model).values():
+        for parameter in act_parameters(proxy):
+            if parameter is not None:
+                parameter.requires_grad_(False)
+    model.to(next(model.parameters()).device)
+    return model
+
+
+def kept(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a module path, or a module that contains it, matches one of the globs."""
+    parts = name.split(".")
+    prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
+
+
+def act_quantizers(model: nn.Module) -> dict[str, Any]:
+    """The activation quantizers by the name of the first module that uses each (shared ones appear once)."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear) and id(module.input_quant) not in seen:
+            seen.add(id(module.input_quant))
+            found[name] = module.input_quant
+    return found
+
+
+def _move(old: nn.Module, new: nn.Module) -> None:
+    device = old.weight.device
+    new.to(device)
+    new.weight = old.weight
+    if isinstance(old, nn.Linear):
+        new.bias = old.bias
+    new.train(old.training)
+
+
+@torch.no_grad()
+def _shared_inputs(model: Any, example: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Module name -> group number, for linears that were given one and the same tensor."""
+    seen: list[tuple[str, torch.Tensor]] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args, name=name: seen.append((name, args[0])))
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+    ]
+    try:
+        model(**example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    groups: dict[int, int] = {}  # the list keeps the tensors alive, so their ids are unique
+    return {name: groups.setdefault(id(tensor), len(groups)) for name, tensor in seen}

@@ -1,0 +1,184 @@
+"""The report of a run, from the folders of its finished stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgekd
+from edgekd import store
+from edgekd.errors import StoreError
+from edgekd.report import headline, limits, verdicts
+from edgekd.report.schema import SCHEMA
+from edgekd.spec import Target
+
+HISTOGRAM_STEP = 1.05
+"""Each bin of a latency histogram is this much wider than the one before."""
+
+
+def build(
+    target: Target,
+    folders: Mapping[str, Path],
+    machine: Mapping[str, Any],
+    versions: Mapping[str, str],
+    run: str,
+    stage_info: Mapping[str, Mapping[str, Any]],
+    created: str | None = None,
+) -> dict[str, Any]:
+    """The report of format ``edgekd.report/1`` (see ``schema.json``).
+
+    ``folders`` holds the folder of every stage from ``assets`` to ``bench``, ``stage_info`` their ``{"key", "folder",
+    "seconds"}``; ``created`` is the time in UTC, now by default. Raw samples that are gone only cost the histograms and
+    the verdict on QAD; any other missing or unreadable file raises ``StoreError``.
+    """
+    read = _Reader(folders)
+    dataset, rows = read("assets", "dataset.json"), read("bench", "rows.json")
+    runtime = target.bench.runtimes[0]
+    right = {name: _right(folders, name, runtime) for name in (verdicts.SHIPPED, "student_ptq")}
+    budget = verdicts.budget_lines(target.budget, rows, runtime)
+    speed = verdicts.race(rows, "student_fp32", verdicts.SHIPPED)
+    today = verdicts.race(rows, "teacher_ort_dynamic", verdicts.SHIPPED)
+    quality = verdicts.quality(right[verdicts.SHIPPED], right["student_ptq"])
+    report = {
+        "schema": SCHEMA,
+        "edgekd_version": edgekd.__version__,
+        "target": target.name,
+        "run": run,
+        "smoke": target.smoke,
+        "seed": target.seed,
+        "created": created or datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": _device(target, machine),
+        "machine": dict(machine),
+        "versions": dict(versions),
+        "task": _task(target, dataset),
+        "headline": headline.headline(target.smoke, budget, speed, today, quality, rows, runtime),
+        "budget": budget,
+        "budget_met": verdicts.budget_met(budget),
+        "verdicts": {
+            "int8_vs_fp32": _word(speed, runtime),
+            "int8_vs_teacher_ort_dynamic": _word(today, runtime),
+            "qad_vs_ptq": quality["verdict"],
+            "speed": speed,
+            "today": today,
+            "quality": quality,
+        },
+        **_models(target, read),
+        "rows": rows,
+        "latency": [found for row in rows if (found := _histogram(folders["bench"] / "raw", row)) is not None],
+        "sizes": read("export", "sizes.json"),
+        "audit": read("export", "audit.json"),
+        "parity": read("export", "parity.json"),
+        "stages": {name: dict(info) for name, info in stage_info.items()},
+        "licences": {"teacher": target.teacher.licence, "data": dataset.get("licence") or target.task.licence},
+    }
+    return report | {"limits": limits.limits(report)}
+
+
+class _Reader:
+    """Reads a stage's JSON file, and says which stage is to blame if it cannot."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = folders
+
+    def __call__(self, stage: str, name: str) -> Any:
+        try:
+            return store.read_json(self._folders[stage] / name)
+        except (KeyError, OSError, ValueError) as error:
+            raise StoreError(
+                f"the {stage} stage left no readable {name} ({error}); make it again with `edgekd run --fresh {stage}`"
+            ) from error
+
+
+def _device(target: Target, machine: Mapping[str, Any]) -> dict[str, Any]:
+    device, flags = target.device, set(machine.get("flags", ()))
+    missing = [feature for feature in device.features if flags.isdisjoint(feature.split("|"))]
+    if machine.get("isa", device.isa) != device.isa:
+        missing = [device.isa]
+    named: dict[str, Any] = {"name": device.name, "isa": device.isa, "features": list(device.features)}
+    return named | {"memory_mib": device.memory_mib, "missing": missing}
+
+
+def _task(target: Target, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    task = target.task
+    sources = {"train": task.train, "validation": task.validation, "test": task.test}
+    found = {name: dataset[name] for name in ("labels", "counts", "fingerprint")}
+    given = dataclasses.asdict(task)
+    return {"kind": task.kind, "max_length": task.max_length, "sources": sources, "spec": given, **found}
+
+
+def _models(target: Target, read: _Reader) -> dict[str, Any]:
+    """What the training stages wrote about teacher, student and their training."""
+    teacher, student = read("teacher", "scores.json"), read("distill", "student.json")
+    distill, quantize = read("distill", "scores.json"), read("quantize", "scores.json")
+    quant = read("quantize", "quant.json")
+    asked: dict[str, Any] = {"calibration": target.quant.calibration, "method": target.quant.method}
+    asked |= {"scheme": target.quant.scheme, "keep_float": list(target.quant.keep_float)}
+    found = {name: value for name, value in quant.items() if name != "ranges"}
+    return {
+        "teacher": {
+            "source": target.teacher.source,
+            "licence": target.teacher.licence,
+            "parameters": teacher.get("parameters"),
+            "scores": {split: teacher[split] for split in ("validation", "test") if split in teacher},
+        },
+        "student": {**student, "scores": {"validation": distill["validation"]}},
+        "training": {
+            "teacher": teacher.get("training"),
+            "distill": distill["training"],
+            "quantize": {
+                **asked,
+                **found,
+                **quantize["training"],
+                "qat_step_time_ratio": quantize.get("qat_step_time_ratio"),
+                "scores": {name: quantize[name] for name in ("ptq", "qad") if name in quantize},
+            },
+        },
+    }
+
+
+def _word(lines: list[dict[str, Any]], runtime: str) -> str:
+    main = {"runtime": runtime, "threads": 1, "workload": "real"}
+    return next((line["verdict"] for line in lines if all(line[k] == v for k, v in main.items())), "unknown")
+
+
+# -------------------------------------------------------------------------------------------------------------- samples
+
+
+def _samples(raw: Path, artifact: str, runtime: str, threads: int, workload: str) -> list[Path]:
+    """A row's raw files, one a round, in order."""
+    found = raw.glob(f"{artifact}.{runtime}.t{threads}.{workload}.r*.npz")
+    return sorted(found, key=lambda path: int(path.stem.rpartition(".r")[2]))
+
+
+def _right(folders: Mapping[str, Path], artifact: str, runtime: str) -> NDArray[np.bool_] | None:
+    """Which test examples the artifact answers rightly (shape (N,)), by its first round's logits; None if gone."""
+    raw = _samples(folders["bench"] / "raw", artifact, runtime, 1, "real")
+    inputs = folders["export"] / "inputs" / "student.npz"
+    if not raw or not inputs.is_file():
+        return None
+    with np.load(raw[0], allow_pickle=False) as file, np.load(inputs, allow_pickle=False) as given:
+        if "logits" not in file.files:
+            return None
+        answers, labels = file["logits"].argmax(axis=1), given["labels"]
+    return np.asarray(answers == labels, bool) if answers.shape == labels.shape else None
+
+
+def _histogram(raw: Path, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The calls of a row in bins of equal ratio, without the slowest thousandth; None without samples."""
+    place = {name: row[name] for name in ("artifact", "runtime", "threads", "workload")}
+    times = []
+    for path in _samples(raw, **place)[: row["rounds"]]:
+        with np.load(path, allow_pickle=False) as file:
+            times.append(file["call_ns"] / 1e6)
+    if not times:
+        return None
+    logs = np.log(np.sort(np.concatenate(times)))
+    bins = np.floor(logs[: max(1, int(len(logs) * 0.999))] / np.log(HISTOGRAM_STEP)).astype(int)
+    first = float(HISTOGRAM_STEP ** int(bins[0]))
+    return {**place, "first_ms": first, "step": HISTOGRAM_STEP, "counts": np.bincount(bins - bins[0]).tolist()}

@@ -1,0 +1,110 @@
+"""The model card of a shipped bundle (``README.md``): how it was made, what it scores, what it may be used for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from edgekd.report import figures
+from edgekd.report.markdown import bullets, code, escape, table
+
+Report = Mapping[str, Any]
+
+
+def render(report: Report, manifest: Mapping[str, Any]) -> str:
+    """The card, with the front matter that model hubs read; ``manifest`` is the bundle's, ``files`` not needed."""
+    parts = [_front(report), f"# {escape(report['run'])}", *_what(report, manifest), *_scores(report)]
+    parts += [*_use(manifest), *_made(report), *_rights(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(report: Report) -> str:
+    """YAML; JSON values are YAML values."""
+    given: dict[str, Any] = {"pipeline_tag": report["task"]["kind"].replace("_", "-"), "library_name": "onnx"}
+    given["tags"] = ["onnx", "int8", "distillation", "quantization-aware-training", "edgekd"]
+    source = report["teacher"]["source"]
+    if source.startswith("hf:"):
+        given["base_model"] = source.removeprefix("hf:").partition("@")[0]
+    if report["licences"]["teacher"]:
+        given["license"] = report["licences"]["teacher"].lower()
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in given.items()), "---"])
+
+
+def _what(report: Report, manifest: Mapping[str, Any]) -> list[str]:
+    labels = ", ".join(code(label) for label in manifest["labels"])
+    kind = escape(report["task"]["kind"].replace("_", " "))
+    about = (
+        f"A student of {figures.number(report['student']['parameters'])} parameters for {kind}, int8 "
+        f"({code(manifest['scheme'])}), distilled from {code(report['teacher']['source'])} and trained under "
+        f"quantization for {escape(report['device']['name'])} by edgekd {report['edgekd_version']}. It reads "
+        f"{manifest['max_length']} tokens at most and answers with one of {len(manifest['labels'])} labels: {labels}."
+    )
+    return [bullets(escape(line) for line in report["headline"]), about]
+
+
+def _scores(report: Report) -> list[str]:
+    columns = [
+        f for f in figures.FIGURES if f.key in ("score", "agreement", "p50_ms", "p90_ms", "size_mib", "peak_rss_mib")
+    ]
+    main = [part for part in figures.groups(report["rows"]) if part[1][0]["workload"] == "real"][:1]
+    found = ["## Scores"]
+    for where, rows in main:
+        body = [
+            [
+                escape(figures.artifact(row["artifact"])),
+                *(figures.cell(row, f) if row["valid"] or not f.key.endswith("_ms") else "INVALID" for f in columns),
+            ]
+            for row in rows
+        ]
+        found.append(f"On {escape(report['machine']['cpu'])}: {escape(where)}, one example a call, test split.")
+        found.append(table(["", *(figures.heading(f) for f in columns)], body))
+    return [*found, "More in [report.md](report.md), and with charts in [report.html](report.html)."]
+
+
+def _use(manifest: Mapping[str, Any]) -> list[str]:
+    python = "\n".join(
+        [
+            "```python",
+            "from edgekd import deploy  # onnxruntime, tokenizers and numpy are all it needs",
+            "",
+            'classify = deploy.load("path/to/this/folder")',
+            'print(classify(["Some text."])[0].label)',
+            "```",
+        ]
+    )
+    inputs = ", ".join(code(f"{found['name']} {found['dtype']} {found['shape']}") for found in manifest["inputs"])
+    about = (
+        f"The graph is {code(manifest['model'])}: opset {manifest['opset']}, for onnxruntime "
+        f"{manifest['minimum_onnxruntime']} or later, inputs {inputs}. The folder is laid out as "
+        "transformers.js and optimum expect."
+    )
+    return ["## Use", python, about]
+
+
+def _made(report: Report) -> list[str]:
+    training = report["training"]
+    steps = []
+    if training.get("teacher"):
+        steps.append(f"The teacher was fine-tuned on the training split ({_length(training['teacher'])}).")
+    else:
+        steps.append("The teacher was taken as it comes.")
+    steps.append(f"The student learned from the teacher's stored answers ({_length(training['distill'])}).")
+    quantize = training["quantize"]
+    steps.append(
+        f"It was calibrated on {figures.number(quantize.get('calibration_examples'))} training examples and trained on "
+        f"under fake-quantization with the same losses ({_length(quantize)})."
+    )
+    return ["## How it was made", bullets(steps), "## Limits", bullets(escape(line) for line in report["limits"])]
+
+
+def _length(training: Mapping[str, Any]) -> str:
+    return f"{figures.number(training.get('epochs'))} epochs, {figures.number(training.get('steps'))} steps"
+
+
+def _rights(report: Report) -> list[str]:
+    sources = ", ".join(code(found) for found in dict.fromkeys(report["task"]["sources"].values()) if found)
+    teacher, data = (escape(report["licences"][name] or "not stated") for name in ("teacher", "data"))
+    lines = [f"Teacher {code(report['teacher']['source'])}: {teacher}.", f"Data {sources}: {data}."]
+    lines.append("What the student may be used for depends on both.")
+    return ["## Licences", bullets(lines)]

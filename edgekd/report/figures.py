@@ -1,0 +1,165 @@
+"""What the artifacts and figures of a report are called, and how a figure is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+Row = Mapping[str, Any]
+
+ARTIFACTS = {
+    "teacher_fp32": "teacher fp32",
+    "teacher_ort_dynamic": "teacher, ORT dynamic int8",
+    "student_fp32": "student fp32",
+    "student_ptq": "student, plain PTQ int8",
+    "student_qad": "student, QAD int8",
+}
+"""Artifact -> its name for people, in the order of every table. ``student_qad`` is what ships."""
+
+RUNTIMES = {"ort_cpu": "onnxruntime", "openvino": "OpenVINO"}
+
+KINDS = ("embedding", "linear", "norm", "other", "graph")
+
+
+class Figure(NamedTuple):
+    """One column: its key in a row, its heading, its unit, and which way is better."""
+
+    key: str
+    title: str
+    unit: str
+    better: int  # 1: more is better, -1: less is better, 0: neither
+
+
+FIGURES = (
+    Figure("score", "Score", "%", 1),
+    Figure("agreement", "Agreement", "%", 1),
+    Figure("kl", "KL", "nats", -1),
+    Figure("p50_ms", "p50", "ms", -1),
+    Figure("p90_ms", "p90", "ms", -1),
+    Figure("p99_ms", "p99", "ms", -1),
+    Figure("speedup_vs_teacher", "Speed-up", "x", 1),
+    Figure("size_mib", "Size", "MiB", -1),
+    Figure("peak_rss_mib", "Peak RSS", "MiB", -1),
+    Figure("cold_ms", "Cold call", "ms", -1),
+    Figure("load_ms", "Load", "ms", -1),
+    Figure("throughput_per_s", "Throughput", "/s", 1),
+)
+"""The columns of the rows table."""
+
+
+def artifact(name: str) -> str:
+    """The artifact's name for people; an unknown one as it is."""
+    return ARTIFACTS.get(name, name)
+
+
+def runtime(name: str) -> str:
+    """The runtime's name for people; an unknown one as it is."""
+    return RUNTIMES.get(name, name)
+
+
+def workload(name: str) -> str:
+    """``real`` -> ``real lengths``, ``fixed64`` -> ``64 tokens``."""
+    if name == "real":
+        return "real lengths"
+    return f"{name[5:]} tokens" if name.startswith("fixed") and name[5:].isdigit() else name
+
+
+def where(row: Row) -> str:
+    """What a row was measured under: ``onnxruntime, 1 thread, real lengths``."""
+    threads = row["threads"]
+    return f"{runtime(row['runtime'])}, {threads} thread{'' if threads == 1 else 's'}, {workload(row['workload'])}"
+
+
+def key(row: Row) -> tuple[str, str, int, str]:
+    """What tells a row from every other one of its report: artifact, runtime, threads, workload."""
+    return row["artifact"], row["runtime"], row["threads"], row["workload"]
+
+
+def find(rows: Iterable[Row], artifact: str, like: Row) -> Row | None:
+    """The row of ``artifact`` under the conditions (runtime, threads, workload) of ``like``, valid or not."""
+    return next((r for r in rows if key(r) == (artifact, like["runtime"], like["threads"], like["workload"])), None)
+
+
+def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows by what they were measured under, in order of first appearance; artifacts in ``ARTIFACTS``' order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(where(row), []).append(row)
+    order = list(ARTIFACTS)
+    rank = {name: i for i, name in enumerate(order)}
+    return [(name, sorted(part, key=lambda r: rank.get(r["artifact"], len(order)))) for name, part in found.items()]
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """``0.9717`` -> ``97.17 %``; None -> a dash."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def points(share: float, digits: int = 2) -> str:
+    """A difference of two shares in percentage points, signed: ``+0.05``."""
+    text = f"{100 * share:+.{digits}f}".replace("-", "−")
+    return text if text.strip("+−0.") else f"{0:.{digits}f}"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, never in powers of ten: 0.0123, 1.23, 12.3, 1,234; None -> a dash."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size >= 99.95:
+        return f"{value:,.0f}"
+    if size >= 9.995:
+        return f"{value:.1f}"
+    if size >= 0.9995:
+        return f"{value:.2f}"
+    if size >= 0.0995:
+        return f"{value:.3f}"
+    return f"{value:.4f}" if value else "0"
+
+
+def ratio(value: float | None) -> str:
+    """``14.2×``; None -> a dash."""
+    return "–" if value is None else f"{number(value)}×"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """``13.8 to 14.6``, or nothing without an interval."""
+    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def cell(row: Row, figure: Figure) -> str:
+    """A row's figure as text, without its unit (the heading has it) except for shares and ratios."""
+    value = row.get(figure.key)
+    if figure.unit == "%":
+        return percent(value)
+    return ratio(value) if figure.unit == "x" else number(value)
+
+
+def heading(figure: Figure) -> str:
+    """``p50 (ms)``; shares and ratios carry their unit in the cells."""
+    return figure.title if figure.unit in "%x" else f"{figure.title} ({figure.unit})"
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A figure with its unit: ``1.23 ms``, ``99.6 %``, ``14.2×``."""
+    if value is None:
+        return "not measured"
+    if unit == "%":
+        return percent(value)
+    return ratio(value) if unit == "x" else f"{number(value)} {unit}".rstrip()
+
+
+def by_kind(sizes: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
+    """Artifact -> kind of tensor -> bytes, artifacts in ``ARTIFACTS``' order."""
+    found: dict[str, dict[str, int]] = {}
+    for name in sorted(sizes, key=lambda name: (list(ARTIFACTS).index(name) if name in ARTIFACTS else 99, name)):
+        total = found.setdefault(name, {})
+        for tensor in sizes[name]:
+            total[tensor["kind"]] = total.get(tensor["kind"], 0) + tensor["bytes"]
+    return found
+
+
+def kinds(sizes: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
+    """The kinds of tensor that any artifact has, in ``KINDS``' order."""
+    seen = {kind for found in by_kind(sizes).values() for kind in found}
+    return [kind for kind in KINDS if kind in seen]

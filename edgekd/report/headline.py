@@ -1,0 +1,172 @@
+"""A report's first lines: whether the budget is met, then what failed, then what is unknown, then what is good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgekd.report import figures
+
+Row = Mapping[str, Any]
+
+SMOKE = "SMOKE: a run cut to minutes to try the line; its figures say nothing about the target."
+
+BUDGET = {
+    "p50_ms": "p50",
+    "p90_ms": "p90",
+    "size_mib": "size",
+    "peak_rss_mib": "peak RSS",
+    "score_kept": "share of the teacher's score",
+    "speedup": "speed-up over the teacher",
+    "shrink": "times smaller than the teacher",
+}
+"""Budget field -> its name for people."""
+
+_BAD, _UNKNOWN, _GOOD = range(3)
+_Line = tuple[int, str]
+
+
+def headline(
+    smoke: bool,
+    budget: Sequence[dict[str, Any]],
+    speed: Sequence[dict[str, Any]],
+    today: Sequence[dict[str, Any]],
+    quality: dict[str, Any],
+    rows: Sequence[Row],
+    runtime: str,
+) -> list[str]:
+    """The lines, worst first after the budget's.
+
+    ``budget`` from ``verdicts.budget_lines``; ``speed`` is int8 against the fp32 student and ``today`` int8 against the
+    teacher with ORT's dynamic quantization, both from ``verdicts.race``; ``quality`` from ``verdicts.quality``.
+    ``runtime`` is the one that the budget is judged in.
+    """
+    like = {"runtime": runtime, "threads": 1, "workload": "real"}
+    found = [*_speed(speed, like), *_size(rows, like), *_quality(quality, rows, like), *_today(today, like)]
+    found = [*found, *_product(rows, like)]
+    bad = any(rank == _BAD for rank, _ in found)
+    lines = [_budget(budget, bad), *(text for _, text in sorted(found, key=lambda line: line[0]))]
+    return [SMOKE, *lines] if smoke else lines
+
+
+def budget_text(line: dict[str, Any]) -> str:
+    """One budget line in words: ``p90 2.31 ms (at most 2.00 ms)``."""
+    measured, limit = (figures.amount(line[name], line["unit"]) for name in ("measured", "limit"))
+    text = f"{BUDGET.get(line['name'], line['name'])} {measured} ({line['sense']} {limit}"
+    if line["measured"] is None:
+        text += f"; {line['why']}"
+    elif line["low"] is not None and line["low"] < line["limit"] < line["high"]:
+        text += f"; the limit lies within the noise, 95%: {figures.span(line['low'], line['high'])}"
+    return text + ")"
+
+
+def _budget(lines: Sequence[dict[str, Any]], bad: bool) -> str:
+    failed = [budget_text(line) for line in lines if line["met"] is False]
+    open_ = [budget_text(line) for line in lines if line["met"] is None]
+    if not lines:
+        return "NO BUDGET is set in the target: nothing was asked."
+    if failed:
+        rest = f" Not decided: {'; '.join(open_)}." if open_ else ""
+        return f"BUDGET FAILED, {len(failed)} of {len(lines)}: {'; '.join(failed)}.{rest}"
+    if open_:
+        return f"BUDGET UNDECIDED, {len(open_)} of {len(lines)} could not be judged: {'; '.join(open_)}."
+    return f"BUDGET MET, {len(lines)} of {len(lines)}" + (", but read what follows." if bad else ".")
+
+
+def _main(lines: Sequence[dict[str, Any]], like: Row) -> dict[str, Any] | None:
+    return next((x for x in lines if all(x[k] == like[k] for k in like)), None)
+
+
+def _interval(line: dict[str, Any]) -> str:
+    return f"95%: {figures.span(line['low'], line['high'])}; {figures.where(line)}"
+
+
+def _speed(lines: Sequence[dict[str, Any]], like: Row) -> list[_Line]:
+    """int8 against the fp32 student: the main condition, and every one in which int8 is slower."""
+    slower: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["verdict"] == "slower":
+            slower.setdefault(line["runtime"], []).append(line)
+    found = [
+        (
+            _BAD,
+            f"int8 is SLOWER than the fp32 student in {figures.runtime(runtime)}: it takes "
+            f"{', '.join(map(_slower, part))}; there the fp32 student is the one to ship.",
+        )
+        for runtime, part in slower.items()
+    ]
+    main = _main(lines, like)
+    word = main["verdict"] if main else "unknown"
+    why = main["why"] if main else "they were not both measured"
+    if word == "unknown":
+        found.append((_UNKNOWN, f"Whether int8 is faster than the fp32 student is unknown: {why}."))
+    elif main and word != "slower":
+        times, told = figures.ratio(main["ratio"]), f"({_interval(main)})"
+        faster, same = f"int8 is {times} as fast as the fp32 student", "int8 bought no speed over the fp32 student"
+        found.append((_GOOD, f"{faster} {told}.") if word == "faster" else (_UNKNOWN, f"{same}: {times} {told}."))
+    return found
+
+
+def _slower(line: dict[str, Any]) -> str:
+    span = figures.span(1 / line["high"], 1 / line["low"])
+    threads = "" if line["threads"] == 1 else f", {line['threads']} threads"
+    times = figures.ratio(1 / line["ratio"])
+    return f"{times} its time at {figures.workload(line['workload'])}{threads} (95%: {span})"
+
+
+def _size(rows: Sequence[Row], like: Row) -> list[_Line]:
+    int8, fp32 = (figures.find(rows, name, like) for name in ("student_qad", "student_fp32"))
+    mine, its = ((row or {}).get("size_bytes") for row in (int8, fp32))
+    if mine is None or its is None or mine < its:
+        return []
+    return [(_BAD, f"int8 is NOT SMALLER than the fp32 student: {mine:,} bytes against {its:,}.")]
+
+
+def _quality(found: dict[str, Any], rows: Sequence[Row], like: Row) -> list[_Line]:
+    qad, ptq = (
+        figures.percent((figures.find(rows, name, like) or {}).get("score")) for name in ("student_qad", "student_ptq")
+    )
+    if found["verdict"] == "unknown":
+        return [(_UNKNOWN, f"QAD against plain PTQ ({qad} against {ptq}) is undecided: {found['why']}.")]
+    middle, low, high = (figures.points(found[name]) for name in ("difference", "low", "high"))
+    counts = f"{found['only_first']} examples right only in QAD, {found['only_second']} only in PTQ"
+    figure = f"{qad} against {ptq}, {middle} points (95%: {low} to {high}; {counts})"
+    if found["verdict"] == "better":
+        return [(_GOOD, f"QAD beats plain PTQ: {figure}.")]
+    if found["verdict"] == "worse":
+        return [(_BAD, f"QAD is WORSE than plain PTQ: {figure}; plain PTQ is the one to ship.")]
+    return [(_UNKNOWN, f"QAD bought nothing over plain PTQ that this test can show: {figure}.")]
+
+
+def _today(lines: Sequence[dict[str, Any]], like: Row) -> list[_Line]:
+    line = _main(lines, like)
+    if line is None or line["verdict"] == "unknown":
+        return []
+    name = "the teacher with ORT's dynamic quantization"
+    if line["verdict"] == "faster":
+        return [(_GOOD, f"int8 is {figures.ratio(line['ratio'])} as fast as {name} ({_interval(line)}).")]
+    return [(_BAD, f"int8 is NOT FASTER than {name}: {figures.ratio(line['ratio'])} ({_interval(line)}).")]
+
+
+def _product(rows: Sequence[Row], like: Row) -> list[_Line]:
+    """What the shipped student costs and keeps, against the teacher in fp32."""
+    mine, its = (figures.find(rows, name, like) for name in ("student_qad", "teacher_fp32"))
+    if mine is None or its is None:
+        return []
+    parts = []
+    if mine.get("score") is not None and its.get("score"):
+        kept = figures.percent(mine["score"] / its["score"])
+        scores = f"{figures.percent(mine['score'])} against {figures.percent(its['score'])}"
+        parts.append(f"keeps {kept} of the teacher's score ({scores})")
+    if mine.get("size_bytes") and its.get("size_bytes"):
+        sizes = " against ".join(figures.amount(row.get("size_mib"), "MiB") for row in (mine, its))
+        parts.append(f"is {figures.ratio(its['size_bytes'] / mine['size_bytes'])} smaller ({sizes})")
+    if mine["valid"] and its["valid"] and mine.get("speedup_vs_teacher") is not None:
+        span = figures.span(mine.get("speedup_low"), mine.get("speedup_high"))
+        parts.append(
+            f"is {figures.ratio(mine['speedup_vs_teacher'])} as fast at p50" + (f" (95%: {span})" if span else "")
+        )
+    if not parts:
+        return []
+    text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return [(_GOOD, f"The int8 student {text}.")]

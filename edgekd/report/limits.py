@@ -1,0 +1,55 @@
+"""What a report's figures do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekd.report import figures, headline
+
+
+def limits(report: Mapping[str, Any]) -> list[str]:
+    """The caveats of a report that is complete but for them, in the order of their weight."""
+    found = [headline.SMOKE] if report["smoke"] else []
+    cpu, missing = report["machine"]["cpu"], report["device"]["missing"]
+    if missing:
+        found.append(
+            f"host-proxy: measured on {cpu}, which lacks {', '.join(missing)} of {report['device']['name']}; "
+            "times and memory on the device will differ."
+        )
+    else:
+        found.append(f"Times and memory are those of {cpu}; another machine has others.")
+    found += _rows(report["rows"])
+    test = report["task"]["counts"].get("test")
+    if test:
+        found.append(f"The test split has {test:,} examples: one of them is {100 / test:.2f} points of score.")
+    found.append("One training run with one seed: another seed moves the scores, by how much was not measured.")
+    found += _text(report)
+    for what, name in (("teacher", "The teacher's"), ("data", "The data's")):
+        if not report["licences"][what]:
+            found.append(f"{name} licence is not stated in the target: look it up before you ship.")
+    return found
+
+
+def _rows(rows: list[dict[str, Any]]) -> list[str]:
+    invalid = [row for row in rows if not row["valid"]]
+    skipped = {row["runtime"]: row["why_invalid"] for row in invalid if row["why_invalid"].startswith("skipped: ")}
+    found = [
+        f"{figures.runtime(name)} was skipped, since it is not installed; {why.removeprefix('skipped: ')} installs it."
+        for name, why in skipped.items()
+    ]
+    measured = len([row for row in invalid if row["runtime"] not in skipped])
+    if measured:
+        found.append(f"{measured} of {len(rows)} rows are INVALID, each with its reason: use none of their times.")
+    return found
+
+
+def _text(report: Mapping[str, Any]) -> list[str]:
+    found = [f"Documents are cut to {report['task']['max_length']} tokens."]
+    unknown = (report["student"]["vocabulary"].get("unknown_rate") or {}).get("test")
+    if unknown:
+        found.append(
+            f"{figures.percent(unknown)} of the test split's tokens are unknown to the student, whose vocabulary was "
+            "cut to the training split's; other text has more."
+        )
+    return found

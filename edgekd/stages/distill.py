@@ -1,0 +1,67 @@
+"""The fp32 student: built from the teacher, taught from the label store."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+
+from edgekd import spec
+from edgekd.distill import evaluate, loop
+from edgekd.distill.checkpoint import save_tensors
+from edgekd.distill.labels import LabelStore
+from edgekd.distill.losses import Learner
+from edgekd.models import loading, student as student_builder
+from edgekd.stages.common import load_stage_model, read_data, teacher_shape, tokenise_splits
+from edgekd.store import Context, Stage, read_json, write_json
+
+REVISION = 1
+PROJECTIONS = "projections.safetensors"
+
+
+def run(
+    ctx: Context,
+    *,
+    task: spec.Task,
+    student: spec.Student,
+    distill: spec.Distill,
+    assets: Stage,
+    teacher: Stage,
+    labels: Stage,
+    seed: int,
+) -> None:
+    """Write ``model/``, ``student.json`` (what was kept), ``scores.json`` (validation) and ``history.jsonl``."""
+    data = read_data(task, assets)
+    big, _ = load_stage_model(teacher, data.labels)
+    ctx.progress.log("distill: building the student")
+    model, tokenizer, summary = student_builder.build(student, big, teacher.path / "model", data, task.max_length, seed)
+    del big
+    tokens = tokenise_splits(tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation"))
+    layers = read_json(labels.path / "index.json")["layers"]
+    truth = LabelStore(labels.path, "validation").logits
+    learner = Learner(model, distill.losses, teacher_shape(labels)).to(torch.device(ctx.device))
+
+    def judge() -> dict[str, float]:
+        return evaluate.compare(evaluate.logits(model, tokens["validation"]), tokens["validation"].labels, truth)
+
+    training = loop.fit(
+        loop.Task("distill", learner, tokens["train"], LabelStore(labels.path, "train", layers), judge),
+        epochs=distill.epochs,
+        options=distill.optimizer,
+        seed=seed,
+        out=ctx.out,
+        progress=ctx.progress,
+    )
+    scores = judge()
+    ctx.progress.log(f"distill: {summary['parameters']:,} parameters, validation {scores['score']:.4f}")
+    if len(learner.projections):
+        save_tensors(learner.projections.state_dict(), ctx.out / PROJECTIONS)
+    loading.save_model(model, tokenizer, ctx.out / "model")
+    write_json(ctx.out / "student.json", summary)
+    write_json(ctx.out / "scores.json", {"validation": scores, "training": training})
+    loop.clean(ctx.out)
+
+
+def load_projections(learner: Learner, distill: Stage) -> None:
+    """Go on with the projections that the distill stage learned, so that QAT starts where it ended."""
+    if len(learner.projections):
+        learner.projections.load_state_dict(load_file(distill.path / PROJECTIONS))

@@ -1,0 +1,109 @@
+"""Every contender as an ONNX folder: teacher, what users pick today, fp32 student, PTQ control, and the product."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from edgekd import spec
+from edgekd.distill.data import Tokens
+from edgekd.onnxio import audit, dynamic, export as exporter, layout, parity, sizes
+from edgekd.onnxio.signature import signature
+from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
+from edgekd.stages.quantize import prepare
+from edgekd.store import Context, Stage, write_json
+
+REVISION = 1
+STUDENTS = ("student_ptq", "student_qad")
+PARITY_BATCH = 16
+
+
+def run(
+    ctx: Context,
+    *,
+    task: spec.Task,
+    quant: spec.Quant,
+    export: spec.Export,
+    assets: Stage,
+    teacher: Stage,
+    distill: Stage,
+    quantize: Stage,
+) -> None:
+    """Write ``<artifact>/model.onnx`` with its folder, ``inputs/*.npz``, and audit, parity, sizes and signature as JSON.
+
+    Raises ``ExportError`` where an int8 graph holds a float leftover or answers otherwise than it was trained to.
+    """
+    data = read_data(task, assets)
+    graphs = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", *STUDENTS)
+    audits: dict[str, Any] = {}
+    parities: dict[str, Any] = {}
+    with ctx.progress.bar("export", total=len(graphs), unit="graph") as advance:
+        model, tokenizer = load_stage_model(teacher, data.labels, "eager")
+        model.config.pad_token_id = tokenizer.pad_token_id
+        _write_inputs(ctx.out / "inputs" / "teacher.npz", _tokens(tokenizer, data, task)["test"])
+        exporter.export_float(model.eval(), _place(ctx, "teacher_fp32", teacher, data), opset=export.opset)
+        advance(1)
+        dynamic.quantize_dynamic(
+            ctx.out / "teacher_fp32" / "model.onnx", _place(ctx, "teacher_ort_dynamic", teacher, data)
+        )
+        advance(1)
+        model, tokenizer = load_stage_model(distill, data.labels, "eager")
+        tokens = _tokens(tokenizer, data, task)
+        _write_inputs(ctx.out / "inputs" / "student.npz", tokens["test"])
+        exporter.export_float(model.eval(), _place(ctx, "student_fp32", distill, data), opset=export.opset)
+        advance(1)
+        prepare(model, quant)
+        for name in STUDENTS:
+            model.load_state_dict(load_file(quantize.path / f"{name.removeprefix('student_')}.safetensors"))
+            path = _place(ctx, name, distill, data)
+            exporter.export_quantized(model.eval(), path, opset=export.opset, keep_float=quant.keep_float)
+            audits[name] = audit.audit(path, quant.keep_float)
+            parities[name] = _parity(model, path, tokens["validation"], export)
+            advance(1)
+    audited = audits["student_qad"]
+    ctx.progress.log(
+        f"export: {audited['int8']} multiplications in int8, {audited['float']} in float as asked; "
+        f"{audited['int8_mac_share']:.1%} of the multiply-accumulates at 64 tokens are int8"
+    )
+    write_json(ctx.out / "audit.json", audits)
+    write_json(ctx.out / "parity.json", parities)
+    write_json(ctx.out / "sizes.json", {name: sizes.table(ctx.out / name / "model.onnx") for name in graphs})
+    write_json(ctx.out / "signature.json", signature(ctx.out / "student_qad" / "model.onnx"))
+
+
+def _tokens(tokenizer: Any, data: Any, task: spec.Task) -> dict[str, Tokens]:
+    return tokenise_splits(
+        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("validation", "test")
+    )
+
+
+def _place(ctx: Context, name: str, source: Stage, data: Any) -> Path:
+    layout.write(ctx.out / name, source.path / "model", data.labels)
+    return ctx.out / name / "model.onnx"
+
+
+def _write_inputs(path: Path, tokens: Tokens) -> None:
+    """The test split as token ids, so that the timed process needs neither tokenizer nor torch."""
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, ids=tokens.ids.astype(np.int64), offsets=tokens.offsets, labels=tokens.labels)
+
+
+def _parity(model: Any, path: Path, tokens: Tokens, export: spec.Export) -> dict[str, Any]:
+    rows = np.argsort(tokens.lengths[: export.parity_examples], kind="stable")
+    names = exporter.accepted_inputs(model)
+    feeds = []
+    for i in range(0, len(rows), PARITY_BATCH):
+        ids, mask, _ = tokens.gather(rows[i : i + PARITY_BATCH])
+        given = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+        feeds.append({name: given[name] for name in names})
+    return parity.gate(
+        model,
+        path,
+        feeds,
+        tokens.labels[rows],
+        min_agreement=export.min_agreement,
+        max_score_gap=export.max_score_gap,
+    )

@@ -1,0 +1,48 @@
+"""The teacher: taken as it comes or fine-tuned on the task, then scored on validation and, once, on test."""
+
+from __future__ import annotations
+
+import torch
+
+from edgekd import assets as asset_cache
+from edgekd import spec
+from edgekd.distill import evaluate, loop
+from edgekd.distill.losses import Learner
+from edgekd.models import loading
+from edgekd.stages.common import read_data, tokenise_splits
+from edgekd.store import Context, Stage, write_json
+
+REVISION = 1
+
+
+def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, seed: int) -> None:
+    """Write ``model/`` (a Hugging Face folder), ``scores.json`` and, if it was trained, ``history.jsonl``."""
+    data = read_data(task, assets)
+    folder = asset_cache.resolve(teacher.source, also=(teacher.gguf_file,) if teacher.gguf_file else (), log=ctx.progress.log)
+    torch.manual_seed(seed)
+    fresh = teacher.finetune is not None
+    model = loading.load_classifier(folder, data.labels, finetuned=not fresh, gguf_file=teacher.gguf_file)
+    tokenizer = loading.load_tokenizer(folder, teacher.gguf_file)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.to(ctx.device)
+    tokens = tokenise_splits(tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length)
+
+    def judge(split: str) -> dict[str, float]:
+        return evaluate.compare(evaluate.logits(model, tokens[split]), tokens[split].labels, None)
+
+    training = None
+    if teacher.finetune is not None:
+        training = loop.fit(
+            loop.Task("teacher", Learner(model, (spec.CE(),), None), tokens["train"], None, lambda: judge("validation")),
+            epochs=teacher.finetune.epochs,
+            options=teacher.finetune.optimizer,
+            seed=seed,
+            out=ctx.out,
+            progress=ctx.progress,
+        )
+    scores = {split: judge(split) for split in ("validation", "test")}
+    ctx.progress.log(f"teacher: validation {scores['validation']['score']:.4f}, test {scores['test']['score']:.4f}")
+    summary = {"parameters": loading.parameters(model), "model_type": model.config.model_type, "training": training}
+    loading.save_model(model, tokenizer, ctx.out / "model")
+    write_json(ctx.out / "scores.json", scores | summary)
+    loop.clean(ctx.out)

@@ -1,0 +1,299 @@
+"""The run store: what a stage made, found again by the hash of exactly what it was given.
+
+``<store>/store/<stage>-<key>/`` is a finished stage; its ``manifest.json`` is written last and lists every file with
+its size and SHA-256. A stage works in ``.partial-<stage>-<key>/``, under a lock, and the folder is renamed when it is
+done: so a killed or failed stage is never taken for a finished one, and is resumed where it stopped. The key is the
+first 16 hex digits of the SHA-256 of the canonical JSON of the stage's name, revision and inputs; an input that is
+itself a stage counts by its key, so all keys are known before anything has run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import StoreError
+from edgekd.progress import Progress
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = "edgekd.stage/1"
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage function gets besides its inputs; nothing of it is in the key.
+
+    ``out`` is the folder to write into and may hold what a killed try left. ``device`` is ``"cpu"`` or ``"cuda"``,
+    ``threads`` the number torch uses. ``rank`` of ``world_size`` processes differs from 0 of 1 only in ``labels`` under
+    ``torchrun`` or ``accelerate launch``.
+    """
+
+    out: Path
+    device: str
+    threads: int
+    progress: Progress
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage (or, in a plan, one whose key is known): ``path`` is its folder."""
+
+    name: str
+    key: str
+    path: Path
+
+
+# ----------------------------------------------------------------------------------------------------------------- keys
+
+
+def canonical(value: object) -> Any:
+    """``value`` as plain JSON data: a dataclass becomes ``{"type": its name, **fields}``, a ``Stage`` its key.
+
+    Equal values give equal results: 1 and 1.0 are the same number, a list and a tuple the same sequence. Raises
+    ``TypeError`` for anything that has no such form (a path, a set, NaN), rather than hash its ``repr``.
+    """
+    if isinstance(value, Stage):
+        return value.key
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: canonical(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise TypeError(f"{value} cannot be part of a key")
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError("a mapping in a key must have string keys")
+        return {name: canonical(item) for name, item in value.items()}
+    raise TypeError(f"{type(value).__name__} cannot be part of a key: {value!r}")
+
+
+def key(stage: str, revision: int, inputs: Mapping[str, object]) -> str:
+    """The 16 hex digits under which a stage with these inputs is stored."""
+    content = {"stage": stage, "revision": revision, "inputs": canonical(inputs)}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
+def folder(store: Path, name: str, key: str) -> Path:
+    """Where the finished stage is, or would be."""
+    return store / "store" / f"{name}-{key}"
+
+
+def partial_folder(store: Path, name: str, key: str) -> Path:
+    """Where the unfinished stage is, or would be."""
+    return store / "store" / f".partial-{name}-{key}"
+
+
+def problem(path: Path, *, contents: bool) -> str | None:
+    """Why the finished folder ``path`` cannot be used, or ``None`` if it can.
+
+    Always compares every file's size with the manifest; with ``contents`` the SHA-256 too.
+    """
+    try:
+        manifest = read_json(path / MANIFEST)
+        if manifest["schema"] != MANIFEST_SCHEMA:
+            return f"its manifest has schema {manifest['schema']!r}, not {MANIFEST_SCHEMA!r}"
+        if f"{manifest['stage']}-{key(manifest['stage'], manifest['revision'], manifest['inputs'])}" != path.name:
+            return "its manifest belongs to other inputs"
+        for name, expected in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+            if contents and sha256(file) != expected["sha256"]:
+                return f"{name} has changed since it was written (SHA-256)"
+    except FileNotFoundError:
+        return "its manifest is missing"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({type(error).__name__}: {error})"
+    return None
+
+
+def find(store: Path, name: str, key: str) -> Stage | None:
+    """The finished stage, or ``None`` if there is none or a file is missing or has another size."""
+    path = folder(store, name, key)
+    return Stage(name, key, path) if path.is_dir() and problem(path, contents=False) is None else None
+
+
+@contextmanager
+def partial(store: Path, name: str, key: str) -> Iterator[Path]:
+    """The unfinished folder, locked against every other process for as long as the block runs.
+
+    The folder stays, whatever happens in the block. Raises ``StoreError`` if another run holds it, or if it cannot be
+    made.
+    """
+    path = partial_folder(store, name, key)
+    lock = _lock(path)
+    try:
+        yield path
+    finally:
+        os.close(lock)
+
+
+def _lock(path: Path) -> int:
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # renamed between the two lines: another run has just finished it
+            continue
+        except OSError as error:
+            if disk_full(error):
+                raise full_disk_error(error) from error
+            raise StoreError(f"cannot write to {path}: {error.strerror}; choose another folder with --store") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise StoreError(
+                f"another run (process {holder}) is writing {path.name}; wait until it ends, or use another --store"
+            ) from None
+        try:
+            current = os.stat(path / LOCK)
+        except FileNotFoundError:
+            current = None
+        if current is None or not os.path.samestat(current, os.fstat(descriptor)):
+            os.close(descriptor)  # the folder that we locked has been renamed or removed meanwhile
+            continue
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        return descriptor
+
+
+def finish(
+    store: Path, stage: Stage, revision: int, inputs: Mapping[str, object], *, made: Mapping[str, object]
+) -> Stage:
+    """Turn the unfinished folder into the finished one, atomically: files to disk, manifest, rename.
+
+    Must be called inside ``partial``. Temporary files (``*.tmp``, ``.*.partial``) that a killed try left are dropped.
+    ``made`` says how, beside what is in the key, and is kept in the manifest.
+    """
+    source, target = partial_folder(store, stage.name, stage.key), folder(store, stage.name, stage.key)
+    for leftover in (*source.rglob("*.tmp"), *source.rglob(".*.partial")):
+        leftover.unlink()
+    files: dict[str, dict[str, object]] = {}
+    for file in sorted(source.rglob("*")):
+        relative = file.relative_to(source).as_posix()
+        if file.is_file() and relative not in (LOCK, MANIFEST):
+            files[relative] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        if file.is_file() or file.is_dir():
+            _sync(file)
+    manifest = {
+        "schema": MANIFEST_SCHEMA,
+        "stage": stage.name,
+        "key": stage.key,
+        "revision": revision,
+        "inputs": canonical(inputs),
+        "files": files,
+    }
+    write_json(source / MANIFEST, {**manifest, **made})
+    _remove(target)  # only an unusable one can be there
+    (source / LOCK).unlink()  # who opens a new one before the rename will find that its folder has gone
+    os.rename(source, target)
+    _sync(target.parent)
+    return Stage(stage.name, stage.key, target)
+
+
+def discard(store: Path, name: str, key: str) -> None:
+    """Forget the stage, finished or not. Raises ``StoreError`` while another run is writing it."""
+    _remove(folder(store, name, key))
+    if partial_folder(store, name, key).exists():
+        with partial(store, name, key) as path:
+            shutil.rmtree(path)
+
+
+def _remove(finished: Path) -> None:
+    if finished.exists():
+        doomed = finished.with_name(f".discarded-{finished.name}-{os.getpid()}")
+        os.rename(finished, doomed)  # at once, so that a kill in the middle leaves no folder with half its files
+        shutil.rmtree(doomed)
+
+
+def leftovers(store: Path, name: str, key: str) -> bool:
+    """Whether a killed try of the stage left anything to resume from."""
+    path = partial_folder(store, name, key)
+    return path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file so that it has, after any crash, either its old content or all of the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON atomically; NaN and infinity raise ``ValueError``."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a UTF-8 JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether ``error``, or what caused it, is a full disk; libraries in other languages only say so in their text."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def full_disk_error(error: BaseException) -> StoreError:
+    """The message a full disk gets."""
+    return StoreError(
+        f"the disk is full ({error}); free some space or choose another folder with --store, then give the same "
+        "command again: finished stages are reused and the interrupted one resumes"
+    )

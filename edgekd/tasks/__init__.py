@@ -1,0 +1,34 @@
+"""The tasks by kind, one module each; a new task is a new file here and a line in ``TASKS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.tasks import text_classification
+
+
+class TaskModule(Protocol):
+    """What the stages ask of a task. A data set is the module's own type; ids name an example for good."""
+
+    def load(self, task: Any, seed: int, log: Callable[[str], None] | None = None) -> Any:
+        """Read and check the task's sources."""
+
+    def write(self, dataset: Any, out: Path) -> None:
+        """Keep a data set in the folder ``out``; the same data give the same bytes."""
+
+    def read(self, stage_path: Path) -> Any:
+        """Read back what ``write`` kept."""
+
+    def score(self, predictions: NDArray[np.generic], labels: NDArray[np.int64]) -> float:
+        """How good predictions are, 1 is best."""
+
+    def draw_calibration(self, dataset: Any, count: int, seed: int) -> tuple[str, ...]:
+        """Draw ids of training examples that represent the split."""
+
+
+TASKS: dict[str, TaskModule] = {"text_classification": text_classification}

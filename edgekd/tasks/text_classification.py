@@ -1,0 +1,272 @@
+"""Text classification: one label per document, scored by accuracy."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import DataError
+from edgekd.spec import TextClassification
+from edgekd.store import read_json, write_json
+from edgekd.tasks import tables
+
+Ints = NDArray[np.int64]
+SPLITS = ("train", "validation", "test")
+SCHEMA = "edgekd.dataset/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """``ids[i]`` is ``source/row``: the task's source (``train``, ``validation``, ``test``) and the 0-based row in it.
+
+    ``labels`` are int64 indices into the data set's ``labels``, shape (N,).
+    """
+
+    ids: list[str]
+    texts: list[str]
+    labels: Ints
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Ints) -> Examples:
+        """The examples at ``rows``, in that order."""
+        return Examples([self.ids[row] for row in rows], [self.texts[row] for row in rows], self.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The three splits. A validation split held out of the training source keeps its ``train/...`` ids."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    labels: tuple[str, ...]
+    licence: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the label names and every id, label and text, in order."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for name in SPLITS:
+            split: Examples = getattr(self, name)
+            for record in zip(split.ids, split.labels.tolist(), split.texts, strict=True):
+                digest.update(json.dumps([name, *record]).encode() + b"\n")
+        return digest.hexdigest()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples per split."""
+        return {name: len(getattr(self, name)) for name in SPLITS}
+
+
+# ---------------------------------------------------------------------------------------------------------------- load
+
+
+def load(task: TextClassification, seed: int, log: Callable[[str], None] | None = None) -> Dataset:
+    """Read the task's sources, hold out a validation split if it has none, and cut each split to ``task.limit``.
+
+    Integer labels are positions in ``task.labels`` where those are given as words, else names. The hold-out depends on
+    ``seed`` and the training source only, and has one example at least of every class that has two. A limit keeps one
+    at least of every class, even where that is more examples. Raise ``DataError`` for a missing column, a text that is
+    no string, a label that is missing or unknown, or an empty split; ``AssetError`` when a source cannot be had.
+    """
+    sources = {"train": task.train, "validation": task.validation, "test": task.test}
+    found = {name: _read(name, locator, task, log) for name, locator in sources.items() if locator is not None}
+    labels = task.labels or _sorted_names(found["train"][2])
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise DataError(f"a classification needs two labels or more, all different; these are {', '.join(labels)}")
+    positions = task.labels is not None and not all(label.lstrip("-").isdecimal() for label in labels)
+    splits = {
+        n: Examples(ids, texts, _index(ids, names, labels, positions)) for n, (ids, texts, names) in found.items()
+    }
+    if "validation" not in splits:
+        held_out = holdout(splits["train"].labels, task.validation_fraction, seed)
+        whole = splits["train"]
+        splits |= {"train": whole.take(np.flatnonzero(~held_out)), "validation": whole.take(np.flatnonzero(held_out))}
+    if task.limit is not None:
+        for name, split in splits.items():
+            count = max(task.limit, len(np.unique(split.labels)))
+            splits[name] = split.take(stratified(split.labels, count, seed))
+    return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence)
+
+
+def _read(
+    name: str, locator: str, task: TextClassification, log: Callable[[str], None] | None
+) -> tuple[list[str], list[str], list[str | int]]:
+    """Ids, texts and raw labels of one source, each a checked value."""
+    table = tables.read(locator, (task.text_column, task.label_column), log)
+    ids = [f"{name}/{row}" for row in table.rows]
+    texts, labels = table.cells[task.text_column], table.cells[task.label_column]
+    if not ids:
+        raise DataError(f"the {name} split is empty: {locator} holds no labelled rows")
+    for place, text, label in zip(ids, texts, labels, strict=True):
+        if not isinstance(text, str) or not _is_unicode(text):
+            raise DataError(
+                f"{place}: column {task.text_column!r} of {locator} holds {text!r}, which is no text; mend it"
+            )
+        if label == "" or isinstance(label, bool) or not isinstance(label, str | int) or not _is_unicode(str(label)):
+            raise DataError(
+                f"{place}: column {task.label_column!r} of {locator} holds {label!r}; a label is a name or an integer"
+            )
+    return ids, texts, labels
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be stored: JSON may hold half of a surrogate pair, which is no character."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _sorted_names(labels: Iterable[str | int]) -> tuple[str, ...]:
+    """The names in use; integers in their own order, before any strings."""
+    return tuple(dict.fromkeys(str(name) for name in sorted(set(labels), key=lambda x: (isinstance(x, str), x))))
+
+
+def _index(ids: list[str], names: list[str | int], labels: tuple[str, ...], positions: bool) -> Ints:
+    """Label indices. An integer is a position in ``labels``, or (without ``positions``) itself a name."""
+    index: dict[str | int, int] = {label: place for place, label in enumerate(labels)}
+    if positions:
+        index |= {place: place for place in range(len(labels))}
+    else:
+        names = [str(name) for name in names]
+    unknown = Counter(name for name in names if name not in index)
+    if unknown:
+        name = next(iter(unknown))
+        near = difflib.get_close_matches(str(name), labels, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        split, first = ids[0].partition("/")[0], ids[names.index(name)]
+        raise DataError(
+            f"the {split} split has {unknown[name]} rows with the unknown label {name!r}, first {first}{hint}; "
+            f"{len(unknown)} unknown in all. Known are {', '.join(labels)}. Remove the rows, or name every label in "
+            "the task's `labels`."
+        )
+    return np.array([index[name] for name in names], np.int64)
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+def holdout(labels: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Mark the rows held out: about ``fraction`` of each class, at least one and never all; none of a class of one."""
+    if not 0 < fraction < 1:
+        raise DataError(f"validation_fraction is {fraction}; it must be between 0 and 1")
+    marked = np.zeros(len(labels), np.bool_)
+    for rows in _shuffled_by_class(labels, seed):
+        if len(rows) > 1:
+            marked[rows[: min(max(int(len(rows) * fraction + 0.5), 1), len(rows) - 1)]] = True
+    if not marked.any():
+        raise DataError("no class has two training examples, so none can be held out; give a validation source")
+    return marked
+
+
+def stratified(labels: Ints, count: int, seed: int) -> Ints:
+    """Draw ``count`` rows (all, if there are fewer), ascending, each class in proportion to its size.
+
+    Every class has one at least where ``count`` allows it; what rounding leaves goes to the largest remainders.
+    """
+    if count >= len(labels):
+        return np.arange(len(labels), dtype=np.int64)
+    classes = _shuffled_by_class(labels, seed)
+    sizes = np.array([len(rows) for rows in classes])
+    share = count * sizes / sizes.sum()
+    taken = np.floor(share).astype(np.int64)
+    if count >= len(sizes):
+        taken = np.maximum(taken, 1)
+    while taken.sum() > count:  # the classes raised to one are paid for by those furthest above their share
+        taken[np.argmax(np.where(taken > 1, taken - share, -np.inf))] -= 1
+    while taken.sum() < count:
+        taken[np.argmax(np.where(taken < sizes, share - taken, -np.inf))] += 1
+    return np.sort(np.concatenate([rows[:number] for rows, number in zip(classes, taken, strict=True)]))
+
+
+def draw_calibration(dataset: Dataset, count: int, seed: int) -> tuple[str, ...]:
+    """Draw ids of the training split, stratified, never of what was held out for validation.
+
+    Raise ``DataError`` when it has fewer than ``count`` examples.
+    """
+    if not 0 < count <= len(dataset.train):
+        raise DataError(f"cannot draw {count} calibration examples from {len(dataset.train)} training examples")
+    return tuple(dataset.train.ids[row] for row in stratified(dataset.train.labels, count, seed))
+
+
+def _shuffled_by_class(labels: Ints, seed: int) -> list[Ints]:
+    """The rows of each class, in an order that only ``seed`` and the number of rows decide.
+
+    Sorted by the raw stream of a bit generator, which NumPy keeps the same over its versions; its ``permutation``
+    may change, and with it which calibration ids are training examples.
+    """
+    order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
+    return [order[labels[order] == label] for label in np.unique(labels)]
+
+
+# ------------------------------------------------------------------------------------------------------- write and read
+
+
+def write(dataset: Dataset, out: Path) -> None:
+    """Write ``data/<split>.parquet`` (id, text: string; label: int32) and ``dataset.json`` into an unfinished stage."""
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = pyarrow.schema([("id", pyarrow.string()), ("text", pyarrow.string()), ("label", pyarrow.int32())])
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    for name in SPLITS:
+        split: Examples = getattr(dataset, name)
+        table = pyarrow.table([split.ids, split.texts, split.labels.astype(np.int32)], schema=schema)
+        parquet.write_table(table, out / "data" / f"{name}.parquet", compression="zstd")
+    head = {"schema": SCHEMA, "labels": dataset.labels, "fingerprint": dataset.fingerprint, "counts": dataset.counts}
+    write_json(out / "dataset.json", head | {"licence": dataset.licence})
+
+
+def read(stage_path: Path) -> Dataset:
+    """Read what ``write`` wrote. Raise ``DataError`` when it is missing, altered or of another version."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        head = read_json(stage_path / "dataset.json")
+        splits = {}
+        for name in SPLITS:
+            columns = parquet.ParquetFile(stage_path / "data" / f"{name}.parquet").read()
+            ids, texts, labels = columns["id"].to_pylist(), columns["text"].to_pylist(), columns["label"].to_numpy()
+            splits[name] = Examples(ids, texts, labels.astype(np.int64))
+        dataset = Dataset(**splits, labels=tuple(head["labels"]), licence=head["licence"])
+        intact = head["schema"] == SCHEMA and head["fingerprint"] == dataset.fingerprint
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise DataError(f"{stage_path} holds no readable data set ({error}); run again with --fresh assets") from error
+    if not intact:
+        raise DataError(f"{stage_path} is not the data set that was written there; run again with --fresh assets")
+    return dataset
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+
+def score(predictions: NDArray[Any], labels: Ints) -> float:
+    """Return the accuracy, 0 to 1, of ``predictions``: class indices (N,), or logits (N, C) whose largest counts."""
+    return float((_classes(predictions, labels) == labels).mean())
+
+
+def macro_f1(predictions: NDArray[Any], labels: Ints) -> float:
+    """Return the unweighted mean, over the classes that occur in either argument, of each class's F1."""
+    found = _classes(predictions, labels)
+    classes = np.union1d(found, labels)
+    both = [np.sum((found == c) & (labels == c)) for c in classes]
+    either = [np.sum(found == c) + np.sum(labels == c) for c in classes]
+    return float(np.mean([2 * hits / total for hits, total in zip(both, either, strict=True)]))
+
+
+def _classes(predictions: NDArray[Any], labels: Ints) -> NDArray[Any]:
+    found = np.asarray(predictions)
+    found = found.argmax(1) if found.ndim == 2 else found
+    if found.shape != labels.shape or not len(labels):
+        raise DataError(f"cannot score predictions of shape {np.shape(predictions)} against {len(labels)} labels")
+    return found

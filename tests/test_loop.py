@@ -1,0 +1,137 @@
+"""Claims about the training loop: exact resume, exact accumulation, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from edgekd import spec
+from edgekd.distill import evaluate, loop
+from edgekd.distill.losses import Learner
+from edgekd.errors import TrainingError
+from edgekd.progress import Progress
+
+QUIET = Progress(quiet=True)
+OPTIONS = spec.Optimizer(learning_rate=2e-3, batch_size=8)
+
+
+def task(model: Any, count: int = 44) -> loop.Task:
+    data = tiny.data(count)
+    validation = tiny.tokens(data.validation)
+
+    def judge() -> dict[str, float]:
+        return evaluate.compare(evaluate.logits(model, validation), validation.labels, None)
+
+    return loop.Task("t", Learner(model, (spec.CE(),), None), tiny.tokens(data.train), None, judge)
+
+
+def digest(model: torch.nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(name.encode() + tensor.numpy().tobytes())
+    return sha.hexdigest()
+
+
+class Killed(BaseException):
+    pass
+
+
+def train(out: Path, epochs: float = 3, kill_at: int | None = None, options: spec.Optimizer = OPTIONS, count: int = 44) -> Any:
+    model = tiny.bert(num_hidden_layers=1)
+    given = task(model, count)
+    seen = 0
+    forward = given.module.forward
+
+    def counted(batch: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == kill_at:
+            raise Killed
+        return forward(batch)
+
+    given.module.forward = counted  # type: ignore[method-assign]
+    loop.fit(given, epochs=epochs, options=options, seed=3, out=out, progress=QUIET)
+    return model
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 7, 13, 18])
+def test_a_killed_run_resumed_ends_in_the_same_bytes(tmp_path: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after every step
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = digest(train(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", kill_at=kill_at)
+    assert digest(train(tmp_path / "killed")) == whole
+
+
+def test_a_finished_loop_called_again_does_not_train_again(tmp_path: Path) -> None:
+    whole = digest(train(tmp_path))
+    assert digest(train(tmp_path, kill_at=1)) == whole
+
+
+def test_accumulated_micro_batches_train_as_the_big_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    grads = []
+    for size in (None, 3):
+        model = tiny.bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        given = task(model)
+        options = spec.Optimizer(batch_size=8, micro_batch_size=size)
+        loop._step(given, np.arange(8), options, torch.device("cpu"))
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    model = tiny.bert(num_hidden_layers=1)
+    given = task(model)
+    forward = given.module.forward
+    calls = 0
+
+    def poisoned(batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return forward(batch) * (float("nan") if calls == 9 else 1.0)
+
+    given.module.forward = poisoned  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"nan at step 8.*last good checkpoint is .*checkpoint\.safetensors"):
+        loop.fit(given, epochs=3, options=OPTIONS, seed=0, out=tmp_path, progress=QUIET)
+    assert (tmp_path / "checkpoint.safetensors").exists()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_the_weights_kept_are_the_best_on_validation(tmp_path: Path) -> None:
+    model = tiny.bert(num_hidden_layers=1)
+    given = task(model)
+    scripted = iter([0.5, 0.9, 0.7])
+    states: list[str] = []
+
+    def judge() -> dict[str, float]:
+        states.append(digest(model))
+        return {"score": next(scripted)}
+
+    given = loop.Task(given.name, given.module, given.tokens, None, judge)
+    summary = loop.fit(given, epochs=3, options=OPTIONS, seed=0, out=tmp_path, progress=QUIET)
+    assert summary["best"]["epoch"] == 2 and digest(model) == states[1]
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
+    linear = loop._schedule(spec.Optimizer(warmup_fraction=0.1), 100)
+    assert [linear(s) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert linear(10) == pytest.approx(1.0) and linear(55) == pytest.approx(0.5) and linear(100) == 0.0
+    cosine = loop._schedule(spec.Optimizer(warmup_fraction=0.1, decay="cosine"), 100)
+    assert cosine(55) == pytest.approx(0.5) and cosine(100) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_student_learns_its_task(tmp_path: Path) -> None:
+    model = train(tmp_path, epochs=24, options=spec.Optimizer(learning_rate=1e-3, batch_size=16), count=320)
+    test = tiny.tokens(tiny.data().test)
+    assert evaluate.compare(evaluate.logits(model, test), test.labels, None)["score"] > 0.9

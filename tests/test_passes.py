@@ -1,0 +1,402 @@
+"""Graph passes on small graphs written as text; onnx's reference evaluator says whether they still compute the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from edgekd.errors import ExportError
+from edgekd.onnxio import passes
+from edgekd.onnxio.graph import dims, infer
+
+RNG = np.random.default_rng(0)
+
+
+def model(graph: str, opset: int = 19, **weights: np.ndarray) -> onnx.ModelProto:
+    """A checked model from the text of its graph; ``weights`` become initializers."""
+    parsed = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : {opset}]> {graph}')
+    for name, array in weights.items():
+        parsed.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    for number, node in enumerate(parsed.graph.node):
+        node.name = node.name or f"/{node.op_type}_{number}"
+    onnx.checker.check_model(parsed, full_check=True)
+    return parsed
+
+
+def after(before: onnx.ModelProto, *names: str, **feeds: Any) -> onnx.ModelProto:
+    """The model after the passes: valid, and equal in what it computes for ``feeds``."""
+    result = passes.apply(before, ("constants", *names))
+    onnx.checker.check_model(result, full_check=True)
+    expected, found = (ReferenceEvaluator(m).run(None, feeds)[0] for m in (before, result))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    return result
+
+
+def ops(graph: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in graph.graph.node]
+
+
+def stored(graph: onnx.ModelProto, name: str) -> np.ndarray:
+    return next(onnx.numpy_helper.to_array(t) for t in graph.graph.initializer if t.name == name)
+
+
+def s8(*shape: int) -> np.ndarray:
+    return RNG.integers(-127, 128, shape).astype(np.int8)
+
+
+def f32(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def scales(count: int) -> np.ndarray:
+    return RNG.uniform(0.001, 0.01, count).astype(np.float32)
+
+
+LINEAR = """g (float[b,s,3] x) => (float[b,s,4] y) {
+    clipped = Clip(w, low, high)
+    w_float = DequantizeLinear<axis = 0>(clipped, scale, zero)
+    turned = Transpose<perm = [1, 0]>(w_float)
+    q = QuantizeLinear(x, x_scale, x_zero)
+    x_float = DequantizeLinear(q, x_scale, x_zero)
+    y = MatMul(x_float, turned)
+}"""
+
+
+def linear(**changes: Any) -> onnx.ModelProto:
+    weights = dict(w=s8(4, 3), low=np.int8(-127), high=np.int8(127), scale=scales(4), zero=np.zeros(4, np.int8),
+                   x_scale=np.float32(0.02), x_zero=np.uint8(120))  # fmt: skip
+    return model(LINEAR, **(weights | changes))
+
+
+def test_a_clipped_transposed_weight_is_stored_as_the_multiplication_reads_it() -> None:
+    before = linear()
+    result = after(before, "fold_clip", "fold_transpose", "dead", x=f32(2, 5, 3))
+    assert "Clip" not in ops(result) and "Transpose" not in ops(result)
+    weight = next(n for n in result.graph.node if n.op_type == "DequantizeLinear" and len(n.attribute))
+    assert weight.attribute[0].name == "axis" and weight.attribute[0].i == 1
+    np.testing.assert_array_equal(stored(result, weight.input[0]), stored(before, "w").T)
+
+
+def test_a_clip_that_cuts_is_evaluated_not_dropped() -> None:
+    result = after(linear(high=np.int8(7)), "fold_clip", "dead", x=f32(1, 2, 3))
+    weight = next(n for n in result.graph.node if n.op_type == "DequantizeLinear" and len(n.attribute))
+    assert stored(result, weight.input[0]).max() <= 7
+
+
+def test_a_gemm_gets_its_weight_transposed_when_it_transposes_it_itself() -> None:
+    before = model(
+        """g (float[b,3] x) => (float[b,4] y) {
+            w_float = DequantizeLinear<axis = 0>(w, scale, zero)
+            y = Gemm<transB = 1>(x, w_float)
+        }""",
+        w=s8(4, 3), scale=scales(4), zero=np.zeros(4, np.int8),
+    )  # fmt: skip
+    result = after(before, "fold_transpose", "dead", x=f32(2, 3))
+    assert not [a for n in result.graph.node if n.op_type == "Gemm" for a in n.attribute if a.name == "transB"]
+
+
+def embedding(axis: str, scale: np.ndarray, zero: np.ndarray) -> onnx.ModelProto:
+    return model(
+        f"""g (int64[b,s] ids) => (float[b,s,6] y) {{
+            table = DequantizeLinear{axis}(w, scale, zero)
+            y = Gather(table, ids)
+        }}""",
+        w=s8(9, 6), scale=scale, zero=zero,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("axis", "scale", "zero"),
+    [("", np.float32(0.01), np.int8(0)), ("<axis = 1>", scales(6), np.zeros(6, np.int8))],
+    ids=["per tensor", "per hidden channel"],
+)
+def test_rows_are_gathered_before_they_are_dequantized(axis: str, scale: np.ndarray, zero: np.ndarray) -> None:
+    result = after(embedding(axis, scale, zero), "gather_dequantize", "dead", ids=RNG.integers(0, 9, (2, 5)))
+    assert ops(result) == ["Gather", "DequantizeLinear"]
+
+
+def test_one_scale_per_gathered_row_is_an_error_that_names_the_gather() -> None:
+    with pytest.raises(ExportError, match=r"/Gather_1.*one scale per tensor"):
+        passes.apply(embedding("<axis = 0>", scales(9), np.zeros(9, np.int8)), ("constants", "gather_dequantize"))
+
+
+def gemm(bias: np.ndarray, w_scale: np.ndarray | None = None, attributes: str = "") -> onnx.ModelProto:
+    return model(
+        f"""g (float[b,3] x) => (float[b,4] y) {{
+            q = QuantizeLinear(x, x_scale, x_zero)
+            x_float = DequantizeLinear(q, x_scale, x_zero)
+            w_float = DequantizeLinear<axis = 1>(w, scale, zero)
+            y = Gemm{attributes}(x_float, w_float, bias)
+        }}""",
+        w=s8(3, 4), scale=scales(4) if w_scale is None else w_scale, zero=np.zeros(4, np.int8),
+        x_scale=np.float32(0.02), x_zero=np.uint8(120), bias=bias,
+    )  # fmt: skip
+
+
+def test_a_bias_is_int32_at_exactly_the_product_of_the_two_scales() -> None:
+    before = gemm(np.array([0.3, -2.0, 0.0, 1.5], np.float32))
+    result = passes.apply(before, ("constants", "gemm_bias", "dead"))
+    node = next(n for n in result.graph.node if n.op_type == "DequantizeLinear" and n.output[0] in gemm_inputs(result))
+    numbers, scale, zero = (stored(result, name) for name in node.input)
+    expected = np.float32(0.02) * stored(before, "scale")
+    assert numbers.dtype == np.int32 and not zero.any()
+    np.testing.assert_array_equal(scale, expected)
+    assert np.abs(numbers * expected.astype(np.float64) - stored(before, "bias")).max() <= expected.max() / 2
+    x = f32(4, 3)
+    found, wanted = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (result, before))
+    assert np.abs(found - wanted).max() <= expected.max()  # half a step of the bias, and float noise
+
+
+def gemm_inputs(graph: onnx.ModelProto) -> str:
+    return next(n for n in graph.graph.node if n.op_type == "Gemm").input[2]
+
+
+def test_a_bias_that_int32_cannot_hold_stays_float_behind_a_multiplication() -> None:
+    tiny = np.array([1e-3, 1e-12, 1e-3, 1e-3], np.float32)
+    result = after(gemm(np.ones(4, np.float32), tiny), "gemm_bias", x=f32(2, 3))
+    assert "Gemm" not in ops(result) and ops(result)[-2:] == ["MatMul", "Add"]
+
+
+def test_a_gemm_with_alpha_is_left_alone() -> None:
+    result = after(gemm(np.ones(4, np.float32), attributes="<alpha = 0.5>"), "gemm_bias", x=f32(2, 3))
+    assert ops(result).count("DequantizeLinear") == 2
+
+
+def test_equal_quantizers_of_one_tensor_become_one() -> None:
+    before = model(
+        """g (float[n] x) => (float[n] y) {
+            a = QuantizeLinear(x, scale, zero)
+            b = QuantizeLinear(x, scale_again, zero_again)
+            c = QuantizeLinear(x, other_scale, zero)
+            a_float = DequantizeLinear(a, scale, zero)
+            b_float = DequantizeLinear(b, scale_again, zero_again)
+            c_float = DequantizeLinear(c, other_scale, zero)
+            sum = Add(a_float, b_float)
+            y = Add(sum, c_float)
+        }""",
+        scale=np.float32(0.1), zero=np.uint8(3), scale_again=np.float32(0.1), zero_again=np.uint8(3),
+        other_scale=np.float32(0.2),
+    )  # fmt: skip
+    result = after(before, "common_subexpressions", "dead", x=f32(7))
+    assert ops(result).count("QuantizeLinear") == 2 and ops(result).count("DequantizeLinear") == 2
+
+
+def test_constants_of_equal_content_and_type_are_stored_once() -> None:
+    before = model(
+        """g (float[n] x) => (float[n] y) {
+            one = Constant<value = float[2] {1.0, 2.0}>()
+            same = Identity(w)
+            a = Add(x, one)
+            b = Add(a, w)
+            c = Add(b, same)
+            y = Mul(c, v)
+        }""",
+        w=np.array([1, 2], np.float32), v=np.array([1, 2], np.float32),
+    )  # fmt: skip
+    result = after(before, x=f32(2))
+    assert len(result.graph.initializer) == 1 and ops(result) == ["Add", "Add", "Add", "Mul"]
+
+
+def test_an_int8_and_a_uint8_zero_are_not_merged() -> None:
+    before = model(
+        "g (float[n] x) => (uint8[n] y, int8[n] z) { y = QuantizeLinear(x, s, u) z = QuantizeLinear(x, s, i) }",
+        s=np.float32(0.1), u=np.uint8(0), i=np.int8(0),
+    )  # fmt: skip
+    assert len(after(before, x=np.abs(f32(3))).graph.initializer) == 3
+
+
+HEADS = """g (float[batch,sequence,6] x) => (float[batch,heads,sequence2,width] y) {
+    shape = Shape(x)
+    b = Gather(shape, zero)
+    b1 = Unsqueeze(b, front)
+    whole = Concat<axis = 0>(b1, minus, heads, width)
+    split = Reshape(x, whole)
+    y = Transpose<perm = [0, 2, 1, 3]>(split)
+}"""
+
+
+def test_a_shape_known_but_for_batch_and_sequence_becomes_constant() -> None:
+    one = lambda n: np.array([n], np.int64)  # noqa: E731
+    before = model(HEADS, zero=np.int64(0), front=one(0), minus=one(-1), heads=one(2), width=one(3))
+    result = after(before, "constant_reshape", "dead", x=f32(2, 5, 6))
+    assert ops(result) == ["Reshape", "Transpose"]
+    assert stored(result, result.graph.node[0].input[1]).tolist() == [0, 0, 2, 3]
+
+
+def test_a_reshape_that_folds_batch_into_sequence_keeps_one_unknown_only() -> None:
+    before = model(
+        """g (float[batch,sequence,6] x) => (float[n,m] y) {
+            shape = Shape(x)
+            b = Gather(shape, zero)
+            b1 = Unsqueeze(b, front)
+            whole = Concat<axis = 0>(b1, minus)
+            flat = Reshape(x, whole)
+            y = Neg(flat)
+        }""",
+        zero=np.int64(0), front=np.array([0]), minus=np.array([-1]),
+    )  # fmt: skip
+    result = after(before, "constant_reshape", "dead", x=f32(2, 5, 6))
+    assert stored(result, result.graph.node[0].input[1]).tolist() == [0, -1]
+
+
+def test_shape_inference_carries_dynamic_dimensions_through_a_broadcast() -> None:
+    before = model("g (float[batch,sequence,6] x, float[batch,one,6] z) => (float[a,b,c] y) { y = Add(x, z) }")
+    graph = ir.from_proto(before)
+    infer(graph)
+    assert dims(graph.graph.inputs[0]) == ("batch", "sequence", 6)
+    lone = model("g (float[batch,sequence] x) => (float[a,b] y) { t = Add(x, w) y = Mul(t, t) }", w=f32(1, 1))
+    graph = ir.from_proto(lone)
+    infer(graph)
+    assert dims(graph.graph[0].outputs[0]) == ("batch", "sequence")
+
+
+ATTENTION_MASK = """g (float[b,s] scores, float[b,s] keep) => (float[b,s] y) {
+    off = Sub(one, keep)
+    mask = Mul(off, lowest)
+    masked = Add(scores, mask)
+    y = Softmax<axis = -1>(masked)
+}"""
+
+
+@pytest.mark.parametrize("lowest", [np.finfo(np.float32).min, -np.inf], ids=["lowest float", "minus infinity"])
+def test_a_milder_mask_gives_the_same_softmax_to_the_bit(lowest: float) -> None:
+    before = model(ATTENTION_MASK, one=np.float32(1), lowest=np.float32(np.finfo(np.float32).min))
+    changed = model(ATTENTION_MASK, one=np.float32(1), lowest=np.float32(lowest))
+    result = passes.apply(changed, ("constants", "mask_constants"))
+    assert min(float(onnx.numpy_helper.to_array(t).min()) for t in result.graph.initializer) >= -1e4
+    scores, keep = 5 * f32(3, 8), (np.arange(8) < np.array([[1], [5], [8]])).astype(np.float32)
+    found, expected = (ReferenceEvaluator(m).run(None, {"scores": scores, "keep": keep})[0] for m in (result, before))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_row_with_every_token_masked_stays_finite() -> None:
+    before = model(ATTENTION_MASK, one=np.float32(1), lowest=np.float32(np.finfo(np.float32).min))
+    result = passes.apply(before, ("constants", "mask_constants"))
+    y = ReferenceEvaluator(result).run(None, {"scores": f32(2, 4), "keep": np.zeros((2, 4), np.float32)})[0]
+    assert np.isfinite(y).all()
+
+
+def test_two_unsqueezes_become_one() -> None:
+    for first, second in (([1], [1]), ([0], [3]), ([-1], [0]), ([1], [-2])):
+        before = model(
+            "g (float[n,m] x) => (float[a,b,c,d] y) { t = Unsqueeze(x, first) y = Unsqueeze(t, second) }",
+            first=np.array(first), second=np.array(second),
+        )  # fmt: skip
+        assert ops(after(before, "short_chains", "dead", x=f32(2, 3))) == ["Unsqueeze"]
+
+
+def test_one_dimension_is_read_by_one_shape_node() -> None:
+    before = model(
+        "g (float[n,m] x) => (int64[1] y) { s = Shape(x) d = Gather(s, i) y = Unsqueeze(d, a) }",
+        i=np.int64(1), a=np.array([0]),
+    )  # fmt: skip
+    result = after(before, "short_chains", "dead", x=f32(2, 3))
+    assert ops(result) == ["Shape"]
+
+
+LAST_LAYER = """g (float[batch,sequence,4] x) => (float[batch,4] y) {
+    q8 = QuantizeLinear(x, s, z)
+    q = DequantizeLinear(q8, s, z)
+    query = MatMul(q, wq)
+    key = MatMul(q, wk)
+    turned = Transpose<perm = [0, 2, 1]>(key)
+    scores = MatMul(query, turned)
+    weights = Softmax<axis = -1>(scores)
+    mixed = MatMul(weights, q)
+    residual = Add(mixed, x)
+    normal = LayerNormalization<axis = -1>(residual, gain, shift)
+    y = Gather<axis = 1>(normal, place)
+}"""
+
+
+def last_layer(place: int) -> onnx.ModelProto:
+    return model(LAST_LAYER, s=np.float32(0.05), z=np.uint8(128), wq=f32(4, 4), wk=f32(4, 4), gain=f32(4), shift=f32(4),
+                 place=np.int64(place))  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_last_layer_is_computed_for_the_chosen_token_only(place: int) -> None:
+    result = after(last_layer(place), "first_token", "dead", x=f32(2, 5, 4))
+    graph = ir.from_proto(result)
+    infer(graph)
+    shapes = {node.name: dims(node.outputs[0]) for node in graph.graph}
+    assert shapes["/MatMul_2"] == shapes["/LayerNormalization_9"] == ("batch", 1, 4)
+    assert shapes["/MatMul_5"] == ("batch", 1, "sequence")
+    assert shapes["/MatMul_3"] == ("batch", "sequence", 4)  # keys are needed for every token
+    by_output = {name: node for node in result.graph.node for name in node.output}
+    query = next(node for node in result.graph.node if node.name == "/MatMul_2")
+    assert by_output[query.input[0]].op_type == "DequantizeLinear"  # directly before the product, or it would not fuse
+
+
+def test_a_choice_over_the_softmax_dimension_is_not_moved() -> None:
+    before = model(
+        """g (float[batch,sequence,4] x) => (float[batch,4] y) {
+            t = MatMul(x, w)
+            p = Softmax<axis = 1>(t)
+            y = Gather<axis = 1>(p, place)
+        }""",
+        w=f32(4, 4), place=np.int64(0),
+    )  # fmt: skip
+    assert "Slice" not in ops(after(before, "first_token", "dead", x=f32(2, 3, 4)))
+
+
+def test_a_tensor_that_is_an_output_itself_is_not_cut() -> None:
+    before = model(
+        """g (float[batch,sequence,4] x) => (float[batch,4] y, float[batch,sequence,4] t) {
+            t = MatMul(x, w)
+            y = Gather<axis = 1>(t, place)
+        }""",
+        w=f32(4, 4), place=np.int64(0),
+    )  # fmt: skip
+    assert "Slice" not in ops(after(before, "first_token", "dead", x=f32(2, 3, 4)))
+
+
+def test_what_no_output_needs_is_dropped() -> None:
+    before = model("g (float[n] x) => (float[n] y) { a = Add(x, w) y = Mul(x, v) }", w=f32(1), v=f32(1))
+    result = after(before, "dead", x=f32(3))
+    assert ops(result) == ["Mul"] and len(result.graph.initializer) == 1
+
+
+def test_names_lead_back_to_modules_and_are_unique() -> None:
+    before = model(
+        "g (float[n,3] x) => (float[n,4] y) { t = MatMul(x, onnx_w) u = Add(t, w2) y = Add(u, w2) }",
+        onnx_w=f32(3, 4), w2=f32(4),
+    )  # fmt: skip
+    for node, name in zip(
+        before.graph.node, ("/wrapped/a/dense/MatMul", "/wrapped/a/Add", "/wrapped/a/Add"), strict=True
+    ):
+        node.name = name
+    before.graph.initializer[0].name = before.graph.node[0].input[1] = "onnx::MatMul_12"
+    result = after(before, "names", x=f32(2, 3))
+    assert [node.name for node in result.graph.node] == ["/a/dense/MatMul", "/a/Add", "/a/Add_1"]
+    assert {t.name for t in result.graph.initializer} == {"a.dense.weight", "w2"}
+    assert result.graph.node[0].output[0] == "/a/dense/MatMul" and result.graph.output[0].name == "y"
+
+
+def test_passes_leave_the_model_they_are_given_untouched() -> None:
+    before = linear()
+    content = before.SerializeToString(deterministic=True)
+    passes.apply(before, passes.QUANTIZED_PASSES)
+    assert before.SerializeToString(deterministic=True) == content
+
+
+def test_every_pass_says_what_it_requires_does_and_ensures() -> None:
+    for module in passes.PASSES.values():
+        assert all(word in (module.__doc__ or "") for word in ("Requires:", "Does:", "Ensures:")), module.__name__
+
+
+def test_every_pass_changes_nothing_the_second_time() -> None:
+    before = last_layer(0)
+    for name, module in passes.PASSES.items():
+        graph = ir.from_proto(passes.apply(before, ("constants", name)))
+        assert module.run(graph) == 0, name
+
+
+def test_an_unknown_pass_is_named() -> None:
+    with pytest.raises(ExportError, match="unknown graph pass 'polish'"):
+        passes.apply(linear(), ("polish",))

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import ast
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_line
+
+from edgekd import pipeline, runner, spec, store
+from edgekd.errors import StoreError, UsageError
+from edgekd.progress import Progress
+from edgekd.store import Stage
+
+ROOT = Path(pipeline.__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def target(**changes: Any) -> spec.Target:
+    options: dict[str, Any] = {
+        "name": "toy",
+        "task": spec.TextClassification(train="train.csv", test="test.csv"),
+        "teacher": spec.Teacher(source="dir:teacher"),
+        "student": spec.Student(layers=2),
+        "quant": spec.Quant(calibration="toy"),
+    }
+    return spec.Target(**(options | changes))
+
+
+def keys(target: spec.Target, revisions: dict[str, int] | None = None, **given: Any) -> dict[str, str]:
+    options: dict[str, Any] = {"sources": {"train": "a"}, "calibration_ids": ("1", "2"), "machine": {"cpu": "x"}}
+    graph = pipeline.graph(target, **(options | given))
+    steps = runner.resolve(graph, Path("runs"), lambda name: (revisions or {}).get(name, 1))
+    return {step.stage.name: step.stage.key for step in steps}
+
+
+# ---------------------------------------------------------------------------------------------------------------- graph
+
+
+def signature(name: str) -> list[str]:
+    tree = ast.parse((ROOT / "edgekd" / "stages" / f"{name}.py").read_text(encoding="utf-8"))
+    run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+    assert [a.arg for a in run.args.args] == ["ctx"]
+    assert run.args.kw_defaults == [None] * len(run.args.kwonlyargs), "a default would be an input that no key knows of"
+    return [a.arg for a in run.args.kwonlyargs]
+
+
+@pytest.mark.parametrize("name", pipeline.STAGES)
+def test_a_stage_takes_exactly_what_the_graph_gives_it(name: str) -> None:
+    given = pipeline.graph(target(), {}, (), {})[name]
+    assert sorted(signature(name)) == sorted(given)
+
+
+def test_every_stage_is_in_the_graph_and_has_a_revision_that_is_read_without_importing_it() -> None:
+    assert tuple(pipeline.graph(target(), {}, (), {})) == pipeline.STAGES
+    code = (
+        "import sys; from edgekd import pipeline;"
+        "assert all(pipeline.stage_revision(n) >= 1 for n in pipeline.STAGES); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
+
+
+def test_a_stage_is_only_given_stages_before_it() -> None:
+    seen: set[str] = set()
+    for name, given in pipeline.graph(target(), {}, (), {}).items():
+        after = {value.stage for value in given.values() if isinstance(value, runner.After)}
+        assert after <= seen
+        seen.add(name)
+
+
+ALL = set(pipeline.STAGES)
+LATE = {"quantize", "export", "bench"}
+CHANGES: list[tuple[dict[str, Any], set[str]]] = [
+    ({"name": "other"}, set()),
+    ({"budget": spec.Budget(size_mib=1.0)}, set()),
+    ({"seed": 1}, ALL),
+    ({"task": spec.TextClassification(train="train.csv", test="test.csv", max_length=64)}, ALL),
+    ({"teacher": spec.Teacher(source="dir:teacher", finetune=spec.Finetune())}, ALL - {"assets"}),
+    ({"student": spec.Student(layers=3)}, {"distill"} | LATE),
+    ({"distill": spec.Distill(epochs=11)}, {"distill"} | LATE),
+    ({"distill": spec.Distill(losses=(spec.KL(1.0), spec.HiddenMSE()))}, {"labels", "distill"} | LATE),
+    ({"quant": spec.Quant(calibration="toy", epochs=3)}, LATE),
+    ({"export": spec.Export(opset=18)}, {"export", "bench"}),
+    ({"bench": spec.Bench(rounds=6)}, {"bench"}),
+    ({"device": spec.X86_AVX2}, {"bench"}),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES, ids=[",".join(change) for change, _ in CHANGES])
+def test_a_key_changes_exactly_where_the_change_reaches(change: dict[str, Any], expected: set[str]) -> None:
+    before, after = keys(target()), keys(target(**change))
+    assert {name for name in ALL if before[name] != after[name]} == expected
+
+
+def test_sources_calibration_machine_and_revisions_reach_what_comes_after_them() -> None:
+    before = keys(target())
+
+    def changed(**given: Any) -> set[str]:
+        after = keys(target(), **given)
+        return {name for name in ALL if before[name] != after[name]}
+
+    assert changed(sources={"train": "b"}) == ALL
+    assert changed(calibration_ids=("1", "3")) == LATE
+    assert changed(machine={"cpu": "y"}) == {"bench"}
+    assert changed(revisions={"distill": 2}) == {"distill"} | LATE
+    assert changed(revisions={"bench": 2}) == {"bench"}
+
+
+def test_a_smoke_run_shares_the_store_but_no_stage_with_the_real_one() -> None:
+    small = spec.smoke(target())
+    assert pipeline.run_name(small) == "toy-smoke"
+    assert not set(keys(small).values()) & set(keys(target()).values())
+
+
+# ------------------------------------------------------------------------------------------------------------------ run
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """``pipeline.run`` over toy stages of the real names; what the verdict and the shipping were given."""
+    happened: dict[str, Any] = {"calls": [], "judged": 0, "shipped": []}
+
+    def stage(name: str) -> Any:
+        def work(ctx: store.Context, **inputs: Any) -> None:
+            happened["calls"].append(name)
+            store.write_text(ctx.out / "result.txt", f"{name} {sorted(inputs)}\n")
+
+        return work
+
+    class Verdict:
+        @staticmethod
+        def run(target: spec.Target, stages: dict[str, Stage], out: Path) -> None:
+            happened["judged"] += 1
+            assert tuple(stages) == pipeline.STAGES
+            store.write_json(out / "report.json", {})
+
+    class Ship:
+        @staticmethod
+        def ship(run: Path, out: Path) -> Path:
+            happened["shipped"].append((run, out))
+            return out
+
+    def steps(target: spec.Target, folder: Path, *, beside: Path | None = None) -> list[runner.Step]:
+        return runner.resolve(pipeline.graph(target, {}, (), {}), folder, lambda name: 1)
+
+    monkeypatch.setattr(pipeline, "steps", steps)
+    monkeypatch.setattr(pipeline, "stage_function", stage)
+    monkeypatch.setattr(runner, "torch_context", lambda device, progress: toy_line.context)
+    monkeypatch.setitem(sys.modules, "edgekd.stages.verdict", Verdict)
+    monkeypatch.setitem(sys.modules, "edgekd.ship", Ship)
+    import edgekd
+    import edgekd.stages
+
+    monkeypatch.setattr(edgekd, "ship", Ship, raising=False)
+    monkeypatch.setattr(edgekd.stages, "verdict", Verdict, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return happened
+
+
+def run(**options: Any) -> dict[str, Any]:
+    return pipeline.run(options.pop("target", target()), progress=Progress(quiet=True), **options)
+
+
+def test_a_run_walks_all_stages_then_judges_then_ships(toys: dict[str, Any]) -> None:
+    result = run()
+    assert toys["calls"] == list(pipeline.STAGES)
+    assert toys["shipped"] == [(Path("runs/toy"), Path("dist/toy"))]
+    assert result["report"] == "runs/toy/report.json"
+    assert result["bundle"] == "dist/toy"
+    assert [entry["action"] for entry in result["stages"].values()] == ["run"] * 7
+    folders = store.read_json(Path("runs/toy/stages.json"))
+    assert list(folders) == list(pipeline.STAGES)
+    assert all((Path("runs/store") / name / "result.txt").is_file() for name in folders.values())
+
+
+def test_running_again_reuses_every_stage_and_judges_anew(toys: dict[str, Any]) -> None:
+    run()
+    toys["calls"].clear()
+    assert {entry["action"] for entry in run()["stages"].values()} == {"reused"}
+    assert toys["calls"] == []
+    assert toys["judged"] == 2
+
+
+@pytest.mark.parametrize("to", pipeline.ENDS)
+def test_to_is_the_last_thing_done(toys: dict[str, Any], to: str) -> None:
+    result = run(to=to)
+    done = pipeline.ENDS.index(to) + 1
+    assert toys["calls"] == list(pipeline.ENDS[: min(done, 7)])
+    assert (result["report"] is not None) == (to in ("verdict", "ship"))
+    assert (result["bundle"] is not None) == (to == "ship")
+
+
+@pytest.mark.parametrize("fresh", pipeline.STAGES)
+def test_fresh_does_that_stage_and_all_after_it_again(toys: dict[str, Any], fresh: str) -> None:
+    run()
+    toys["calls"].clear()
+    result = run(fresh=fresh)
+    again = pipeline.STAGES[pipeline.STAGES.index(fresh) :]
+    assert toys["calls"] == list(again)
+    assert {n for n, entry in result["stages"].items() if entry["action"] == "run"} == set(again)
+
+
+def test_fresh_also_forgets_what_a_killed_stage_left(toys: dict[str, Any], tmp_path: Path) -> None:
+    step = pipeline.steps(target(), Path("runs"))[3]
+    with store.partial(Path("runs"), step.stage.name, step.stage.key) as out:
+        (out / "old.txt").write_text("old")
+    run(fresh="distill")
+    assert not (step.stage.path / "old.txt").exists()
+
+
+def test_a_changed_target_runs_only_what_the_change_reaches(toys: dict[str, Any]) -> None:
+    run()
+    toys["calls"].clear()
+    run(target=target(quant=spec.Quant(calibration="toy", epochs=3)))
+    assert toys["calls"] == ["quantize", "export", "bench"]
+
+
+@pytest.mark.parametrize("option", ["to", "fresh"])
+def test_an_unknown_stage_is_a_usage_error_that_lists_them(toys: dict[str, Any], option: str) -> None:
+    with pytest.raises(UsageError, match="assets, teacher, labels"):
+        run(**{option: "quantise"})
+    assert not Path("runs").exists()
+
+
+def test_ctrl_c_keeps_what_is_finished(toys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pipeline.stage_function
+
+    def interrupted(name: str) -> Any:
+        def stop(ctx: store.Context, **inputs: Any) -> None:
+            raise KeyboardInterrupt
+
+        return stop if name == "labels" else whole(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "stage_function", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    actions = {name: entry["action"] for name, entry in run()["stages"].items()}
+    assert actions == {name: "reused" if name in ("assets", "teacher") else "run" for name in pipeline.STAGES}
+
+
+def test_progress_says_of_each_stage_what_becomes_of_it(toys: dict[str, Any]) -> None:
+    said: list[str] = []
+    progress = Progress(quiet=True)
+    progress.log = said.append  # type: ignore[method-assign]
+    run(to="teacher")
+    pipeline.run(target(), to="labels", progress=progress)
+    words = [tuple(line.split()[:2]) for line in said]
+    assert words == [("reused", "assets"), ("reused", "teacher"), ("running", "labels"), ("finished", "labels")]
+
+
+# ----------------------------------------------------------------------------------------------------- torch, and ranks
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:1"])
+def test_an_unknown_device_is_a_usage_error_before_anything_runs(device: str) -> None:
+    with pytest.raises(UsageError, match="auto, cpu or cuda"):
+        runner.torch_context(device, Progress(quiet=True))
+
+
+def test_a_stage_runs_with_deterministic_algorithms_and_no_more_threads_than_may_run() -> None:
+    import torch
+
+    from edgekd import machine
+
+    before = torch.get_num_threads()
+    try:
+        ctx = runner.torch_context("cpu", Progress(quiet=True))(Path("out"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert ctx.device == "cpu"
+        assert ctx.threads == torch.get_num_threads() == machine.usable_threads()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+
+
+RANK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import toy_line
+from edgekd import runner, store
+from edgekd.runner import After
+
+def alone(ctx, **inputs):
+    assert ctx.rank == 0, "only rank 0 may be here"
+    store.write_text(ctx.out / "x.txt", "x")
+
+def together(ctx, *, assets):
+    assert assets.path.is_dir()
+    store.write_text(ctx.out / f"rank-{ctx.rank}-of-{ctx.world_size}.txt", "x")
+
+folder = Path(sys.argv[1])
+graph = {"assets": {"a": 1}, "labels": {"assets": After("assets")}, "distill": {"labels": After("labels")}}
+steps = runner.resolve(graph, folder, lambda name: 1)
+functions = {"assets": alone, "labels": together, "distill": alone}
+quiet = toy_line.Progress(quiet=True)
+for _ in range(2):
+    actions = runner.walk(steps, folder, function=functions.get, context=toy_line.context, progress=quiet)
+print(actions)
+"""
+
+
+def test_two_ranks_share_the_labels_and_leave_the_rest_to_the_first(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RANK, str(tmp_path), str(Path(toy_line.__file__).parent)]
+    ranks = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert out.strip() == str(dict.fromkeys(("assets", "labels", "distill"), "reused"))
+    labels = next((tmp_path / "store").glob("labels-*"))
+    assert sorted(p.name for p in labels.glob("*.txt")) == ["rank-0-of-2.txt", "rank-1-of-2.txt"]
+
+
+def test_a_rank_that_does_not_see_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runner, "meet", lambda: None)
+    with pytest.raises(StoreError, match="share one --store"):
+        toy_line.walk(tmp_path)

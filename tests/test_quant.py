@@ -1,0 +1,188 @@
+"""Claims about calibration and fake-quantization, against references written in float64."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import psutil
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekd import spec
+from edgekd.errors import DataError, TargetError, TrainingError
+from edgekd.quant import calibrate, observe, replace
+from edgekd.quant.quantizers import act_parameters
+
+KEEP = ("classifier",)
+
+
+def quantized(scheme: str = "u8s8_static", keep: tuple[str, ...] = KEEP, seed: int = 0):  # type: ignore[no-untyped-def]
+    model = tiny.bert(seed)
+    ids = torch.tensor([[2, 40, 50, 3]])
+    return replace.quantize(model, scheme, keep, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def values(seed: int, count: int = 5000) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randn(count, generator=rng), torch.randn(20, generator=rng) * 10])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(1, 400), min_size=1, max_size=20), st.floats(1e-3, 1e3))
+def test_a_histogram_does_not_depend_on_how_the_stream_was_cut(seed: int, sizes: list[int], scale: float) -> None:
+    x = values(seed) * scale
+    whole, parts = observe.Histogram(), observe.Histogram()
+    whole.observe(x)
+    place = 0
+    for size in [*sizes, len(x)]:
+        parts.observe(x[place : place + size])
+        place += size
+    assert torch.equal(whole.counts, parts.counts)
+    assert (whole.low, whole.high, whole.limit) == (parts.low, parts.high, parts.limit)
+    assert whole.counts.sum() == len(x)
+
+
+@pytest.mark.parametrize("percentile", [99.0, 99.9, 99.99])
+def test_percentile_ranges_agree_with_numpy_to_a_bin(percentile: float) -> None:
+    x = values(1, 200_000)
+    histogram = observe.Histogram()
+    for part in x.split(1000):
+        histogram.observe(part)
+    low, high = observe.choose(histogram, "percentile", percentile, signed=False)
+    tail = (100 - percentile) / 2
+    expected = np.percentile(x.double().numpy(), [tail, 100 - tail], method="inverted_cdf")
+    assert [low, high] == pytest.approx(expected.tolist(), abs=2 * histogram.limit / observe.BINS)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_mse_ranges_agree_with_a_float64_search_on_the_values_themselves(signed: bool) -> None:
+    x = values(2, 20_000)
+    histogram = observe.Histogram()
+    histogram.observe(x)
+    low, high = observe.choose(histogram, "mse", 99.9, signed)
+    full = (float(x.min()), float(x.max()))
+    if signed:
+        full = (-max(-full[0], full[1]), max(-full[0], full[1]))
+
+    def error(share: float) -> float:
+        scale = share * (full[1] - full[0]) / 255
+        zero = round(-full[0] * share / scale)
+        y = x.double().numpy()
+        return float(((np.clip(np.round(y / scale) + zero, 0, 255) - zero) * scale - y).__pow__(2).mean())
+
+    best = min(error(s) for s in np.linspace(0.01, 1.0, 200))
+    assert error(high / full[1]) <= 1.02 * best
+    assert low < 0 < high and high < full[1]
+
+
+@pytest.mark.parametrize("method", ["mse", "percentile", "minmax"])
+@pytest.mark.parametrize("scheme", ["u8s8_static", "s8s8_static"])
+def test_fake_quantized_activations_stand_on_the_grid_that_calibration_set(method: str, scheme: str) -> None:
+    model = quantized(scheme)
+    tokens = tiny.tokens(tiny.split(30, 0))
+    ranges = calibrate.calibrate(model, spec.Quant(calibration="x", method=method, scheme=scheme), tokens, np.arange(30))  # type: ignore[arg-type]
+    name, proxy = next(iter(replace.act_quantizers(model).items()))
+    low, high = ranges[name]
+    x = torch.linspace(2 * low, 2 * high, 1001)
+    got = proxy(x).detach().double().numpy()
+    if scheme == "u8s8_static":
+        scale = (high - low) / 255
+        zero = np.round(-low / scale)
+        grid = (np.clip(np.round(x.double().numpy() / scale) + zero, 0, 255) - zero) * scale
+    else:
+        scale = high / 128
+        grid = np.clip(np.round(x.double().numpy() / scale), -128, 127) * scale
+    assert np.abs(got - grid).max() <= scale * 1.001  # float32 may round a tie the other way
+    assert (np.abs(got - grid) > scale * 0.01).mean() < 0.01
+
+
+def test_query_key_and_value_share_one_quantizer() -> None:
+    model = quantized()
+    layer = model.bert.encoder.layer[0].attention.self
+    assert layer.query.input_quant is layer.key.input_quant is layer.value.input_quant
+    assert len(replace.act_quantizers(model)) == 4 * 4 + 1
+
+
+def test_weights_are_int8_per_channel_and_symmetric() -> None:
+    layer = quantized().bert.encoder.layer[0].intermediate.dense
+    layer.weight_quant.skip_create_quant_tensor = False
+    weight = layer.quant_weight()
+    integers = weight.int()
+    assert integers.abs().max() == 127 and (weight.zero_point == 0).all()
+    expected = layer.weight.abs().amax(1, keepdim=True) / 127
+    torch.testing.assert_close(weight.scale, expected)
+    torch.testing.assert_close((integers * expected).float(), weight.value)
+
+
+def test_kept_modules_stay_float_and_everything_else_does_not() -> None:
+    model = quantized(keep=("classifier", "*.attention.*"))
+    names = {n: type(m).__name__ for n, m in model.named_modules()}
+    assert names["classifier"] == names["bert.encoder.layer.1.attention.self.key"] == "Linear"
+    assert names["bert.pooler.dense"] == "QuantLinear"
+    assert names["bert.embeddings.word_embeddings"] == "QuantEmbedding"
+
+
+def test_a_recipe_that_quantizes_nothing_is_an_error() -> None:
+    with pytest.raises(TargetError, match="quantizes nothing"):
+        quantized(keep=("*",))
+
+
+def test_a_range_that_cannot_be_quantized_names_its_tensor() -> None:
+    model = quantized()
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.output.dense.weight.fill_(float("inf"))
+    with pytest.raises(TrainingError, match=r"bert\.encoder\.layer\.1\..*keep_float"):
+        calibrate.calibrate(model, spec.Quant(calibration="x"), tiny.tokens(tiny.split(8, 0)), np.arange(8))
+
+
+def test_padding_is_not_observed() -> None:
+    model, tokens = quantized(), tiny.tokens(tiny.split(32, 0))
+    quant = spec.Quant(calibration="x", method="minmax")
+    order = np.argsort(tokens.lengths)
+    mixed = np.concatenate([order[:16:2], order[-16::2], order[1:16:2], order[-15::2]])
+    by_length = calibrate.calibrate(model, quant, tokens, order[[*range(16), *range(-16, 0)]])
+    ragged = calibrate.calibrate(model, quant, tokens, mixed)
+    for name, bounds in by_length.items():
+        assert ragged[name] == pytest.approx(bounds, rel=2e-2), name
+
+
+def test_calibration_memory_does_not_grow_with_the_examples() -> None:
+    model, tokens = quantized(), tiny.tokens(tiny.split(2048, 0))
+    quant, process = spec.Quant(calibration="x"), psutil.Process()
+    calibrate.calibrate(model, quant, tokens, np.arange(32))
+    gc.collect()
+    before = process.memory_info().rss
+    calibrate.calibrate(model, quant, tokens, np.arange(2048))
+    gc.collect()
+    assert process.memory_info().rss - before < 50 * 2**20
+
+
+def test_a_state_dict_carries_every_scale() -> None:
+    model, tokens = quantized(), tiny.tokens(tiny.split(16, 0))
+    calibrate.calibrate(model, spec.Quant(calibration="x"), tokens, np.arange(16))
+    other = quantized(seed=1)
+    other.load_state_dict(model.state_dict())
+    assert calibrate.ranges(other) == calibrate.ranges(model)
+    given = {"input_ids": torch.tensor([[2, 40, 50, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with torch.no_grad():
+        assert torch.equal(other(**given).logits, model(**given).logits)
+
+
+def test_scales_are_not_trained_by_gradient_but_weights_are() -> None:
+    model = quantized().train()
+    calibrate.calibrate(model, spec.Quant(calibration="x"), tiny.tokens(tiny.split(8, 0)), np.arange(8))
+    ids = torch.tensor([[2, 40, 50, 3]])
+    model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
+    assert all(p is None or p.grad is None for q in replace.act_quantizers(model).values() for p in act_parameters(q))
+    assert model.bert.encoder.layer[0].attention.self.key.weight.grad.abs().sum() > 0
+    assert model.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+def test_a_calibration_id_outside_the_training_split_is_refused() -> None:
+    with pytest.raises(DataError, match=r"'test/3' \(1 in all\) is not in the training split"):
+        calibrate.calibration_rows(("train/1", "test/3"), ["train/0", "train/1"])
+    assert calibrate.calibration_rows(("train/1", "train/9"), ["train/0", "train/1"], everything=False).tolist() == [1]

