@@ -19,8 +19,8 @@ from edgekd import __version__, assets, machine, spec
 def examine() -> dict[str, Any]:
     """Everything as JSON data.
 
-    ``packages``: ``{"name", "version", "wanted", "required", "advice"}``, where advice is the command that mends what is
-    missing or of a wrong version, else ``None``. ``install`` mends all required ones at once (``None`` if none is).
+    ``packages``: ``{"name", "version", "wanted", "required", "advice"}``, where advice is the command that mends what
+    is missing or of a wrong version, else ``None``. ``install`` mends all required ones at once (``None`` if none is).
     """
     packages = [_package(requirement, extra) for requirement, extra in _requirements()]
     broken = [package["wanted"] for package in packages if package["required"] and package["advice"]]

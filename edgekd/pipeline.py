@@ -174,4 +174,3 @@ def stage_function(name: str) -> Callable[..., None]:
 def _summary(step: Step, action: str) -> dict[str, object]:
     seconds = store.read_json(step.stage.path / store.MANIFEST)["seconds"]
     return {"key": step.stage.key, "folder": str(step.stage.path), "action": action, "seconds": seconds}
-

@@ -15,8 +15,8 @@ def plan(
     """The plan as JSON data; what cannot be known yet is ``None``.
 
     ``stages``: ``{"stage", "key", "action", "seconds"}``, where action is ``reused``, ``resumed`` or ``run`` and
-    seconds an estimate from earlier runs in ``folder``. ``teacher``, ``student``, ``labels_bytes`` and ``problems`` (the
-    budgets that cannot be met by construction) are those of ``edgekd.sizes``.
+    seconds an estimate from earlier runs in ``folder``. ``teacher``, ``student``, ``labels_bytes`` and ``problems``
+    (the budgets that cannot be met by construction) are those of ``edgekd.sizes``.
     """
     line = pipeline.steps(target, folder, beside=beside)
     wanted = line[: pipeline.ENDS.index(pipeline.known(to)) + 1] if to else line

@@ -22,7 +22,8 @@ LINE_SECONDS = 10.0
 class Advance(Protocol):
     """What ``Progress.bar`` yields: ``advance(1, loss=0.31)`` after each step."""
 
-    def __call__(self, steps: int = 1, /, **fields: object) -> None: ...
+    def __call__(self, steps: int = 1, /, **fields: object) -> None:
+        """Count ``steps`` as done and show ``fields``."""
 
 
 class Progress:
@@ -96,7 +97,7 @@ class Progress:
 
 
 class _Rate(RichColumn):
-    def render(self, task: RichTask) -> Text:  # noqa: D102
+    def render(self, task: RichTask) -> Text:
         return Text(f"{task.speed:.3g} {task.fields['unit']}/s" if task.speed else "", style="cyan")
 
 

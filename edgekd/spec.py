@@ -165,7 +165,7 @@ class Quant:
     weights are signed, symmetric, one scale per output channel. ``calibration`` names a list in ``calibration/``
     (ids of the training split); ``method`` is how a range is chosen from what was observed. ``keep_float`` holds glob
     patterns of modules and graph nodes (dots between the parts) that stay in float; each must match something.
-    During the first ``1 - frozen_fraction`` of the training the ranges are observed anew at every epoch; then they are frozen.
+    During the first ``1 - frozen_fraction`` of the training the ranges are observed anew at every epoch, then frozen.
     """
 
     scheme: Literal["u8s8_static", "s8s8_static"] = "u8s8_static"
@@ -221,7 +221,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the shipped artifact may cost; ``None`` means that nothing is asked. Times hold for one thread, real lengths."""
+    """What the shipped artifact may cost; ``None``: nothing is asked. Times hold for one thread and real lengths."""
 
     p50_ms: float | None = None
     p90_ms: float | None = None

@@ -76,7 +76,10 @@ def test_two_ranks_share_the_work_and_give_the_same_bytes(tmp_path: Path, monkey
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     store(tmp_path / "a", model, tokens)
-    ranks = [threading.Thread(target=store, args=(tmp_path / "b", model, tokens), kwargs={"rank": r, "world_size": 2}) for r in (1, 0)]
+    ranks = [
+        threading.Thread(target=store, args=(tmp_path / "b", model, tokens), kwargs={"rank": r, "world_size": 2})
+        for r in (1, 0)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:

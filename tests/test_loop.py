@@ -42,7 +42,9 @@ class Killed(BaseException):
     pass
 
 
-def train(out: Path, epochs: float = 3, kill_at: int | None = None, options: spec.Optimizer = OPTIONS, count: int = 44) -> Any:
+def train(
+    out: Path, epochs: float = 3, kill_at: int | None = None, options: spec.Optimizer = OPTIONS, count: int = 44
+) -> Any:
     model = tiny.bert(num_hidden_layers=1)
     given = task(model, count)
     seen = 0
@@ -61,7 +63,9 @@ def train(out: Path, epochs: float = 3, kill_at: int | None = None, options: spe
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 7, 13, 18])
-def test_a_killed_run_resumed_ends_in_the_same_bytes(tmp_path: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumed_ends_in_the_same_bytes(
+    tmp_path: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after every step
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()

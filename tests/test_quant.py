@@ -84,7 +84,9 @@ def test_mse_ranges_agree_with_a_float64_search_on_the_values_themselves(signed:
 def test_fake_quantized_activations_stand_on_the_grid_that_calibration_set(method: str, scheme: str) -> None:
     model = quantized(scheme)
     tokens = tiny.tokens(tiny.split(30, 0))
-    ranges = calibrate.calibrate(model, spec.Quant(calibration="x", method=method, scheme=scheme), tokens, np.arange(30))  # type: ignore[arg-type]
+    ranges = calibrate.calibrate(
+        model, spec.Quant(calibration="x", method=method, scheme=scheme), tokens, np.arange(30)
+    )  # type: ignore[arg-type]
     name, proxy = next(iter(replace.act_quantizers(model).items()))
     low, high = ranges[name]
     x = torch.linspace(2 * low, 2 * high, 1001)

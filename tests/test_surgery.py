@@ -81,7 +81,9 @@ def test_the_most_active_neurons_heads_and_channels_are_kept_in_their_order() ->
     assert surgery._head_index(score, torch.tensor([0, 2]), 2).tolist() == [1, 2, 6, 8]
 
 
-@pytest.mark.parametrize(("wanted", "kept"), [(None, (0, 1, 2, 3)), (2, (1, 3)), (3, (0, 2, 3)), (1, (3,)), ((0, 3), (0, 3))])
+@pytest.mark.parametrize(
+    ("wanted", "kept"), [(None, (0, 1, 2, 3)), (2, (1, 3)), (3, (0, 2, 3)), (1, (3,)), ((0, 3), (0, 3))]
+)
 def test_layers_are_spread_evenly_and_the_last_stays(wanted: Any, kept: tuple[int, ...]) -> None:
     assert surgery._layers(wanted, 4) == kept
 
@@ -135,7 +137,13 @@ def test_a_student_is_built_alike_for_one_seed_and_reports_what_was_kept(saved: 
     "config",
     [
         {"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 20},
-        {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20},
+        {
+            "model_type": "bert",
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 20,
+        },
     ],
 )
 def test_a_student_of_any_config_takes_the_trimmed_vocabulary(saved: Path, config: dict[str, object]) -> None:

@@ -13,7 +13,9 @@ from edgekd.errors import TargetError
     ("student", "teacher", "expected"),
     [(6, 12, (0, 2, 4, 6, 8, 10, 12)), (4, 12, (0, 3, 6, 9, 12)), (4, 6, (0, 2, 3, 4, 6)), (1, 6, (0, 6))],
 )
-def test_a_uniform_map_keeps_both_ends_and_spreads_the_rest(student: int, teacher: int, expected: tuple[int, ...]) -> None:
+def test_a_uniform_map_keeps_both_ends_and_spreads_the_rest(
+    student: int, teacher: int, expected: tuple[int, ...]
+) -> None:
     assert layer_map("uniform", student, teacher) == tuple(enumerate(expected))
 
 
@@ -34,7 +36,9 @@ def test_hidden_states_are_stored_only_when_a_loss_needs_them() -> None:
 
 
 def test_a_student_from_a_config_states_its_layers_there() -> None:
-    wanted = taps(spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student(config={"model_type": "distilbert", "n_layers": 2}))
+    wanted = taps(
+        spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student(config={"model_type": "distilbert", "n_layers": 2})
+    )
     assert hidden_layers(wanted, 6) == (0, 3, 6)
     unknown = taps(spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student())
     assert hidden_layers(unknown, 3) == (0, 1, 2, 3)

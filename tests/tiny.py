@@ -12,7 +12,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from edgekd.distill.data import Tokens, tokenise
 
-WORDS = "oil crude barrel price bank rate loan money grain wheat corn crop ship port cargo trade profit share stock earn".split()
+WORDS = (
+    "oil crude barrel price bank rate loan money grain wheat corn crop ship port cargo trade profit share stock earn"
+).split()
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 LABELS = ("energy", "finance", "food")

@@ -21,6 +21,12 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     partial.replace(path)
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """What ``save_tensors`` wrote, on the CPU."""
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
 def save(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
     """Everything a run needs to go on as if it had not stopped: weights and scales, moments, generators, counters.
 
@@ -37,7 +43,7 @@ def save(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, 
 
 def load(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restore what ``save`` wrote, in place; returns its ``progress``."""
-    tensors = load_file(path)
+    tensors = load_tensors(path)
     module.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -17,7 +17,10 @@ def logits(model: Any, tokens: Tokens, batch_size: int = 64, autocast: bool = Tr
     out: NDArray[np.float32] | None = None
     training = model.training
     model.eval()
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda"):
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda"),
+    ):
         for rows in by_length(tokens, batch_size):
             ids, mask, _ = tokens.gather(rows)
             inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
@@ -30,11 +33,15 @@ def logits(model: Any, tokens: Tokens, batch_size: int = 64, autocast: bool = Tr
     return out
 
 
-def compare(student: NDArray[np.float32], labels: NDArray[np.int64], teacher: NDArray[np.float32] | None) -> dict[str, float]:
+def compare(
+    student: NDArray[np.float32], labels: NDArray[np.int64], teacher: NDArray[np.float32] | None
+) -> dict[str, float]:
     """Accuracy (``score``) and, with a teacher, top-1 agreement and KL(teacher ‖ student) in nats, in float64."""
     result = {"score": float((student.argmax(1) == labels).mean())}
     if teacher is not None:
-        log_p, log_q = (torch.log_softmax(torch.from_numpy(x.astype(np.float64)), 1).numpy() for x in (teacher, student))
+        log_p, log_q = (
+            torch.log_softmax(torch.from_numpy(x.astype(np.float64)), 1).numpy() for x in (teacher, student)
+        )
         result["agreement"] = float((student.argmax(1) == teacher.argmax(1)).mean())
         result["kl"] = float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
     return result

@@ -49,7 +49,9 @@ def compute(
     blocks = by_length(tokens, BLOCK)
     ready, done_path = out / f"{split}.ready", out / f"{split}.done"
     if rank == 0 and not ready.exists():
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {"logits": ((len(tokens), model.config.num_labels), np.float32)}
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "logits": ((len(tokens), model.config.num_labels), np.float32)
+        }
         for layer in layers:
             shapes[f"hidden.{layer}"] = ((len(tokens.ids), model.config.hidden_size), np.float16)
         for name, (shape, dtype) in shapes.items():
@@ -61,7 +63,9 @@ def compute(
         ready.touch()
     _wait(ready.exists)
     done = np.memmap(done_path, mode="r+", dtype=np.uint8)
-    fields = {f: np.load(out / f"{split}.{f}.npy", mmap_mode="r+") for f in ("logits", *(f"hidden.{i}" for i in layers))}
+    fields = {
+        f: np.load(out / f"{split}.{f}.npy", mmap_mode="r+") for f in ("logits", *(f"hidden.{i}" for i in layers))
+    }
     mine = [i for i in range(len(blocks)) if not done[i] and i % world_size == rank]
     model.eval()
     with progress.bar(f"labels: {split}", total=len(mine), unit="block") as advance:

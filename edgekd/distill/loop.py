@@ -46,7 +46,9 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return math.ceil(examples / batch_size)
 
 
-def fit(task: Task, *, epochs: float, options: spec.Optimizer, seed: int, out: Path, progress: Progress) -> dict[str, Any]:
+def fit(
+    task: Task, *, epochs: float, options: spec.Optimizer, seed: int, out: Path, progress: Progress
+) -> dict[str, Any]:
     """Train ``task.module`` in place and leave it with its best weights on validation; returns a summary.
 
     Interrupted at any point and called again with the same ``out``, it goes on exactly: on one CPU the final bytes
@@ -98,7 +100,7 @@ def fit(task: Task, *, epochs: float, options: spec.Optimizer, seed: int, out: P
                 state["seconds"], began = state["seconds"] + now - began, now
                 checkpoint.save(latest, module, optimizer, state)
                 saved = time.monotonic()
-    task.module.load_state_dict(checkpoint.load_file(best))
+    task.module.load_state_dict(checkpoint.load_tensors(best))
     module.eval()
     (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state["history"]))
     return {

@@ -87,7 +87,9 @@ def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Any:
     except (OSError, ValueError) as error:
         raise AssetError(f"cannot load a tokenizer from {folder}: {error}") from error
     if not tokenizer.is_fast:
-        raise AssetError(f"{folder} has only a slow tokenizer; edgekd needs tokenizer.json (the tokenizers library's format)")
+        raise AssetError(
+            f"{folder} has only a slow tokenizer; edgekd needs tokenizer.json (the tokenizers library's format)"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -18,7 +18,9 @@ from edgekd.models.loading import load_tokenizer, parameters
 SAMPLE = 256  # training examples that decide what surgery keeps
 
 
-def build(student: spec.Student, teacher: Any, folder: Path, data: Any, max_length: int, seed: int) -> tuple[Any, Any, dict[str, Any]]:
+def build(
+    student: spec.Student, teacher: Any, folder: Path, data: Any, max_length: int, seed: int
+) -> tuple[Any, Any, dict[str, Any]]:
     """The student (float32, CPU), its tokenizer, and a summary of what was kept.
 
     ``folder`` is the teacher's, ``data`` the data set whose training texts choose vocabulary and importance.
@@ -59,7 +61,10 @@ def build(student: spec.Student, teacher: Any, folder: Path, data: Any, max_leng
         "ffn": int(getattr(config, "intermediate_size", 0) or getattr(config, "hidden_dim", 0)),
         "kept_layers": list(layers),
         "init": student.init if student.config is None else "random",
-        "vocabulary": {"size": size, **{k: {s: r[k] for s, r in rates.items()} for k in ("unknown_rate", "tokens_per_document")}},
+        "vocabulary": {
+            "size": size,
+            **{k: {s: r[k] for s, r in rates.items()} for k in ("unknown_rate", "tokens_per_document")},
+        },
     }
     return model, tokenizer, summary
 
@@ -79,4 +84,3 @@ def _from_config(options: dict[str, object], teacher: Any, tokenizer: Any, size:
         **settings,
     )
     return AutoModelForSequenceClassification.from_config(config)
-

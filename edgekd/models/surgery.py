@@ -47,7 +47,9 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 
 
-def student_config(teacher: Any, student: spec.Student, max_length: int, vocabulary: int) -> tuple[Any, tuple[int, ...]]:
+def student_config(
+    teacher: Any, student: spec.Student, max_length: int, vocabulary: int
+) -> tuple[Any, tuple[int, ...]]:
     """The student's configuration and the teacher layers it keeps; ``TargetError`` for what cannot be cut."""
     if teacher.model_type not in FAMILIES:
         raise TargetError(
@@ -63,7 +65,9 @@ def student_config(teacher: Any, student: spec.Student, max_length: int, vocabul
     ):
         if value is not None:
             if value > getattr(teacher, name):
-                raise TargetError(f"student {name} {value} exceeds the teacher's {getattr(teacher, name)}: surgery only cuts")
+                raise TargetError(
+                    f"student {name} {value} exceeds the teacher's {getattr(teacher, name)}: surgery only cuts"
+                )
             setattr(config, name, value)
     if config.hidden_size // config.num_attention_heads > teacher.hidden_size // teacher.num_attention_heads:
         raise TargetError("student heads are wider than the teacher's: raise student.heads or lower student.hidden")
@@ -197,7 +201,8 @@ def _basis(scores: dict[str, Tensor], width: int, principal: bool) -> Tensor:
         return torch.eye(len(scores["hidden"]))[:, _top(scores["hidden"], width)]
     vectors = torch.linalg.eigh(scores["covariance"]).eigenvectors.flip(1)[:, :width]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return (vectors * largest.sign()).float()
+    basis: Tensor = (vectors * largest.sign()).float()
+    return basis
 
 
 def _top(score: Tensor, count: int) -> Tensor:

@@ -51,7 +51,7 @@ def trim(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> tuple[Tokeniz
         model["vocab"] = [[t, dict(model["vocab"])[t]] for t in order]
         model["unk_id"] = next((new[t] for t, _ in model["vocab"] if old[t] == model["unk_id"]), 0)
     else:
-        model["vocab"] = {t: i for t, i in new.items()}
+        model["vocab"] = dict(new)
     if kind == "BPE":
         model["merges"] = [m for m in model["merges"] if all(p in kept for p in _pair(m)) and "".join(_pair(m)) in kept]
     for token in data["added_tokens"]:

@@ -20,7 +20,7 @@ BATCH = 16
 
 @torch.no_grad()
 def calibrate(model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints) -> dict[str, tuple[float, float]]:
-    """Observe ``rows`` of ``tokens`` with activations in float and weights quantized; set and return (low, high) by module.
+    """Observe ``rows`` of ``tokens`` with activations in float, weights quantized; set and return (low, high) by module.
 
     Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
     """
@@ -53,7 +53,9 @@ def calibrate(model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints) -> dict
         scale, shift = act_parameters(proxy)
         low, high = choose(histograms[name], quant.method, quant.percentile, signed=shift is None)
         if not math.isfinite(high - low) or not 0 < high - low < 1e30:
-            raise TrainingError(f"the input of {name} has the range [{low}, {high}]: it cannot be quantized; add it to keep_float")
+            raise TrainingError(
+                f"the input of {name} has the range [{low}, {high}]: it cannot be quantized; add it to keep_float"
+            )
         scale.fill_(high - low if shift is not None else high)
         if shift is not None:
             shift.fill_(-low)
@@ -85,8 +87,8 @@ def calibration_rows(ids: tuple[str, ...], train_ids: list[str], everything: boo
     missing = [name for name in ids if name not in place]
     if missing and everything:
         raise DataError(
-            f"calibration id {missing[0]!r} ({len(missing)} in all) is not in the training split: a calibration list may "
-            "hold ids of the training split only, not of validation or test"
+            f"calibration id {missing[0]!r} ({len(missing)} in all) is not in the training split: a calibration list "
+            "may hold ids of the training split only, not of validation or test"
         )
     rows = [place[name] for name in ids if name in place] or list(range(min(64, len(train_ids))))
     return np.asarray(rows, np.int64)

@@ -29,7 +29,7 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
     for name, module in list(model.named_modules()):
         if kept(name, patterns):
             continue
-        new: nn.Module
+        new: Any
         if type(module) is nn.Linear:
             group = shared.get(name, -1)
             new = QuantLinear(
@@ -82,7 +82,7 @@ def act_quantizers(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _move(old: nn.Module, new: nn.Module) -> None:
+def _move(old: Any, new: Any) -> None:
     device = old.weight.device
     new.to(device)
     new.weight = old.weight

@@ -23,10 +23,10 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
     ``rows`` has an entry for each figure of each row that both have: ``{"artifact", "runtime", "threads", "workload",
     "figure", "a", "b", "change", "low", "high", "verdict"}``. ``change`` is b - a for shares and b / a for the rest,
     with its 95% interval where one is known. ``verdict`` says what b is: ``better`` or ``worse`` where the
-    difference is more than noise, ``same`` where it is not, ``unknown`` where there is no interval to tell by. p50 is judged by its
-    rounds, the speed-up by its interval, shares as proportions of independent samples (too cautious over one test
-    split), sizes exactly; times and memory of INVALID rows are unknown. ``notes`` says what makes the two hard to
-    compare; ``only_a`` and ``only_b`` name the rows that one has alone.
+    difference is more than noise, ``same`` where it is not, ``unknown`` where there is no interval to tell by. p50 is
+    judged by its rounds, the speed-up by its interval, shares as proportions of independent samples (too cautious over
+    one test split), sizes exactly; times and memory of INVALID rows are unknown. ``notes`` says what makes the two
+    hard to compare; ``only_a`` and ``only_b`` name the rows that one has alone.
     """
     rows_a, rows_b = ({figures.key(row): row for row in report["rows"]} for report in (a, b))
     same_data = a["task"]["fingerprint"] == b["task"]["fingerprint"]

@@ -17,7 +17,9 @@ def read_data(task: spec.Task, assets: Stage) -> Any:
     return tasks.TASKS[task.kind].read(assets.path)
 
 
-def tokenise_splits(tokenizer: Any, pad_id: int, data: Any, max_length: int, splits: tuple[str, ...] = SPLITS) -> dict[str, Tokens]:
+def tokenise_splits(
+    tokenizer: Any, pad_id: int, data: Any, max_length: int, splits: tuple[str, ...] = SPLITS
+) -> dict[str, Tokens]:
     """Each split as ragged token arrays."""
     return {s: tokenise(tokenizer, getattr(data, s).texts, getattr(data, s).labels, max_length, pad_id) for s in splits}
 

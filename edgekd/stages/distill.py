@@ -10,7 +10,8 @@ from edgekd.distill import evaluate, loop
 from edgekd.distill.checkpoint import save_tensors
 from edgekd.distill.labels import LabelStore
 from edgekd.distill.losses import Learner
-from edgekd.models import loading, student as student_builder
+from edgekd.models import loading
+from edgekd.models import student as student_builder
 from edgekd.stages.common import load_stage_model, read_data, teacher_shape, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
@@ -35,7 +36,9 @@ def run(
     ctx.progress.log("distill: building the student")
     model, tokenizer, summary = student_builder.build(student, big, teacher.path / "model", data, task.max_length, seed)
     del big
-    tokens = tokenise_splits(tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation"))
+    tokens = tokenise_splits(
+        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation")
+    )
     layers = read_json(labels.path / "index.json")["layers"]
     truth = LabelStore(labels.path, "validation").logits
     learner = Learner(model, distill.losses, teacher_shape(labels)).to(torch.device(ctx.device))

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from edgekd import spec
 from edgekd.distill.data import Tokens
-from edgekd.onnxio import audit, dynamic, export as exporter, layout, parity, sizes
+from edgekd.onnxio import audit, dynamic, layout, parity, sizes
+from edgekd.onnxio import export as exporter
 from edgekd.onnxio.signature import signature
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
@@ -32,7 +33,7 @@ def run(
     distill: Stage,
     quantize: Stage,
 ) -> None:
-    """Write ``<artifact>/model.onnx`` with its folder, ``inputs/*.npz``, and audit, parity, sizes and signature as JSON.
+    """Write ``<artifact>/model.onnx`` with its folder, ``inputs/*.npz``; audit, parity, sizes and signature as JSON.
 
     Raises ``ExportError`` where an int8 graph holds a float leftover or answers otherwise than it was trained to.
     """

@@ -32,7 +32,15 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
         ctx.progress.log(f"labels: {size / 2**20:.1f} MiB on disk ({', '.join(taps)})")
     for split, part in tokens.items():
         label_store.compute(
-            ctx.out, split, part, model, layers if split == "train" else (), device, ctx.progress, ctx.rank, ctx.world_size
+            ctx.out,
+            split,
+            part,
+            model,
+            layers if split == "train" else (),
+            device,
+            ctx.progress,
+            ctx.rank,
+            ctx.world_size,
         )
     if ctx.rank == 0:
         index = {

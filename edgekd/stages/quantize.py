@@ -38,7 +38,9 @@ def run(
     data = read_data(task, assets)
     model, tokenizer = load_stage_model(distill, data.labels)
     model.to(ctx.device)
-    tokens = tokenise_splits(tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation"))
+    tokens = tokenise_splits(
+        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation")
+    )
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     truth = LabelStore(labels.path, "validation").logits
     prepare(model, quant)
@@ -61,7 +63,13 @@ def run(
     layers = read_json(labels.path / "index.json")["layers"]
     training = loop.fit(
         loop.Task(
-            "quantize", learner, tokens["train"], LabelStore(labels.path, "train", layers), judge, observe, autocast=False
+            "quantize",
+            learner,
+            tokens["train"],
+            LabelStore(labels.path, "train", layers),
+            judge,
+            observe,
+            autocast=False,
         ),
         epochs=quant.epochs,
         options=quant.optimizer,
@@ -72,9 +80,8 @@ def run(
     scores["qad"], observed["qad"] = judge(), ranges(model)
     save_tensors(model.state_dict(), ctx.out / "qad.safetensors")
     fp32 = read_json(distill.path / "scores.json")
-    ctx.progress.log(
-        f"quantize: validation fp32 {fp32['validation']['score']:.4f}, PTQ {scores['ptq']['score']:.4f}, QAD {scores['qad']['score']:.4f}"
-    )
+    found = {"fp32": fp32["validation"], "PTQ": scores["ptq"], "QAD": scores["qad"]}
+    ctx.progress.log("quantize: validation " + ", ".join(f"{name} {row['score']:.4f}" for name, row in found.items()))
     write_json(ctx.out / "quant.json", {"scheme": quant.scheme, "calibration_examples": len(rows), "ranges": observed})
     ratio = training["step_ms"] / fp32["training"]["step_ms"]
     write_json(ctx.out / "scores.json", scores | {"training": training, "qat_step_time_ratio": round(ratio, 3)})
@@ -85,4 +92,6 @@ def prepare(model: Any, quant: spec.Quant) -> Any:
     """Replace the student's layers by fake-quantized ones, in place; the same structure for training and export."""
     device = next(model.parameters()).device
     example = torch.full((1, 8), int(model.config.pad_token_id or 0), device=device)
-    return quantize(model, quant.scheme, quant.keep_float, {"input_ids": example, "attention_mask": torch.ones_like(example)})
+    return quantize(
+        model, quant.scheme, quant.keep_float, {"input_ids": example, "attention_mask": torch.ones_like(example)}
+    )

@@ -18,7 +18,9 @@ REVISION = 1
 def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, seed: int) -> None:
     """Write ``model/`` (a Hugging Face folder), ``scores.json`` and, if it was trained, ``history.jsonl``."""
     data = read_data(task, assets)
-    folder = asset_cache.resolve(teacher.source, also=(teacher.gguf_file,) if teacher.gguf_file else (), log=ctx.progress.log)
+    folder = asset_cache.resolve(
+        teacher.source, also=(teacher.gguf_file,) if teacher.gguf_file else (), log=ctx.progress.log
+    )
     torch.manual_seed(seed)
     fresh = teacher.finetune is not None
     model = loading.load_classifier(folder, data.labels, finetuned=not fresh, gguf_file=teacher.gguf_file)
@@ -33,7 +35,9 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
     training = None
     if teacher.finetune is not None:
         training = loop.fit(
-            loop.Task("teacher", Learner(model, (spec.CE(),), None), tokens["train"], None, lambda: judge("validation")),
+            loop.Task(
+                "teacher", Learner(model, (spec.CE(),), None), tokens["train"], None, lambda: judge("validation")
+            ),
             epochs=teacher.finetune.epochs,
             options=teacher.finetune.optimizer,
             seed=seed,
