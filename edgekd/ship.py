@@ -51,12 +51,12 @@ def pack(report: Mapping[str, Any], export: Path, out: Path) -> Path:
     """
     _refuse_to_overwrite(out)
     source = export / verdicts.SHIPPED
-    _check_source(source, report)
+    graph = _check_source(source, report)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".partial-{out.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(report, source, partial)
+        _write(report, source, graph, partial)
         _swap(partial, out)
     except OSError as error:
         raise (store.full_disk_error(error) if store.disk_full(error) else _failed(out, error)) from error
@@ -65,7 +65,7 @@ def pack(report: Mapping[str, Any], export: Path, out: Path) -> Path:
     return out
 
 
-def _write(report: Mapping[str, Any], source: Path, folder: Path) -> None:
+def _write(report: Mapping[str, Any], source: Path, graph: Mapping[str, Any], folder: Path) -> None:
     from edgekd.report import card, html, markdown
 
     (folder / MODEL).parent.mkdir(parents=True)
@@ -73,7 +73,7 @@ def _write(report: Mapping[str, Any], source: Path, folder: Path) -> None:
     for name in ("config.json", *TOKENIZER, *OPTIONAL):
         if (source / name).is_file():
             _copy(source / name, folder / name)
-    manifest = _manifest(report, folder / MODEL)
+    manifest = _manifest(report, graph)
     store.write_text(folder / "README.md", card.render(report, manifest))
     store.write_json(folder / "report.json", report)
     store.write_text(folder / "report.md", markdown.render(report))
@@ -83,11 +83,9 @@ def _write(report: Mapping[str, Any], source: Path, folder: Path) -> None:
     )
 
 
-def _manifest(report: Mapping[str, Any], model: Path) -> dict[str, Any]:
-    """All but ``files``."""
-    from edgekd.onnxio.signature import signature
-
-    graph, task, rows = signature(model), report["task"], report["rows"]
+def _manifest(report: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Any]:
+    """All but ``files``; ``graph`` is the model's signature."""
+    task, rows = report["task"], report["rows"]
     like = {"runtime": rows[0]["runtime"], "threads": 1, "workload": "real"} if rows else None
     mine, its = (figures.find(rows, name, like) if like else None for name in (verdicts.SHIPPED, "teacher_fp32"))
     scores = {"test": (mine or {}).get("score"), "teacher": (its or {}).get("score")}
@@ -131,8 +129,10 @@ def _minimum(graph: Mapping[str, Any], measured: str) -> str:
     return max((need for need in needs if need), key=lambda version: [int(part) for part in version.split(".")])
 
 
-def _check_source(source: Path, report: Mapping[str, Any]) -> None:
-    missing = [name for name in ("model.onnx", "config.json", *TOKENIZER) if not (source / name).is_file()]
+def _check_source(source: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Raise ``BundleError`` where something is missing or contradicts the report; return the model's signature."""
+    needed = [*(source / name for name in ("model.onnx", "config.json", *TOKENIZER)), source.parent / "signature.json"]
+    missing = [path.name for path in needed if not path.is_file()]
     if missing:
         what = ", ".join(missing)
         raise BundleError(f"{source} lacks {what}; make it again with `edgekd run {report['target']} --fresh export`")
@@ -143,6 +143,8 @@ def _check_source(source: Path, report: Mapping[str, Any]) -> None:
             f"the labels in {source / 'config.json'} ({labels}) are not the report's ({report['task']['labels']}); "
             f"make both again with `edgekd run {report['target']} --fresh export`"
         )
+    graph: dict[str, Any] = store.read_json(source.parent / "signature.json")
+    return graph
 
 
 def _refuse_to_overwrite(out: Path) -> None:

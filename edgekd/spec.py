@@ -13,8 +13,6 @@ from typing import Literal
 
 from edgekd.errors import TargetError
 
-# ---------------------------------------------------------------------------------------------------------------- task
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassification:
@@ -40,8 +38,6 @@ class TextClassification:
 
 Task = TextClassification
 
-# ------------------------------------------------------------------------------------------------------------- teacher
-
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -62,6 +58,7 @@ class Finetune:
 
     epochs: float = 3
     optimizer: Optimizer = Optimizer(learning_rate=5e-5)
+    dropout: float | None = None  # None: as the model's configuration says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +72,6 @@ class Teacher:
     finetune: Finetune | None = None
     licence: str | None = None
     gguf_file: str | None = None
-
-
-# ------------------------------------------------------------------------------------------------------------- student
 
 
 @dataclass(frozen=True, kw_only=True)

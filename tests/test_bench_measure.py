@@ -113,8 +113,8 @@ def test_rows_hold_what_onnx_models_are_and_do(tmp_path):
 
 
 def test_enough_quiet_rounds_make_a_valid_row_and_no_child_has_torch(tmp_path, inputs, monkeypatch):
-    monkeypatch.setattr(child, "MAX_STOLEN", 1.0)  # the test machine may be busy; that is not what is asked here
-    monkeypatch.setattr(rows, "MAX_NEIGHBOURS", 1.0)
+    monkeypatch.setattr(proc, "MAX_STOLEN", 1.0)  # the test machine may be busy; that is not what is asked here
+    monkeypatch.setattr(proc, "MAX_NEIGHBOURS", 1.0)
     monkeypatch.setattr(rows, "MAX_SPREAD", 1e9)
     artifacts = [
         told(tmp_path, inputs, "teacher_fp32", spin_ms=0.2),
@@ -417,7 +417,7 @@ def test_warming_up_shows_every_shape_once(monkeypatch):
 
 def usage(**change) -> proc.Usage:
     values = {"wall_s": 1.0, "cpu_s": 1.0, "waited_s": 0.0, "voluntary_switches": 0, "involuntary_switches": 0}
-    return proc.Usage(**{**values, "busy_threads": 1, **change})
+    return proc.Usage(**{**values, "busy_threads": 1, "others_s": 0.0, "cpus": 2, **change})
 
 
 @pytest.mark.parametrize(
@@ -435,25 +435,25 @@ def test_what_neighbours_took_is_told_from_sleeping(change, threads, stolen):
     assert usage(**change).stolen(threads, calls=100) == pytest.approx(stolen)
 
 
+def test_what_others_do_is_a_share_of_all_cpus():
+    assert usage(others_s=1.0, cpus=2).neighbours() == 0.5
+    assert usage(others_s=1.0, cpus=64).neighbours() == 1 / 64
+
+
 def test_a_disturbed_attempt_is_repeated_and_a_slow_one_is_not(monkeypatch):
     monkeypatch.setattr(child, "PAUSES_S", (0.0, 0.0, 0.0))
-    for shares, attempts in (([0.3, 0.0], 2), ([0.0], 1), ([0.3, 0.2, 0.1], 3)):
-        feed = iter(shares)
-        monkeypatch.setattr(proc.Usage, "stolen", lambda self, threads, calls, feed=feed: next(feed))
+    told = {"stolen": lambda self, threads, calls: next(stolen), "neighbours": lambda self: next(neighbours)}
+    for name, method in told.items():
+        monkeypatch.setattr(proc.Usage, name, method)
+    for steals, besides, expected in (
+        ([0.0], [0.0], [0.0]),
+        ([0.3, 0.0], [0.0, 0.0], [6.0, 0.0]),
+        ([0.0, 0.0, 0.0], [0.3, 0.9, 0.45], [2.0, 6.0, 3.0]),
+    ):
+        stolen, neighbours = iter(steals), iter(besides)
         found = list(child._attempts(lambda feeds: time.sleep(0.001), prepared(3) * 4, 1))
-        assert len(found) == attempts
+        assert [disturbed for disturbed, _, _ in found] == pytest.approx(expected)
         assert all((ns >= 1_000_000).all() for _, _, ns in found)
-
-
-def test_neighbours_are_everybody_but_oneself():
-    before, end = proc.Neighbours(), time.perf_counter() + 0.3
-    while time.perf_counter() < end:
-        pass
-    alone = before.share()
-    assert 0 <= alone <= 1
-    nothing = proc.Neighbours()
-    nothing._busy -= 1e6
-    assert nothing.share() > 1  # whatever was used, somebody else used it
 
 
 def test_a_meter_counts_the_threads_that_work():

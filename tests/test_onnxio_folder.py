@@ -59,7 +59,8 @@ def test_kinds_follow_the_module_that_uses_a_tensor(folder: Path, name: str, wid
 
 def test_a_shared_tensor_is_counted_once(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[n,4] x) => (float[n,4] y) { t = MatMul(x, w) y = MatMul(t, w) }'
+        '<ir_version: 8, opset_import: ["" : 17]> '
+        "g (float[n,4] x) => (float[n,4] y) { t = MatMul(x, w) y = MatMul(t, w) }"
     )
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "w"))
     for node, name in zip(model.graph.node, ("/a/MatMul", "/b/MatMul"), strict=True):

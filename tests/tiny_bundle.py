@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from edgekd import machine, ship
+from edgekd.onnxio.signature import signature
+from edgekd.store import write_json
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "oil", "prices", "rose", "wheat", "profit", "bank"]
 MAX_LENGTH = 8
@@ -78,6 +80,7 @@ def export_stage(root: Path, **graph: Any) -> Path:
     folder = root / "student_qad"
     folder.mkdir(parents=True)
     onnx.save(model(**graph), folder / "model.onnx")
+    write_json(root / "signature.json", signature(folder / "model.onnx"))
     tokenizer().save(str(folder / "tokenizer.json"))
     config = {"model_type": "bert", "id2label": {str(i): label for i, label in enumerate(LABELS)}, "pad_token_id": 0}
     (folder / "config.json").write_text(json.dumps(config))

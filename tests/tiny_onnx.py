@@ -26,8 +26,8 @@ def classifier(seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.mul_(20 if "embeddings" in name else 6)
-            elif "bias" in name:
+                parameter.mul_(20 if "embeddings" in name or "pooler" in name else 6)
+            elif "bias" in name and "classifier" not in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
 

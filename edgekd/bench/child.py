@@ -31,10 +31,7 @@ Feeds = dict[str, NDArray[Any]]
 WARMUP = {"passes": 3, "calls_per_pass": 8, "gain": 0.02, "limit_s": 5.0}
 """At least so many passes over so many calls, until the best gains less than this share; within so many seconds."""
 
-MAX_STOLEN = 0.05
-"""The share of the timed stretch that others may take before it counts as disturbed."""
-
-PAUSES_S = (0.0, 0.2, 0.5)
+PAUSES_S = (0.0, 0.3, 0.9)
 """Before the first attempt at timing, and before those that follow a disturbed one."""
 
 
@@ -54,7 +51,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     peak_was_reset = proc.reset_peak()
     import_rss_mib, _ = proc.memory_mib()
 
-    neighbours = proc.Neighbours()
     started = time.perf_counter_ns()
     session = runtime.load(Path(job["model"]), job["threads"])
     load_ms = (time.perf_counter_ns() - started) / 1e6
@@ -64,9 +60,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     gc.disable()  # the harness's own garbage is not the model's latency
     _timed(_nothing, prepared, null_ns)
-    usage, stolen, call_ns = min(_attempts(session.run, prepared, job["threads"]), key=lambda attempt: attempt[1])
+    _, usage, call_ns = min(_attempts(session.run, prepared, job["threads"]), key=lambda attempt: attempt[0])
     gc.enable()
-    neighbours_share = neighbours.share()
 
     arrays = {"call_ns": call_ns, "null_ns": null_ns}
     if job["score"]:
@@ -90,8 +85,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "voluntary_switches": usage.voluntary_switches,
         "involuntary_switches": usage.involuntary_switches,
         "busy_threads": usage.busy_threads,
-        "stolen": stolen,
-        "neighbours": neighbours_share,
+        "stolen": usage.stolen(job["threads"], job["calls"]),
+        "neighbours": usage.neighbours(),
     }
 
 
@@ -120,10 +115,11 @@ def warm_up(
             return count, False
 
 
-def _attempts(call: Call, prepared: list[Feeds], threads: int) -> Iterator[tuple[proc.Usage, float, NDArray[np.int64]]]:
-    """Time all calls; where neighbours took part of the time, wait a little and time them all again.
+def _attempts(call: Call, prepared: list[Feeds], threads: int) -> Iterator[tuple[float, proc.Usage, NDArray[np.int64]]]:
+    """Time all calls; where neighbours disturbed that, wait a little and time them all again.
 
-    An attempt is repeated for what happened beside it, never for being slow.
+    Yields how disturbed an attempt was (above 1: too much), what it used, and its times. An attempt is repeated for
+    what happened beside it, never for being slow.
     """
     for pause_s in PAUSES_S:
         time.sleep(pause_s)
@@ -132,9 +128,10 @@ def _attempts(call: Call, prepared: list[Feeds], threads: int) -> Iterator[tuple
         meter = proc.Meter()
         _timed(call, prepared, call_ns)
         usage = meter.stop()
-        stolen = usage.stolen(threads, len(prepared))
-        yield usage, stolen, call_ns
-        if stolen <= MAX_STOLEN:
+        stolen, neighbours = usage.stolen(threads, len(prepared)), usage.neighbours()
+        disturbed = max(stolen / proc.MAX_STOLEN, neighbours / proc.MAX_NEIGHBOURS)
+        yield disturbed, usage, call_ns
+        if disturbed <= 1:
             return
 
 

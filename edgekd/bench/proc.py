@@ -13,6 +13,12 @@ from pathlib import Path
 
 PROC = Path("/proc/self")
 
+MAX_STOLEN = 0.05
+"""The share of its time that others may take from a process before what it timed counts as disturbed."""
+
+MAX_NEIGHBOURS = 0.15
+"""The share of the machine's CPU time that others may use meanwhile."""
+
 
 def memory_mib() -> tuple[float, float]:
     """(resident now, highest resident so far) in MiB: VmRSS and VmHWM of ``/proc/self/status``.
@@ -50,10 +56,11 @@ def die_with_parent(parent: int) -> None:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a stretch of work used. ``waited_s`` is time in which a thread could have run but had to queue for a CPU.
+    """What a stretch of work used, and what went on beside it.
 
-    ``waited_s`` is ``None`` on kernels without schedstat. ``busy_threads`` counts the threads that ran at least a
-    twentieth of the time.
+    ``waited_s`` is time in which a thread could have run but had to queue for a CPU, ``None`` on kernels that do not
+    count it. ``busy_threads`` are the threads that ran at least a twentieth of the time. ``others_s`` is the CPU time
+    that everybody else used on all ``cpus`` of the machine, the hypervisor included.
     """
 
     wall_s: float
@@ -62,6 +69,8 @@ class Usage:
     voluntary_switches: int
     involuntary_switches: int
     busy_threads: int
+    others_s: float
+    cpus: int
 
     def stolen(self, threads: int, calls: int) -> float:
         """The share of the time (0 to 1) that others took from ``threads`` threads doing ``calls`` calls.
@@ -74,51 +83,45 @@ class Usage:
             lost = max(lost, self.wall_s - self.cpu_s)
         return lost / self.wall_s if self.wall_s > 0 else 0.0
 
+    def neighbours(self) -> float:
+        """The share (0 to 1) of the machine's CPU time that others used.
+
+        A process on another CPU takes no time from this one, and yet shares its caches, its memory and its clock, and
+        on a virtual machine often the very core.
+        """
+        return self.others_s / (self.wall_s * self.cpus) if self.wall_s > 0 else 0.0
+
 
 class Meter:
     """Counts from its making to ``stop()``."""
 
     def __init__(self) -> None:
-        self._tasks = _tasks()
+        self._tasks, self._busy = _tasks(), _busy_s()
         self._usage = resource.getrusage(resource.RUSAGE_SELF)
-        self._cpu, self._wall = time.process_time_ns(), time.perf_counter_ns()
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def stop(self) -> Usage:
         """What was used since."""
-        wall, cpu = time.perf_counter_ns() - self._wall, time.process_time_ns() - self._cpu
-        usage, tasks = resource.getrusage(resource.RUSAGE_SELF), _tasks()
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        usage, tasks, busy = resource.getrusage(resource.RUSAGE_SELF), _tasks(), _busy_s() - self._busy
         before = {task: self._tasks.get(task, (0, 0)) for task in tasks}
         spent = [(ran - before[task][0], wait - before[task][1]) for task, (ran, wait) in tasks.items()]
+        cpus = os.cpu_count() or 1
+        rounding = cpus / os.sysconf("SC_CLK_TCK")  # the kernel counts in ticks, for each CPU
         return Usage(
-            wall_s=wall / 1e9,
-            cpu_s=cpu / 1e9,
+            wall_s=wall,
+            cpu_s=cpu,
             waited_s=sum(wait for _, wait in spent) / 1e9 if tasks else None,
             voluntary_switches=usage.ru_nvcsw - self._usage.ru_nvcsw,
             involuntary_switches=usage.ru_nivcsw - self._usage.ru_nivcsw,
-            busy_threads=sum(ran > wall / 20 for ran, _ in spent),
+            busy_threads=sum(ran / 1e9 > wall / 20 for ran, _ in spent),
+            others_s=max(0.0, busy - cpu - rounding),
+            cpus=cpus,
         )
 
 
-class Neighbours:
-    """Counts from its making what everybody else does on this machine."""
-
-    def __init__(self) -> None:
-        self._busy, self._own, self._wall = _busy_s(), time.process_time(), time.perf_counter()
-
-    def share(self) -> float:
-        """The share (0 to 1) of all CPUs' time that others used since; the kernel's last tick on each is given away.
-
-        A process on another CPU takes no time from this one, and yet shares its caches, its memory and its clock, and
-        on a virtual machine often the very core.
-        """
-        wall, cpus = time.perf_counter() - self._wall, os.cpu_count() or 1
-        ticks = cpus / os.sysconf("SC_CLK_TCK")
-        others = (_busy_s() - self._busy) - (time.process_time() - self._own) - ticks
-        return max(0.0, others / (wall * cpus)) if wall > 0 else 0.0
-
-
 def _busy_s() -> float:
-    """Seconds that all CPUs together were busy since boot, the time that the hypervisor took included."""
+    """Seconds that all CPUs together were busy since boot, with the time that the hypervisor took."""
     try:
         with open("/proc/stat") as stream:
             user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, stream.readline().split()[1:])

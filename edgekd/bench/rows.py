@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench import child, statistics
+from edgekd.bench import proc, statistics
 
 MIN_CALLS = 100  # below, a p99 is the slowest call and nothing else
 MIN_ROUNDS = 5  # below, Student's interval is too wide to be of use
 MAX_OVERHEAD = 0.05  # the harness's own time over p50
-MAX_NEIGHBOURS = 0.15  # of the machine's CPU time, used by others while a child was measured
 MAX_SPREAD = 0.10  # between the quartiles of the rounds' p50, over their median
 
 Row = dict[str, Any]
@@ -106,11 +105,11 @@ def why_invalid(cell: Cell, calls: int, rounds: Sequence[dict[str, Any]]) -> str
     overhead = median(found["null_ms"] / found["p50_ms"] for found in rounds)
     if overhead > MAX_OVERHEAD:
         reasons.append(f"the harness itself takes {overhead:.0%} of p50, at most {MAX_OVERHEAD:.0%} allowed")
-    disturbed = [found["stolen"] for found in rounds if found["stolen"] > child.MAX_STOLEN]
+    disturbed = [found["stolen"] for found in rounds if found["stolen"] > proc.MAX_STOLEN]
     if len(disturbed) > borne:
         share = f"{median(disturbed):.0%} of the CPU time in {len(disturbed)} of {len(rounds)} rounds"
         reasons.append(f"other processes took {share}; measure on an idle machine")
-    beside = [found["neighbours"] for found in rounds if found["neighbours"] > MAX_NEIGHBOURS]
+    beside = [found["neighbours"] for found in rounds if found["neighbours"] > proc.MAX_NEIGHBOURS]
     if len(beside) > borne:
         share = f"{median(beside):.0%} of the machine's CPUs in {len(beside)} of {len(rounds)} rounds"
         reasons.append(f"other processes kept busy {share}; measure on an idle machine")

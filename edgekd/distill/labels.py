@@ -47,7 +47,7 @@ def compute(
     it stopped, also with another number of ranks. bf16 on a GPU, float32 on a CPU.
     """
     blocks = by_length(tokens, BLOCK)
-    ready, done_path = out / f"{split}.ready", out / f"{split}.done"
+    ready, done_path = out / f"{split}.ready.tmp", out / f"{split}.done.tmp"  # the store drops *.tmp at the end
     if rank == 0 and not ready.exists():
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "logits": ((len(tokens), model.config.num_labels), np.float32)
@@ -78,8 +78,6 @@ def compute(
             advance(1)
     if rank == 0:
         _wait(lambda: bool(np.memmap(done_path, mode="r", dtype=np.uint8).all()))
-        ready.unlink()
-        done_path.unlink()
 
 
 def _block(fields: Any, tokens: Tokens, rows: Ints, model: Any, layers: Sequence[int], device: torch.device) -> None:

@@ -26,7 +26,13 @@ transformers_logging.disable_progress_bar()
 
 
 def load_classifier(
-    folder: Path, labels: Sequence[str], *, finetuned: bool, gguf_file: str | None = None, attention: str | None = None
+    folder: Path,
+    labels: Sequence[str],
+    *,
+    finetuned: bool,
+    gguf_file: str | None = None,
+    attention: str | None = None,
+    dropout: float | None = None,
 ) -> Any:
     """The sequence classifier in ``folder``, float32; ``attention="eager"`` is the form that exports and fuses best.
 
@@ -36,17 +42,26 @@ def load_classifier(
     """
     _refuse_unsafe(folder, gguf_file)
     gguf = {"gguf_file": gguf_file} if gguf_file else {}
-    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
         if finetuned:
-            _check_labels(AutoConfig.from_pretrained(folder, **gguf), labels, folder)
+            _check_labels(config, labels, folder)
+        config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+        set_dropout(config, dropout)
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False, **names, **gguf
+            folder, config=config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False, **gguf
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise AssetError(f"cannot load a sequence classifier from {folder}: {error}") from error
     model.config.problem_type = "single_label_classification"
     return model.float()
+
+
+def set_dropout(config: Any, value: float | None) -> None:
+    """Set every dropout that a configuration knows by one of the usual names; ``None`` leaves it alone."""
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        if value is not None and hasattr(config, name):
+            setattr(config, name, value)
 
 
 def _check_labels(config: Any, labels: Sequence[str], folder: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from edgekd import spec
 from edgekd.distill.data import Tokens, by_length
 from edgekd.errors import TargetError
+from edgekd.models.loading import set_dropout
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
@@ -77,8 +78,7 @@ def student_config(
         config.embedding_size = config.hidden_size
     config.vocab_size = vocabulary
     config.max_position_embeddings = max_length + _position_offset(teacher)
-    if student.dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = student.dropout
+    set_dropout(config, student.dropout)
     return config, layers
 
 

@@ -118,7 +118,7 @@ def _worst(feeds: Sequence[Feed], one: Array, other: Array) -> int:
 
 
 def _blame(errors: list[tuple[str, str, float]], a: str, b: str) -> str:
-    """Say in words where the two part: beside torch each error is a module's own, otherwise errors add up on the way."""
+    """Say in words where the two part: beside torch each error is a module's own, otherwise they add up on the way."""
     largest = max((error for _, _, error in errors), default=0.0)
     limit = DEPARTED if a == "torch" else max(DEPARTED, largest / 2)
     for name, tensor, error in errors:

@@ -35,7 +35,7 @@ def _what(report: Report, manifest: Mapping[str, Any]) -> list[str]:
     labels = ", ".join(code(label) for label in manifest["labels"])
     kind = escape(report["task"]["kind"].replace("_", " "))
     about = (
-        f"A student of {figures.number(report['student']['parameters'])} parameters for {kind}, int8 "
+        f"A student of {figures.plain(report['student']['parameters'])} parameters for {kind}, int8 "
         f"({code(manifest['scheme'])}), distilled from {code(report['teacher']['source'])} and trained under "
         f"quantization for {escape(report['device']['name'])} by edgekd {report['edgekd_version']}. It reads "
         f"{manifest['max_length']} tokens at most and answers with one of {len(manifest['labels'])} labels: {labels}."
@@ -92,14 +92,14 @@ def _made(report: Report) -> list[str]:
     steps.append(f"The student learned from the teacher's stored answers ({_length(training['distill'])}).")
     quantize = training["quantize"]
     steps.append(
-        f"It was calibrated on {figures.number(quantize.get('calibration_examples'))} training examples and trained on "
+        f"It was calibrated on {figures.plain(quantize.get('calibration_examples'))} training examples and trained on "
         f"under fake-quantization with the same losses ({_length(quantize)})."
     )
     return ["## How it was made", bullets(steps), "## Limits", bullets(escape(line) for line in report["limits"])]
 
 
 def _length(training: Mapping[str, Any]) -> str:
-    return f"{figures.number(training.get('epochs'))} epochs, {figures.number(training.get('steps'))} steps"
+    return f"{figures.plain(training.get('epochs'))} epochs, {figures.plain(training.get('steps'))} steps"
 
 
 def _rights(report: Report) -> list[str]:

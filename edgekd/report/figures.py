@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,6 +91,15 @@ def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
     return [(name, sorted(part, key=lambda r: rank.get(r["artifact"], len(order)))) for name, part in found.items()]
 
 
+def reasons(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Why rows are INVALID -> which rows, by artifact and condition."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if not row["valid"]:
+            found.setdefault(row["why_invalid"], []).append(f"{artifact(row['artifact'])}, {where(row)}")
+    return found
+
+
 def percent(share: float | None, digits: int = 2) -> str:
     """``0.9717`` -> ``97.17 %``; None -> a dash."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
@@ -114,7 +124,12 @@ def number(value: float | None) -> str:
         return f"{value:.2f}"
     if size >= 0.0995:
         return f"{value:.3f}"
-    return f"{value:.4f}" if value else "0"
+    return f"{value:.{min(7, 2 - math.floor(math.log10(size)))}f}" if size else "0"
+
+
+def plain(value: float | None) -> str:
+    """A count, or what may be a fraction of one: 1,234 and 2.5; None -> a dash."""
+    return "–" if value is None else f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
 
 
 def ratio(value: float | None) -> str:

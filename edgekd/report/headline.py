@@ -129,7 +129,8 @@ def _quality(found: dict[str, Any], rows: Sequence[Row], like: Row) -> list[_Lin
     if found["verdict"] == "unknown":
         return [(_UNKNOWN, f"QAD against plain PTQ ({qad} against {ptq}) is undecided: {found['why']}.")]
     middle, low, high = (figures.points(found[name]) for name in ("difference", "low", "high"))
-    counts = f"{found['only_first']} examples right only in QAD, {found['only_second']} only in PTQ"
+    alone = f"right in QAD alone {found['only_first']}, in PTQ alone {found['only_second']}"
+    counts = f"of {found['examples']:,} examples, {alone}"
     figure = f"{qad} against {ptq}, {middle} points (95%: {low} to {high}; {counts})"
     if found["verdict"] == "better":
         return [(_GOOD, f"QAD beats plain PTQ: {figure}.")]

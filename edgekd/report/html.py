@@ -43,6 +43,7 @@ def render(report: Report) -> str:
         tiles=_tiles(report),
         budget=[_budget_row(line) for line in report["budget"]],
         columns=_columns(report),
+        reasons=figures.reasons(report["rows"]),
         rows=[row for _, part in figures.groups(report["rows"]) for row in part],
         charts=[(title, about, Markup(chart)) for title, about, chart in drawn if chart],
         runtimes={name: plots.SHAPES[shape] for name, shape in plots.runtimes(report).items()},

@@ -85,12 +85,8 @@ def _rows(report: Report) -> list[str]:
             for row in rows
         ]
         parts += [f"### {escape(where)}", table(head, body)]
-        reasons: dict[str, list[str]] = {}
-        for row in rows:
-            if not row["valid"]:
-                reasons.setdefault(row["why_invalid"], []).append(figures.artifact(row["artifact"]))
-        if reasons:
-            parts.append(bullets(f"INVALID {escape(', '.join(who))}: {escape(why)}" for why, who in reasons.items()))
+        if reasons := figures.reasons(rows):
+            parts.append(bullets(f"INVALID: {escape(why)} ({escape('; '.join(who))})" for why, who in reasons.items()))
     return parts
 
 
@@ -123,8 +119,8 @@ def _training(report: Report) -> list[str]:
     for name in ("teacher", "distill", "quantize"):
         found = report["training"].get(name)
         if found:
-            cells = [found.get(key) for key in ("epochs", "steps", "seconds", "step_ms")]
-            body.append([name, *(figures.number(cell) for cell in cells)])
+            times = (figures.number(found.get(key)) for key in ("seconds", "step_ms"))
+            body.append([name, figures.plain(found.get("epochs")), figures.plain(found.get("steps")), *times])
     parts = ["## Training", table(["Stage", "Epochs", "Steps", "Seconds", "ms a step"], body)]
     quantize = report["training"]["quantize"] or {}
     lines = [f"Teacher {code(report['teacher']['source'])}: {_scores(report['teacher']['scores'])}."]
@@ -132,7 +128,7 @@ def _training(report: Report) -> list[str]:
     if quantize.get("scores"):
         lines.append(f"int8 on validation, in training: {_scores(quantize['scores'])}.")
     if quantize.get("scheme"):
-        examples = figures.number(quantize.get("calibration_examples"))
+        examples = figures.plain(quantize.get("calibration_examples"))
         where = f"calibrated on {examples} examples of {code(quantize.get('calibration'))}"
         lines.append(f"Scheme {code(quantize['scheme'])}, {where}, {escape(quantize.get('method'))} ranges.")
     if quantize.get("keep_float"):
@@ -155,8 +151,8 @@ def _vocabulary(report: Report) -> list[str]:
     vocabulary = student["vocabulary"]
     shape = [f"{student[key]} {key}" for key in ("layers", "hidden", "heads", "ffn") if student.get(key)]
     size = f"vocabulary {vocabulary.get('size', 0):,}" if vocabulary.get("size") else None
-    facts = ", ".join(filter(None, [f"{_count(student['parameters'])} parameters", *shape, size]))
-    lines = [f"Student: {facts}. Teacher: {_count(teacher['parameters'])} parameters."]
+    facts = ", ".join(filter(None, [f"{figures.plain(student['parameters'])} parameters", *shape, size]))
+    lines = [f"Student: {facts}. Teacher: {figures.plain(teacher['parameters'])} parameters."]
     rates, lengths = vocabulary.get("unknown_rate") or {}, vocabulary.get("tokens_per_document") or {}
     body = [
         [escape(split), figures.percent(rates.get(split)), figures.number(lengths.get(split))]
@@ -168,10 +164,6 @@ def _vocabulary(report: Report) -> list[str]:
         bullets(lines),
         *([table(["Split", "Unknown tokens", "Tokens a document"], body)] if body else []),
     ]
-
-
-def _count(parameters: int | None) -> str:
-    return "unknown" if parameters is None else f"{parameters:,}"
 
 
 def _made(report: Report) -> list[str]:

@@ -23,7 +23,13 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
     )
     torch.manual_seed(seed)
     fresh = teacher.finetune is not None
-    model = loading.load_classifier(folder, data.labels, finetuned=not fresh, gguf_file=teacher.gguf_file)
+    model = loading.load_classifier(
+        folder,
+        data.labels,
+        finetuned=not fresh,
+        gguf_file=teacher.gguf_file,
+        dropout=teacher.finetune.dropout if teacher.finetune else None,
+    )
     tokenizer = loading.load_tokenizer(folder, teacher.gguf_file)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.to(ctx.device)

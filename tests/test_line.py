@@ -1,0 +1,147 @@
+"""Claims about the whole line on a tiny real target: it ships what it measured, and the same bytes whatever happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_target
+
+from edgekd.report import schema
+
+ROWS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
+
+
+def edgekd(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekd", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def artifact(cwd: Path) -> str:
+    return hashlib.sha256((cwd / "dist/tiny_line/onnx/model_quantized.onnx").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("line")
+    edgekd("run", str(tiny_target.write(folder, epochs=12)), cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(line: Path) -> Any:
+    return json.loads((line / "runs/tiny_line/report.json").read_text())
+
+
+def test_the_report_is_valid_and_holds_every_contender(report: Any) -> None:
+    schema.validate(report)
+    assert {row["artifact"] for row in report["rows"]} == set(ROWS)
+    for row in report["rows"]:
+        assert row["p50_ms"] > 0 and row["size_bytes"] > 0 and 0 <= row["score"] <= 1
+        assert row["valid"] == (row["why_invalid"] is None)
+
+
+def test_the_teacher_learned_and_the_student_follows_it(report: Any) -> None:
+    rows = {row["artifact"]: row for row in report["rows"]}
+    assert rows["teacher_fp32"]["score"] == pytest.approx(report["teacher"]["scores"]["test"]["score"], abs=0.02)
+    assert rows["teacher_fp32"]["score"] > 0.6
+    assert rows["teacher_fp32"]["agreement"] == 1.0 and rows["teacher_fp32"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert rows["student_qad"]["agreement"] > 0.5
+
+
+def test_every_float_tensor_left_in_the_shipped_file_is_small(line: Path) -> None:
+    import onnx
+
+    model = onnx.load(line / "dist/tiny_line/onnx/model_quantized.onnx")
+    assert not {i.name for i in model.graph.initializer} & {i.name for i in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            assert np.prod(tensor.dims) * 4 <= 64 * 1024, tensor.name
+
+
+def test_the_bundle_is_what_was_measured_and_verifies(line: Path, report: Any) -> None:
+    stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
+    exported = line / "runs/store" / stages["export"] / "student_qad/model.onnx"
+    assert hashlib.sha256(exported.read_bytes()).hexdigest() == artifact(line)
+    row = next(r for r in report["rows"] if r["artifact"] == "student_qad")
+    assert row["size_bytes"] == (line / "dist/tiny_line/onnx/model_quantized.onnx").stat().st_size
+    assert edgekd("verify", "dist/tiny_line", cwd=line).returncode == 0
+    said = json.loads(edgekd("predict", "dist/tiny_line", "oil price crude barrel", "--json", cwd=line).stdout)
+    assert "energy" in json.dumps(said)
+
+
+def test_optimum_loads_the_bundle(line: Path) -> None:
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    folder = line / "dist/tiny_line"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = ORTModelForSequenceClassification.from_pretrained(folder)
+    from edgekd import deploy
+
+    text = "wheat corn grain port"
+    theirs = model(**tokenizer(text, return_tensors="np", truncation=True)).logits
+    np.testing.assert_allclose(theirs, deploy.load(folder).logits([text]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_second_run_reuses_everything(line: Path) -> None:
+    said = edgekd("run", str(line / "tiny_line.py"), cwd=line).stderr
+    assert said.count("reused") >= 7 and "running" not in said
+
+
+def test_a_budget_that_fails_is_said_first_and_has_its_exit_code(line: Path) -> None:
+    assert edgekd("report", "tiny_line", "--check", cwd=line).returncode == 0
+    text = edgekd("report", "tiny_line", cwd=line).stdout
+    assert "budget" in text[:800].lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["teacher", "labels", "distill", "quantize", "export", "bench"])
+def test_a_line_killed_in_any_stage_ends_in_the_same_bytes(line: Path, tmp_path: Path, moment: str) -> None:
+    """Stages before the one that is killed are copied; it dies by SIGKILL half a second in, and is run again."""
+    import shutil
+
+    stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
+    shutil.copytree(line / "runs", tmp_path / "runs")
+    after = list(stages)[list(stages).index(moment) :]
+    for name in after:
+        shutil.rmtree(tmp_path / "runs/store" / stages[name])
+    target = str(line / "tiny_line.py")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgekd", "run", target],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for text in process.stderr:
+        if text.startswith("running") and moment in text:
+            break
+    try:
+        process.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    process.wait()
+    edgekd("run", target, cwd=tmp_path)
+    assert artifact(tmp_path) == artifact(line)
+
+
+@pytest.mark.slow
+def test_two_runs_with_one_seed_give_the_same_bytes_and_another_seed_does_not(line: Path, tmp_path: Path) -> None:
+    edgekd("run", str(line / "tiny_line.py"), "--to", "ship", "--store", "other", cwd=tmp_path)
+    assert artifact(tmp_path) == artifact(line)
