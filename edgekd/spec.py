@@ -210,7 +210,7 @@ class Bench:
     threads: tuple[int, ...] = (1,)
     workloads: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"ort_cpu": ("real",)})
     rounds: int = 5
-    calls: int = 200  # timed calls per round and workload
+    calls: int = 100  # timed calls per round and workload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Reuters R52 newswire topics (52 classes, a long tail) for an x86 core with VNNI: all-MiniLM-L6-v2, made small."""
 
+import sys
+
 from edgekd.spec import (
     KL,
     X86_VNNI,
@@ -52,4 +54,4 @@ TARGET = Target(
 if __name__ == "__main__":
     from edgekd.cli import main
 
-    raise SystemExit(main(["run", __file__]))
+    raise SystemExit(main(["run", __file__, *sys.argv[1:]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,8 +114,6 @@ def test_a_budget_that_fails_is_said_first_and_has_its_exit_code(line: Path) -> 
 @pytest.mark.parametrize("moment", ["teacher", "labels", "distill", "quantize", "export", "bench"])
 def test_a_line_killed_in_any_stage_ends_in_the_same_bytes(line: Path, tmp_path: Path, moment: str) -> None:
     """Stages before the one that is killed are copied; it dies by SIGKILL half a second in, and is run again."""
-    import shutil
-
     stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
     shutil.copytree(line / "runs", tmp_path / "runs")
     after = list(stages)[list(stages).index(moment) :]
@@ -145,3 +144,22 @@ def test_a_line_killed_in_any_stage_ends_in_the_same_bytes(line: Path, tmp_path:
 def test_two_runs_with_one_seed_give_the_same_bytes_and_another_seed_does_not(line: Path, tmp_path: Path) -> None:
     edgekd("run", str(line / "tiny_line.py"), "--to", "ship", "--store", "other", cwd=tmp_path)
     assert artifact(tmp_path) == artifact(line)
+
+
+@pytest.mark.slow
+def test_two_ranks_under_torchrun_write_the_labels_of_one_process(line: Path, tmp_path: Path) -> None:
+    stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
+    shutil.copytree(line / "runs", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs/store" / stages["labels"])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "edgekd"]
+    done = subprocess.run(
+        [*launch, "run", str(line / "tiny_line.py"), "--to", "labels"],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for file in (line / "runs/store" / stages["labels"]).glob("*.npy"):
+        assert file.read_bytes() == (tmp_path / "runs/store" / stages["labels"] / file.name).read_bytes(), file.name

@@ -34,7 +34,7 @@ def test_every_linear_layer_of_the_default_recipe_runs_in_int8(paths: dict[str, 
     integer = {row["node"] for row in result["multiplications"] if row["int8"]}
     layers = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
               "intermediate.dense", "output.dense")  # fmt: skip
-    expected = {f"bert.encoder.layer.{i}.{name}.MatMul" for i in (0, 1) for name in layers}
+    expected = {f"bert.encoder.layer.{i}.{name}.Gemm" for i in (0, 1) for name in layers}
     assert integer == expected | {"bert.pooler.dense.Gemm", "classifier.Gemm"}
     assert result["int8"] == 14 and result["float"] == 4
     assert sum(result["operators"].values()) == result["nodes"]

@@ -54,7 +54,9 @@ def test_kinds_follow_the_module_that_uses_a_tensor(folder: Path, name: str, wid
         2 * (4 * 32 * 32 + 2 * 32 * 48) + 32 * 36
     )
     assert by_name["bert.encoder.layer.0.output.LayerNorm.bias"]["kind"] == "norm"
-    assert by_name["bert.encoder.layer.0.output.dense.bias"]["kind"] == "linear"
+    assert all(
+        row["kind"] == "linear" for row in rows if row["tensor"].startswith("bert.encoder.layer.0.output.dense.")
+    )
 
 
 def test_a_shared_tensor_is_counted_once(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_sound_export_passes(exported: Any) -> None:
     assert report["score"] == {"torch": 1.0, "ort_plain": 1.0, "ort_optimized": 1.0}
     assert set(report["pairs"]) == {"torch/ort_plain", "torch/ort_optimized", "ort_plain/ort_optimized"}
     for row in report["pairs"].values():
-        assert row["agreement"] == 1.0 and row["score_gap"] == 0.0 and 0 <= row["rms"] <= row["max_abs"] < 0.02
+        assert row["agreement"] == 1.0 and row["score_gap"] == 0.0 and 0 <= row["rms"] <= row["max_abs"] < 0.05
     assert report["module"]["error"] < 1e-3
 
 

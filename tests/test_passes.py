@@ -356,6 +356,55 @@ def test_a_tensor_that_is_an_output_itself_is_not_cut() -> None:
     assert "Slice" not in ops(after(before, "first_token", "dead", x=f32(2, 3, 4)))
 
 
+BLOCK = """g (int64[batch,sequence] mask, float[batch,sequence,4] x) => (float[batch,sequence,4] y) {
+    q8 = QuantizeLinear(x, s, z)
+    q = DequantizeLinear(q8, s, z)
+    w_float = DequantizeLinear<axis = 1>(w, w_scale, w_zero)
+    product = MatMul(q, w_float)
+    linear = Add(bias, product)
+    heads = Reshape(linear, split)
+    turned = Transpose<perm = [0, 2, 1, 3]>(heads)
+    back = Transpose<perm = [0, 2, 1, 3]>(turned)
+    merged = Reshape(back, merge)
+    residual = Add(merged, x)
+    normal = LayerNormalization<axis = 2>(residual, gain, shift)
+    out = MatMul(normal, v)
+    with_bias = Add(out, bias)
+    rectified = Relu(with_bias)
+    y = Softmax<axis = 1>(rectified)
+}"""
+
+
+def block() -> onnx.ModelProto:
+    return model(BLOCK, s=np.float32(0.05), z=np.uint8(128), w=s8(4, 4), w_scale=scales(4), w_zero=np.zeros(4, np.int8),
+                 bias=f32(4), split=np.array([0, 0, 2, 2]), merge=np.array([0, 0, 4]), gain=f32(4), shift=f32(4),
+                 v=f32(4, 4))  # fmt: skip
+
+
+def test_token_wise_work_is_done_on_matrices_with_the_bias_inside() -> None:
+    feeds = {"mask": np.ones((2, 5), np.int64), "x": f32(2, 5, 4)}
+    result = after(block(), "flatten", "constants", "dead", **feeds)
+    graph = ir.from_proto(result)
+    infer(graph)
+    ranks = {node.op_type: len(dims(node.outputs[0]) or ()) for node in graph.graph}
+    assert ranks["Gemm"] == ranks["MatMul"] == ranks["LayerNormalization"] == 2
+    assert ops(result).count("Gemm") == 1  # the second is followed by Relu, which onnxruntime would fuse in float
+    assert ops(result).count("Concat") == 2 and ops(result).count("Shape") == 1
+
+
+def test_matrices_serve_one_row_of_one_token_too() -> None:
+    after(block(), "flatten", "dead", mask=np.ones((1, 1), np.int64), x=f32(1, 1, 4))
+
+
+def test_a_layer_for_the_first_token_needs_no_shape_at_run_time() -> None:
+    result = after(last_layer(0), "first_token", "flatten", "constants", "dead", x=f32(3, 5, 4))
+    queries = next(node for node in result.graph.node if node.name == "/MatMul_2")
+    graph = ir.from_proto(result)
+    infer(graph)
+    shapes = {node.name: dims(node.outputs[0]) for node in graph.graph}
+    assert shapes[queries.name] == ("batch", 4)
+
+
 def test_what_no_output_needs_is_dropped() -> None:
     before = model("g (float[n] x) => (float[n] y) { a = Add(x, w) y = Mul(x, v) }", w=f32(1), v=f32(1))
     result = after(before, "dead", x=f32(3))

@@ -12,6 +12,8 @@ from edgekd.models import loading
 
 TARGET = '''"""A tiny target."""
 
+import sys
+
 from edgekd.spec import (
     KL, Bench, Budget, Device, Distill, Export, Finetune, HiddenMSE, Optimizer, Quant, Student, Target, Teacher,
     TextClassification,
@@ -44,7 +46,7 @@ TARGET = Target(
 if __name__ == "__main__":
     from edgekd.cli import main
 
-    raise SystemExit(main(["run", __file__]))
+    raise SystemExit(main(["run", __file__, *sys.argv[1:]]))
 '''
 
 

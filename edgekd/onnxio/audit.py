@@ -146,8 +146,9 @@ def _numbers(value: ir.Value | None, size: dict[str, int]) -> list[int]:
     shape = dims(value)
     if shape is None and value is not None and value.const_value is not None:
         shape = tuple(value.const_value.shape.numpy())
-    known = [size.get(d, 0) if isinstance(d, str) else d for d in shape or ()]
-    return [0] if shape is None or None in known else [d for d in known if d is not None]
+    if shape is None or None in shape:
+        return [0]
+    return [math.prod(size.get(name, 0) for name in d.split("*")) if isinstance(d, str) else int(d or 0) for d in shape]
 
 
 def _check_patterns(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,11 +23,8 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer; ``name`` gets a number behind it where it is taken."""
-    unique, number = name, 1
-    while unique in graph.initializers:
-        number += 1
-        unique = f"{name}_{number}"
-    value = ir.val(unique, const_value=ir.tensor(np.asarray(array, order="C"), name=unique))
+    name = _free(graph, name)
+    value = ir.val(name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
     graph.register_initializer(value)
     return value
 
@@ -37,13 +36,25 @@ def insert_before(
     name: str,
     attributes: Mapping[str, int | float | str | list[int]] | None = None,
 ) -> ir.Value:
-    """Put a one-output node of the standard domain before ``anchor``; return its output (named like the node)."""
-    output = ir.Value(name=name)
-    node = ir.node(op_type, inputs, dict(attributes or {}), outputs=[output], name=name)
+    """Put a one-output node of the standard domain before ``anchor``; return its output (named like the node).
+
+    Two nodes may share a name until ``passes.names``: one often stands in for the other.
+    """
     graph = anchor.graph
     assert graph is not None
-    graph.insert_before(anchor, node)
+    output = ir.Value(name=_free(graph, name))
+    graph.insert_before(anchor, ir.node(op_type, inputs, dict(attributes or {}), outputs=[output], name=name))
     return output
+
+
+def _free(graph: ir.Graph, name: str) -> str:
+    taken = {value.name for value in [*graph.inputs, *graph.initializers.values()]}
+    taken |= {value.name for node in graph for value in node.outputs}
+    unique, number = name, 1
+    while unique in taken:
+        number += 1
+        unique = f"{name}_{number}"
+    return unique
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:
@@ -98,7 +109,8 @@ def infer(model: ir.Model) -> None:
     """Write the shape of every value, in numbers and names of the inputs' dynamic dimensions.
 
     ONNX's own inference loses a dynamic dimension at the first broadcast. So it runs twice, with two sets of numbers in
-    place of the names: what is equal in both runs is static, what follows a name's numbers is that name.
+    place of the names: what is equal in both runs is static, what follows a name's numbers is that name
+    (``batch*sequence`` for their product).
     """
     graph = model.graph
     declared = {value: value.shape for value in [*graph.inputs, *graph.outputs]}
@@ -116,7 +128,9 @@ def infer(model: ir.Model) -> None:
         runs.append({value: dims(value) for value in values})
         for value, shape in declared.items():
             value.shape = shape
-    named: dict[object, str] = {PROBES[i]: name for i, name in enumerate(names)}
+    named: dict[tuple[Any, Any], str] = {PROBES[i]: name for i, name in enumerate(names)}
+    for (p, one), (q, other) in itertools.combinations(list(named.items()), 2):
+        named[p[0] * q[0], p[1] * q[1]] = f"{one}*{other}"
     for value in values:
         first, second = runs[0][value], runs[1][value]
         if first is None or second is None or len(first) != len(second):

@@ -25,6 +25,8 @@ WAYS = ("torch", "ort_plain", "ort_optimized")
 PAIRS = (("torch", "ort_plain"), ("torch", "ort_optimized"), ("ort_plain", "ort_optimized"))
 DEPARTED = 0.01
 """Relative RMS error from which a module computes something else: rounding alone stays orders below."""
+MOVES = {"QuantizeLinear", "Reshape", "Slice"}
+"""What may stand behind a module's output under the module's name, and is not the output."""
 TRACED = 4
 """Feeds on which the outputs of all modules are compared."""
 
@@ -171,7 +173,7 @@ def _module_tensors(model: nn.Module, graph: onnx.ModelProto) -> dict[str, str]:
         parts = module_path(node.name).split(".")
         for end in range(1, len(parts)):
             path = ".".join(parts[:end])
-            if path in modules and node.op_type != "Slice":
+            if path in modules and node.op_type not in MOVES:
                 last[path] = (index, node.output[0])
     return {name: tensor for name, (_, tensor) in sorted(last.items(), key=lambda item: item[1])}
 
@@ -190,6 +192,10 @@ def _forced(model: nn.Module, values: dict[str, Array]) -> Iterator[dict[str, fl
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             value = torch.from_numpy(np.array(values[name])).to(output)
             if (
+                value.ndim == output.ndim - 1 and len(value) % len(output) == 0
+            ):  # the tokens of all rows in one dimension
+                value = value.reshape(len(output), -1, *value.shape[1:])
+            if (
                 name in called
                 or output.ndim != value.ndim
                 or any(small > size for small, size in zip(value.shape, output.shape, strict=True))
@@ -198,7 +204,7 @@ def _forced(model: nn.Module, values: dict[str, Array]) -> Iterator[dict[str, fl
                 return output
             called.add(name)
             place = tuple(slice(0, size) for size in value.shape)
-            errors[name] = _relative(output[place].float().cpu().numpy(), values[name])
+            errors[name] = _relative(output[place].float().cpu().numpy(), value.float().cpu().numpy())
             forced = output.clone()
             forced[place] = value
             return forced

@@ -56,6 +56,7 @@ LEAN = (
     "short_chains",
     "dead",
     "first_token",
+    "flatten",
 )
 """What makes any graph leaner. Float baselines get all of it too, so that int8 is not compared with a clumsy graph."""
 
@@ -63,7 +64,7 @@ FINISH = ("constants", "common_subexpressions", "dead", "names")
 
 FLOAT_PASSES = (*LEAN, *FINISH)
 
-QUANTIZED_PASSES = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", "gemm_bias", *LEAN, *FINISH)
+QUANTIZED_PASSES = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", *LEAN, "gemm_bias", *FINISH)
 
 
 def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:

@@ -3,8 +3,8 @@
 Requires: ``fold_transpose``, ``constant_reshape``; runs after ``first_token`` and before ``gemm_bias``.
 Does: what treats all tokens alike (linear layers, normalization, element by element) works on a matrix (tokens of all
 rows, channels) instead of (batch, sequence, channels), and ``MatMul`` followed by the ``Add`` of a bias becomes
-``Gemm``. Reshapes remain only where attention needs the sequence.
-Ensures: nothing more. Not part of the default passes: onnxruntime gains a little from it, OpenVINO loses as much.
+``Gemm``, whose bias costs nothing. Reshapes remain only where attention needs the sequence.
+Ensures: nothing more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def run(model: ir.Model) -> int:
     """Return how many multiplications work on matrices now."""
     infer(model)
     graph = model.graph
-    inside = {node for node in graph if _tokenwise(node)}
+    inside = dict.fromkeys(node for node in graph if _tokenwise(node))  # an ordered set
     if not any(node.op_type == "MatMul" for node in inside):
         return 0
     lead = _Lead(model)
@@ -77,21 +77,27 @@ def _down(graph: ir.Graph, anchor: ir.Node, value: ir.Value) -> ir.Value:
     """The value as a matrix, before ``anchor``; a reshape that makes it alone makes the matrix instead."""
     shape = _shape(value)
     assert shape is not None
-    target = add_constant(graph, f"{anchor.name}_matrix", np.array([-1, shape[2]]))
+    target = add_constant(graph, f"{anchor.name}_matrix_shape", np.array([-1, shape[2]]))
     node = value.producer()
     if node is not None and node.op_type == "Reshape" and not node.domain:
         return insert_before(anchor, "Reshape", [node.inputs[0], target], f"{node.name}")
     return insert_before(anchor, "Reshape", [value, target], f"{anchor.name}_matrix")
 
 
-def _up(lead: _Lead, node: ir.Node, inside: set[ir.Node]) -> None:
+def _up(lead: _Lead, node: ir.Node, inside: dict[ir.Node, None]) -> None:
     """Give the users outside of the region their sequence back; those that reshape it do so from the matrix."""
     value, whole = node.outputs[0], None
     for use in value.uses():
         if use.node in inside or (use.node.op_type == "Reshape" and (use.node.name or "").endswith("_matrix")):
             continue
         target = constant(use.node.inputs[1]) if use.node.op_type == "Reshape" and use.idx == 0 else None
-        if target is not None and target.size > 2 and target[0] == 0 and target[1] in (0, -1) and (target[2:] > 0).all():
+        if (
+            target is not None
+            and target.size > 2
+            and target[0] == 0
+            and target[1] in (0, -1)
+            and (target[2:] > 0).all()
+        ):
             use.node.replace_input_with(1, lead.shape(_shape(value), [int(n) for n in target[2:]]))
             continue
         if whole is None:
@@ -136,7 +142,7 @@ class _Lead:
         return self.made[key]
 
 
-def _gemms(graph: ir.Graph, inside: set[ir.Node]) -> int:
+def _gemms(graph: ir.Graph, inside: dict[ir.Node, None]) -> int:
     count = 0
     for node in list(graph):
         if node not in inside or node.op_type != "MatMul":
