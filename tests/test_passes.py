@@ -392,6 +392,20 @@ def test_token_wise_work_is_done_on_matrices_with_the_bias_inside() -> None:
     assert ops(result).count("Concat") == 2 and ops(result).count("Shape") == 1
 
 
+def test_a_layer_whose_result_is_quantized_and_used_in_float_too_stays_a_multiplication_of_sequences() -> None:
+    before = block()
+    rectified = next(node for node in before.graph.node if node.output[0] == "rectified")
+    made = [("QuantizeLinear", ["with_bias", "s", "z"], "r8"), ("DequantizeLinear", ["r8", "s", "z"], "r")]
+    place = list(before.graph.node).index(rectified)
+    for offset, (op, inputs, output) in enumerate(made):
+        before.graph.node.insert(place + offset, onnx.helper.make_node(op, inputs, [output], name=f"/{output}"))
+    rectified.op_type, rectified.input[:] = "Add", ["with_bias", "r"]
+    result = after(before, "flatten", "dead", mask=np.ones((2, 5), np.int64), x=f32(2, 5, 4))
+    graph = ir.from_proto(result)
+    infer(graph)
+    assert [len(dims(node.outputs[0]) or ()) for node in graph.graph if node.op_type == "MatMul"] == [3]
+
+
 def test_matrices_serve_one_row_of_one_token_too() -> None:
     after(block(), "flatten", "dead", mask=np.ones((1, 1), np.int64), x=f32(1, 1, 4))
 
@@ -449,3 +463,16 @@ def test_every_pass_changes_nothing_the_second_time() -> None:
 def test_an_unknown_pass_is_named() -> None:
     with pytest.raises(ExportError, match="unknown graph pass 'polish'"):
         passes.apply(linear(), ("polish",))
+
+
+def test_control_flow_is_refused_by_name() -> None:
+    before = model(
+        """g (bool c, float[n] x) => (float[n] y) {
+            y = If(c) <
+                then_branch = one () => (float[n] a) { a = Neg(x) },
+                else_branch = two () => (float[n] b) { b = Abs(x) }
+            >
+        }"""
+    )
+    with pytest.raises(ExportError, match=r"/If_0 \(If\) holds a graph of its own"):
+        passes.apply(before, ("constants",))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tiny import bert
 
+from edgekd.onnxio.export import accepted_inputs
 from edgekd.quant.quantizers import act_parameters
 from edgekd.quant.replace import act_quantizers, quantize
 
@@ -34,7 +35,8 @@ def classifier(seed: int = 0, **changes: Any) -> Any:
 
 def quantized(model: Any, scheme: str = "u8s8_static", keep_float: tuple[str, ...] = ()) -> Any:
     """The model fake-quantized in place, every activation range set to what it does on a few batches."""
-    batches = [tensors(feed(8, 20, seed)) for seed in range(4)]
+    names = accepted_inputs(model)
+    batches = [{k: v for k, v in tensors(feed(8, 20, seed)).items() if k in names} for seed in range(4)]
     quantize(model, scheme, keep_float, batches[0])
     proxies = act_quantizers(model)
     seen: dict[str, list[float]] = {name: [0.0, 0.0] for name in proxies}

@@ -70,11 +70,18 @@ QUANTIZED_PASSES = ("constants", "fold_clip", "fold_transpose", "gather_dequanti
 def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
     """Run the named passes in order and return the new model.
 
-    Raises ``ExportError`` for an unknown name, or naming the node at which a pass could not keep its promise.
+    Raises ``ExportError`` for an unknown name, for control flow, and where a pass could not keep its promise; the last
+    two name the node.
     """
     unknown = [name for name in names if name not in PASSES]
     if unknown:
         raise ExportError(f"unknown graph pass {unknown[0]!r}; the passes are {', '.join(sorted(PASSES))}")
+    for node in model.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise ExportError(
+                f"{node.name} ({node.op_type}) holds a graph of its own: models that branch or loop on data are "
+                "not supported; choose another architecture"
+            )
     own = onnx.ModelProto()
     own.CopyFrom(model)  # the graph shares its tensors with the message it is read from, names included
     graph = ir.from_proto(own)

@@ -67,10 +67,17 @@ def _tokenwise(node: ir.Node) -> bool:
     if first is None or first[:2] != out[:2]:
         return False
     if node.op_type == "MatMul":
-        return len(dims(node.inputs[1]) or ()) == 2
+        return len(dims(node.inputs[1]) or ()) == 2 and not _shared_quantizer(node)
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         return per_tensor(node)
     return node.op_type in UNARY or (node.op_type == "LayerNormalization" and axis(node, -1, 3) == 2)
+
+
+def _shared_quantizer(node: ir.Node) -> bool:
+    """Whether what comes behind the bias is quantized and used in float too: that, onnxruntime fuses as MatMul only."""
+    ends = [add for add in node.outputs[0].consumers() if add.op_type == "Add"]
+    users = [user for add in ends for user in add.outputs[0].consumers()]
+    return len(users) > 1 and any(user.op_type == "QuantizeLinear" for user in users)
 
 
 def _down(graph: ir.Graph, anchor: ir.Node, value: ir.Value) -> ir.Value:
