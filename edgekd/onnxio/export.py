@@ -124,12 +124,24 @@ def _trace(model: nn.Module, inputs: tuple[str, ...], opset: int, quantized: boo
             if quantized:
                 export_onnx_qcdq(wrapped, args=example, export_path=str(file), **options)
             else:
-                torch.onnx.export(wrapped, example, str(file), **options)
+                _export_float(model, wrapped, example, file, options)
         except Exception as error:  # whatever the exporter meets in a model, the user must learn which model
             raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {error}") from error
         finally:
             model.train(training)
         return files.read(file)
+
+
+def _export_float(model: Any, wrapped: nn.Module, example: tuple[Tensor, ...], file: Path, options: Any) -> None:
+    """Trace; where that fails (decoders build their causal mask in a way that cannot be traced), let optimum patch it."""
+    try:
+        torch.onnx.export(wrapped, example, str(file), **options)
+    except RuntimeError:
+        from optimum.exporters.onnx import onnx_export_from_model
+
+        onnx_export_from_model(
+            model, file.parent, task="text-classification", opset=options["opset_version"], do_validation=False
+        )
 
 
 @contextmanager
