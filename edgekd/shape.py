@@ -52,11 +52,12 @@ def tensors(config: Mapping[str, Any], labels: int) -> list[Tensor] | None:
 
 def student_config(student: spec.Student, teacher: Mapping[str, Any], max_length: int) -> dict[str, Any]:
     """The student's configuration: its own, or the teacher's with what surgery cuts."""
+    positions = student.positions or max_length
     vocabulary = min(student.vocabulary or teacher["vocab_size"], teacher["vocab_size"])
     if student.config is not None:
-        return {"max_position_embeddings": max_length, **student.config, "vocab_size": vocabulary}
+        return {"max_position_embeddings": positions, **student.config, "vocab_size": vocabulary}
     offset = int(teacher.get("pad_token_id") or 0) + 1 if teacher["model_type"] in BERTS[1:4] else 0
-    cut: dict[str, Any] = {**teacher, "vocab_size": vocabulary, "max_position_embeddings": max_length + offset}
+    cut: dict[str, Any] = {**teacher, "vocab_size": vocabulary, "max_position_embeddings": positions + offset}
     if student.layers is not None:
         cut["num_hidden_layers"] = student.layers if isinstance(student.layers, int) else len(student.layers)
     for name, value in (("hidden_size", student.hidden), ("num_attention_heads", student.heads)):

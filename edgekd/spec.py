@@ -83,7 +83,7 @@ class Student:
     width: the most active channels stay (``importance``), or the principal directions of the hidden states
     (``principal``); ``random`` gives the same shape fresh weights instead. ``None`` keeps the teacher's own number.
     ``vocabulary`` keeps the most frequent tokens of the training split (``None``: the teacher's whole vocabulary).
-    The position table is always cut to the task's ``max_length``.
+    The position table is cut to ``positions`` (``None``: the task's ``max_length``; more lets longer input be timed).
 
     ``config`` holds a Hugging Face configuration instead, e.g. ``{"model_type": "distilbert", "dim": 128, ...}``.
     """
@@ -93,12 +93,10 @@ class Student:
     heads: int | None = None
     ffn: int | None = None
     vocabulary: int | None = None
+    positions: int | None = None
     init: Literal["principal", "importance", "random"] = "principal"
     dropout: float | None = None
     config: dict[str, object] | None = None
-
-
-# ------------------------------------------------------------------------------------------------------------- distill
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,6 @@ class Distill:
     optimizer: Optimizer = Optimizer()
 
 
-# ------------------------------------------------------------------------------------------------------------ quantize
-
-
 @dataclass(frozen=True, kw_only=True)
 class Quant:
     """Eight-bit quantization, calibrated and then trained.
@@ -180,9 +175,6 @@ class Export:
     parity_examples: int = 512
     min_agreement: float = 0.995
     max_score_gap: float = 0.003
-
-
-# ----------------------------------------------------------------------------------------------------- device and bench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +256,9 @@ def _problems(target: Target) -> Iterator[str]:
         yield "student: give either a config or layers/hidden/heads/ffn, not both"
     if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
         yield f"student.hidden {student.hidden} is not divisible by student.heads {student.heads}"
+    positions = student.positions or task.max_length
+    if positions < task.max_length:
+        yield f"student.positions {positions} is below task.max_length {task.max_length}"
     if not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
     if not 0 <= quant.frozen_fraction <= 1:
@@ -277,6 +272,8 @@ def _problems(target: Target) -> Iterator[str]:
     for workload in {w for names in target.bench.workloads.values() for w in names}:
         if workload != "real" and not (workload.startswith("fixed") and workload[5:].isdigit()):
             yield f"unknown workload {workload!r}: use 'real' or 'fixed<tokens>'"
+        elif workload != "real" and int(workload[5:]) > positions:
+            yield f"workload {workload} is longer than the student's {positions} positions: raise student.positions"
 
 
 def smoke(target: Target) -> Target:

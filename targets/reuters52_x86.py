@@ -34,7 +34,7 @@ TARGET = Target(
         finetune=Finetune(epochs=6, optimizer=Optimizer(learning_rate=1e-4), dropout=0.0),
         licence="Apache-2.0",
     ),
-    student=Student(layers=4, hidden=160, heads=5, ffn=640, vocabulary=8000, dropout=0.0),
+    student=Student(layers=4, hidden=160, heads=5, ffn=640, vocabulary=8000, positions=128, dropout=0.0),
     distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=40, optimizer=Optimizer(learning_rate=1e-3)),
     quant=Quant(
         scheme="u8s8_static",

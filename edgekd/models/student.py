@@ -34,12 +34,13 @@ def build(
         trimmed, old_ids = vocabulary.trim(tokenizer.backend_tokenizer, data.train.texts, student.vocabulary)
         tokenizer = type(tokenizer)(tokenizer_object=trimmed, **tokenizer.special_tokens_map)
     tokenizer.model_max_length = max_length
+    positions = student.positions or max_length
     size = len(old_ids) if old_ids is not None else teacher.config.vocab_size
     if student.config is not None:
-        model = _from_config(student.config, teacher, tokenizer, size, max_length)
+        model = _from_config(student.config, teacher, tokenizer, size, positions)
         layers: tuple[int, ...] = ()
     else:
-        config, layers = surgery.student_config(teacher.config, student, max_length, size)
+        config, layers = surgery.student_config(teacher.config, student, positions, size)
         config.pad_token_id = tokenizer.pad_token_id
         if student.init == "random":
             model = type(teacher)(config)
@@ -69,12 +70,12 @@ def build(
     return model, tokenizer, summary
 
 
-def _from_config(options: dict[str, object], teacher: Any, tokenizer: Any, size: int, max_length: int) -> Any:
+def _from_config(options: dict[str, object], teacher: Any, tokenizer: Any, size: int, positions: int) -> Any:
     settings = dict(options)
     kind = str(settings.pop("model_type", ""))
     if not kind:
         raise TargetError("student.config needs a model_type, e.g. {'model_type': 'distilbert', ...}")
-    settings.setdefault("max_position_embeddings", max_length)
+    settings.setdefault("max_position_embeddings", positions)
     config = AutoConfig.for_model(
         kind,
         vocab_size=size,

@@ -48,9 +48,7 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 
 
-def student_config(
-    teacher: Any, student: spec.Student, max_length: int, vocabulary: int
-) -> tuple[Any, tuple[int, ...]]:
+def student_config(teacher: Any, student: spec.Student, positions: int, vocabulary: int) -> tuple[Any, tuple[int, ...]]:
     """The student's configuration and the teacher layers it keeps; ``TargetError`` for what cannot be cut."""
     if teacher.model_type not in FAMILIES:
         raise TargetError(
@@ -77,7 +75,11 @@ def student_config(
     if teacher.model_type == "electra":
         config.embedding_size = config.hidden_size
     config.vocab_size = vocabulary
-    config.max_position_embeddings = max_length + _position_offset(teacher)
+    config.max_position_embeddings = positions + _position_offset(teacher)
+    if config.max_position_embeddings > teacher.max_position_embeddings:
+        raise TargetError(
+            f"{positions} positions are more than the teacher has: lower task.max_length or student.positions"
+        )
     set_dropout(config, student.dropout)
     return config, layers
 
