@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from edgekd.distill.data import Tokens, by_length
 
 
-def logits(model: Any, tokens: Tokens, batch_size: int = 64, autocast: bool = True) -> NDArray[np.float32]:
-    """The model's logits (N, C) over ``tokens``, in its order; dropout off, bf16 on a GPU if ``autocast``."""
+def logits(model: Any, tokens: Tokens, batch_size: int = 64, autocast: bool = False) -> NDArray[np.float32]:
+    """The model's logits (N, C) over ``tokens``, in its order; dropout off, bf16 matrix products if ``autocast``."""
     device = next(model.parameters()).device
     out: NDArray[np.float32] | None = None
     training = model.training
     model.eval()
     with (
         torch.inference_mode(),
-        torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda"),
+        torch.autocast(device.type, torch.bfloat16, enabled=autocast),
     ):
         for rows in by_length(tokens, batch_size):
             ids, mask, _ = tokens.gather(rows)

@@ -14,8 +14,9 @@ import torch
 
 from edgekd import spec
 from edgekd.distill import checkpoint
-from edgekd.distill.data import Tokens, epoch_steps, micro_batches
+from edgekd.distill.data import Mask, Tokens, epoch_steps, micro_batches
 from edgekd.errors import TrainingError
+from edgekd.machine import cpu_flags
 from edgekd.progress import Progress
 
 CHECKPOINT_SECONDS = 60.0  # at least this often, and at the end of every epoch
@@ -27,8 +28,9 @@ class Task:
     """What is trained, on what, and how it is judged.
 
     ``module(batch) -> loss`` is the learner. ``evaluate() -> {"score": ..., ...}`` judges it on validation; the
-    highest ``rank`` of its results is kept. ``before_epoch(epoch)`` may change ranges (see ``edgekd.quant``).
-    ``autocast``: bf16 on a GPU (never under fake-quantization).
+    highest ``rank`` of its results is kept: the lowest KL to the teacher where there is one, a smoother yardstick than
+    accuracy on few examples; else the highest score. ``before_epoch(epoch)`` may change ranges (see ``edgekd.quant``).
+    ``autocast``: bf16 matrix products (never under fake-quantization). ``mask``: see ``edgekd.distill.data.Mask``.
     """
 
     name: str
@@ -37,8 +39,9 @@ class Task:
     teacher: Any
     evaluate: Callable[[], dict[str, float]]
     before_epoch: Callable[[int], None] = lambda epoch: None
-    autocast: bool = True
-    rank: Callable[[dict[str, float]], tuple[float, ...]] = lambda result: (result["score"], -result.get("kl", 0.0))
+    autocast: bool = False
+    mask: Mask | None = None
+    rank: Callable[[dict[str, float]], float] = lambda result: -result["kl"] if "kl" in result else result["score"]
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -82,7 +85,7 @@ def fit(
                 steps = epoch_steps(tokens.lengths, options.batch_size, seed, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step)
-            loss = _step(task, steps[place], options, device)
+            loss = _step(task, steps[place], options, device, (seed, epoch, place))
             torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
             pending.append((step, loss))
             if device.type == "cpu" or len(pending) >= LOSS_LAG:
@@ -118,10 +121,18 @@ def clean(out: Path) -> None:
     (out / "best.safetensors").unlink(missing_ok=True)
 
 
-def _step(task: Task, rows: Any, options: spec.Optimizer, device: torch.device) -> torch.Tensor:
+def native_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster here than fp32: on a GPU, or a CPU with instructions for them."""
+    return device.type == "cuda" or bool({"avx512_bf16", "amx_bf16"} & set(cpu_flags()))
+
+
+def _step(
+    task: Task, rows: Any, options: spec.Optimizer, device: torch.device, seed: tuple[int, int, int] = (0, 0, 0)
+) -> torch.Tensor:
     total = torch.zeros((), device=device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=task.autocast and device.type == "cuda")
-    for batch in micro_batches(task.tokens, rows, options.micro_batch_size, task.teacher):
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=task.autocast)
+    mask = task.mask.drawn(seed) if task.mask else None
+    for batch in micro_batches(task.tokens, rows, options.micro_batch_size, task.teacher, mask):
         with autocast:
             loss = task.module(batch.to(device))
         loss.backward()

@@ -74,7 +74,8 @@ def _check_labels(config: Any, labels: Sequence[str], folder: Path) -> None:
     named = not all(str(name).startswith("LABEL_") for name in theirs)
     if named and theirs != list(labels):
         raise DataError(
-            f"the teacher's labels {theirs} are not the data's {list(labels)} in the same order: set task.labels to the teacher's"
+            f"the teacher's labels {theirs} are not the data's {list(labels)} in the same order: "
+            "set task.labels to the teacher's"
         )
 
 
@@ -90,7 +91,8 @@ def _refuse_unsafe(folder: Path, gguf_file: str | None) -> None:
             torch.load(path, weights_only=True, map_location="meta")
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise AssetError(
-                f"{path} is a pickle that needs code to load; it was refused. Convert it to safetensors in a place you trust."
+                f"{path} is a pickle that needs code to load; it was refused. "
+                "Convert it to safetensors in a place you trust."
             ) from error
 
 

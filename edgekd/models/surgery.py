@@ -198,7 +198,7 @@ def _axes(name: str, tensor: Tensor) -> tuple[str, ...]:
 
 
 def _basis(scores: dict[str, Tensor], width: int, principal: bool) -> Tensor:
-    """(H, K) with orthonormal columns: the kept channels, or the leading eigenvectors with a sign that is always the same."""
+    """(H, K) with orthonormal columns: the kept channels, or the leading eigenvectors with a reproducible sign."""
     if not principal:
         return torch.eye(len(scores["hidden"]))[:, _top(scores["hidden"], width)]
     vectors = torch.linalg.eigh(scores["covariance"]).eigenvectors.flip(1)[:, :width]

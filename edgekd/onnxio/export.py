@@ -133,7 +133,7 @@ def _trace(model: nn.Module, inputs: tuple[str, ...], opset: int, quantized: boo
 
 
 def _export_float(model: Any, wrapped: nn.Module, example: tuple[Tensor, ...], file: Path, options: Any) -> None:
-    """Trace; where that fails (decoders build their causal mask in a way that cannot be traced), let optimum patch it."""
+    """Trace; where that fails (a decoder's causal mask is built in a way that cannot be traced), let optimum do it."""
     try:
         torch.onnx.export(wrapped, example, str(file), **options)
     except RuntimeError:

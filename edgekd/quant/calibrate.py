@@ -20,7 +20,7 @@ BATCH = 16
 
 @torch.no_grad()
 def calibrate(model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints) -> dict[str, tuple[float, float]]:
-    """Observe ``rows`` of ``tokens`` with activations in float, weights quantized; set and return (low, high) by module.
+    """Observe ``rows`` of ``tokens``, activations in float, weights quantized; set and return (low, high) by module.
 
     Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
     """

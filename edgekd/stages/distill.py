@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors.torch import load_file
 
 from edgekd import spec
 from edgekd.distill import evaluate, loop
 from edgekd.distill.checkpoint import save_tensors
+from edgekd.distill.data import Mask
 from edgekd.distill.labels import LabelStore
 from edgekd.distill.losses import Learner
 from edgekd.models import loading
@@ -15,7 +18,7 @@ from edgekd.models import student as student_builder
 from edgekd.stages.common import load_stage_model, read_data, teacher_shape, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 1
+REVISION = 2
 PROJECTIONS = "projections.safetensors"
 
 
@@ -47,7 +50,15 @@ def run(
         return evaluate.compare(evaluate.logits(model, tokens["validation"]), tokens["validation"].labels, truth)
 
     training = loop.fit(
-        loop.Task("distill", learner, tokens["train"], LabelStore(labels.path, "train", layers), judge),
+        loop.Task(
+            "distill",
+            learner,
+            tokens["train"],
+            LabelStore(labels.path, "train", layers),
+            judge,
+            autocast=ctx.device == "cuda",
+            mask=word_dropout(distill, tokenizer),
+        ),
         epochs=distill.epochs,
         options=distill.optimizer,
         seed=seed,
@@ -62,6 +73,12 @@ def run(
     write_json(ctx.out / "student.json", summary)
     write_json(ctx.out / "scores.json", {"validation": scores, "training": training})
     loop.clean(ctx.out)
+
+
+def word_dropout(distill: spec.Distill, tokenizer: Any) -> Mask | None:
+    """How the target hides the student's tokens: behind the mask token, or the unknown one, or padding."""
+    hidden = [i for i in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id) if i is not None]
+    return Mask(distill.word_dropout, hidden[0]) if distill.word_dropout else None
 
 
 def load_projections(learner: Learner, distill: Stage) -> None:

@@ -17,7 +17,7 @@ from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 1
+REVISION = 2
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 

@@ -15,10 +15,10 @@ from edgekd.distill.losses import Learner
 from edgekd.quant.calibrate import calibrate, calibration_rows, ranges
 from edgekd.quant.replace import quantize
 from edgekd.stages.common import load_stage_model, read_data, teacher_shape, tokenise_splits
-from edgekd.stages.distill import load_projections
+from edgekd.stages.distill import load_projections, word_dropout
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 1
+REVISION = 2
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     prepare(model, quant)
 
     def judge() -> dict[str, float]:
-        result = evaluate.logits(model, tokens["validation"], autocast=False)
+        result = evaluate.logits(model, tokens["validation"])
         return evaluate.compare(result, tokens["validation"].labels, truth)
 
     observed = {"ptq": calibrate(model, quant, tokens["train"], rows)}
@@ -69,7 +69,7 @@ def run(
             LabelStore(labels.path, "train", layers),
             judge,
             observe,
-            autocast=False,
+            mask=word_dropout(distill_spec, tokenizer),
         ),
         epochs=quant.epochs,
         options=quant.optimizer,

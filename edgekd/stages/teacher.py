@@ -12,7 +12,7 @@ from edgekd.models import loading
 from edgekd.stages.common import read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 1
+REVISION = 2
 
 
 def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, seed: int) -> None:
@@ -36,7 +36,8 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
     tokens = tokenise_splits(tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length)
 
     def judge(split: str) -> dict[str, float]:
-        return evaluate.compare(evaluate.logits(model, tokens[split]), tokens[split].labels, None)
+        found = evaluate.logits(model, tokens[split], autocast=ctx.device == "cuda")
+        return evaluate.compare(found, tokens[split].labels, None)
 
     training = None
     if teacher.finetune is not None:
