@@ -294,5 +294,5 @@ def smoke(target: Target) -> Target:
         distill=replace(target.distill, epochs=min(2.0, target.distill.epochs)),
         quant=replace(target.quant, epochs=min(1.0, target.quant.epochs)),
         export=replace(target.export, parity_examples=128, min_agreement=0.98, max_score_gap=0.02),
-        bench=replace(target.bench, workloads={name: ("real",) for name in target.bench.runtimes}, rounds=3, calls=50),
+        bench=replace(target.bench, workloads=dict.fromkeys(target.bench.runtimes, ("real",)), rounds=3, calls=50),
     )
