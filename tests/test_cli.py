@@ -214,7 +214,7 @@ def test_a_target_is_the_same_by_name_by_path_and_run_as_a_script(
     code = (
         "import runpy, sys; from edgekd import pipeline, spec;"
         "pipeline.run = lambda target, **options: sys.exit(print(target.name, options['beside'].name) or 0);"
-        "runpy.run_path(sys.argv[1], run_name='__main__')"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     )
     done = python(code, str(path))
     assert (done.returncode, done.stdout) == (0, f"{TARGET} {path.name}\n"), done.stderr

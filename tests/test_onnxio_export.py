@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import transformers
 from tiny_onnx import classifier, feed, logits, quantized
 
 from edgekd.errors import ExportError
@@ -235,3 +236,19 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "model.onnx", tmp_path / "missing.onnx"):
         with pytest.raises(ExportError, match=f"{path.name} cannot be read as an ONNX model"):
             read(path)
+
+
+def test_a_decoder_teacher_is_exported_and_answers_as_torch_does(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, num_labels=3, attn_implementation="eager",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    export.export_float(model, tmp_path / "model.onnx", opset=17)
+    ids = np.array([[5, 6, 7, 8, 9], [5, 6, 7, 0, 0]])
+    given = {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
+    with torch.no_grad():
+        expected = model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
+    answer = session(read(tmp_path / "model.onnx"), optimize=True).run(None, given)[0]
+    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)

@@ -232,7 +232,7 @@ def test_reused_stages_cost_nothing_and_training_is_scaled_by_its_epochs() -> No
 def test_a_benchmark_is_scaled_by_its_calls() -> None:
     finish(target(), dict.fromkeys(pipeline.STAGES, 60.0))
     bench = spec.Bench(rounds=10, calls=100, threads=(1, 2), workloads={"ort_cpu": ("real", "fixed16")})
-    assert seconds(made(target(bench=bench)))["bench"] == pytest.approx(60 * (10 * 100 * 4) / (5 * 200 * 1))
+    assert seconds(made(target(bench=bench)))["bench"] == pytest.approx(60 * (10 * 100 * 4) / (5 * 100 * 1))
 
 
 def test_another_student_says_nothing_about_this_ones_time() -> None:

@@ -136,12 +136,14 @@ def _export_float(model: Any, wrapped: nn.Module, example: tuple[Tensor, ...], f
     """Trace; where that fails (a decoder's causal mask is built in a way that cannot be traced), let optimum do it."""
     try:
         torch.onnx.export(wrapped, example, str(file), **options)
-    except RuntimeError:
+    except RuntimeError as error:
         from optimum.exporters.onnx import onnx_export_from_model
 
-        onnx_export_from_model(
-            model, file.parent, task="text-classification", opset=options["opset_version"], do_validation=False
-        )
+        opset = options["opset_version"]
+        try:
+            onnx_export_from_model(model, file.parent, task="text-classification", opset=opset, do_validation=False)
+        except Exception:  # a model that optimum does not know either: the first error tells more
+            raise error from None
 
 
 @contextmanager
