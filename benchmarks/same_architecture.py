@@ -3,8 +3,8 @@
     python benchmarks/same_architecture.py RUN_STORE/store/teacher-<key> RUN_STORE/store/assets-<key>
 
 The student is the fine-tuned teacher itself, nothing cut: the figure is what the graph alone is worth. Its quantizers
-are calibrated on training examples; one epoch of training under fake-quantization (``--epochs``) changes weights, not
-speed. Prints p50 and ratios at 16, 64 and 128 tokens, one thread, onnxruntime, interleaved rounds.
+are calibrated on training examples and not trained further: that changes weights, not speed.
+Prints p50 and ratios at 16, 64 and 128 tokens, one thread, onnxruntime, interleaved rounds.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from edgekd import spec
 from edgekd.distill import checkpoint
 from edgekd.distill.data import Mask, Tokens, epoch_steps, micro_batches
 from edgekd.errors import TrainingError
-from edgekd.machine import cpu_flags
 from edgekd.progress import Progress
 
 CHECKPOINT_SECONDS = 60.0  # at least this often, and at the end of every epoch
@@ -119,11 +118,6 @@ def clean(out: Path) -> None:
     """Remove the loop's checkpoints, once the stage has written what it keeps."""
     (out / "checkpoint.safetensors").unlink(missing_ok=True)
     (out / "best.safetensors").unlink(missing_ok=True)
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster here than fp32: on a GPU, or a CPU with instructions for them."""
-    return device.type == "cuda" or bool({"avx512_bf16", "amx_bf16"} & set(cpu_flags()))
 
 
 def _step(

@@ -43,7 +43,12 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
     if teacher.finetune is not None:
         training = loop.fit(
             loop.Task(
-                "teacher", Learner(model, (spec.CE(),), None), tokens["train"], None, lambda: judge("validation")
+                "teacher",
+                Learner(model, (spec.CE(),), None),
+                tokens["train"],
+                None,
+                lambda: judge("validation"),
+                autocast=ctx.device == "cuda",
             ),
             epochs=teacher.finetune.epochs,
             options=teacher.finetune.optimizer,
