@@ -71,6 +71,11 @@ def cpu_flags(root: Path = ROOT) -> frozenset[str]:
     return frozenset.intersection(*lines) if lines else frozenset()
 
 
+def multiplies_bf16(root: Path = ROOT) -> bool:
+    """Whether the CPU has instructions for bfloat16 products; without them bf16 is slower than float32, not faster."""
+    return not cpu_flags(root).isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
 def missing_features(device: Device, root: Path = ROOT) -> list[str]:
     """What ``device`` has and this machine lacks: its instruction set, or CPU flags. ``a|b`` asks for any of the two.
 

@@ -139,15 +139,11 @@ Loss = KL | CE | LogitMSE | HiddenMSE
 
 @dataclass(frozen=True, kw_only=True)
 class Distill:
-    """How the fp32 student learns. The quantize stage trains on under these same losses.
-
-    ``word_dropout`` hides that share of the student's tokens at random in training; the teacher's answers stay.
-    """
+    """How the fp32 student learns. The quantize stage trains on under these same losses."""
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
     epochs: float = 10
     optimizer: Optimizer = Optimizer()
-    word_dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

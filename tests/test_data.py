@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekd.distill.data import Mask, by_length, epoch_steps, micro_batches
+from edgekd.distill.data import by_length, epoch_steps, micro_batches
 
 
 @settings(max_examples=50, deadline=None)
@@ -63,26 +63,3 @@ def test_evaluation_batches_cover_the_split_from_short_to_long() -> None:
     tokens = tiny.tokens(tiny.split(50, 0))
     order = np.concatenate(by_length(tokens, 8))
     assert sorted(order.tolist()) == list(range(50)) and (np.diff(tokens.lengths[order]) >= 0).all()
-
-
-def test_word_dropout_hides_its_share_of_the_words_and_nothing_else() -> None:
-    tokens = tiny.tokens(tiny.split(2000, 0))
-    rows = np.arange(2000)
-    (plain,) = micro_batches(tokens, rows, None)
-    (hidden,) = micro_batches(tokens, rows, None, None, Mask(0.2, 4).drawn((0, 1, 2)))
-    before, after = plain.inputs["input_ids"], hidden.inputs["input_ids"]
-    changed = before != after
-    assert (after[changed] == 4).all() and not changed[~plain.mask_BT].any()
-    assert not changed[(before == 2) | (before == 3)].any()  # [CLS] and [SEP]
-    words = int(plain.mask_BT.sum()) - 2 * len(rows)
-    assert abs(int(changed.sum()) / words - 0.2) < 4 * np.sqrt(0.2 * 0.8 / words)
-
-
-def test_word_dropout_is_drawn_anew_each_step_and_alike_for_one_seed() -> None:
-    tokens, rows = tiny.tokens(tiny.split(50, 0)), np.arange(50)
-
-    def ids(seed: tuple[int, ...]) -> torch.Tensor:
-        (batch,) = micro_batches(tokens, rows, None, None, Mask(0.3, 4).drawn(seed))
-        return batch.inputs["input_ids"]
-
-    assert torch.equal(ids((0, 1, 2)), ids((0, 1, 2))) and not torch.equal(ids((0, 1, 2)), ids((0, 1, 3)))

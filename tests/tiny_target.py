@@ -31,7 +31,7 @@ TARGET = Target(
     ),
     student=Student(layers=2, hidden=16, heads=4, ffn=24, vocabulary=70),
     distill=Distill(
-        losses=(KL(1.0, temperature=2.0), HiddenMSE(0.1)), epochs={epochs}, word_dropout=0.1,
+        losses=(KL(1.0, temperature=2.0), HiddenMSE(0.1)), epochs={epochs},
         optimizer=Optimizer(batch_size=16),
     ),
     quant=Quant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,42 +73,13 @@ def epoch_steps(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[I
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
-@dataclass(frozen=True)
-class Mask:
-    """Hide a random ``share`` of the student's tokens behind ``token_id`` (word dropout, Iyyer et al. 2015).
-
-    The teacher's stored answer stays that for the whole text, so the student learns not to lean on single words.
-    """
-
-    share: float
-    token_id: int
-
-    def drawn(self, seed: tuple[int, ...]) -> Callable[[Tokens, Ints, Ints], Ints]:
-        """The masking of one step: the same for the same seed, so that a resumed run continues it exactly."""
-        rng = np.random.default_rng(seed)
-
-        def hide(tokens: Tokens, ids: Ints, flat: Ints) -> Ints:
-            hidden = (rng.random(ids.shape) < self.share) & (tokens.starts[flat] >= 0)
-            return np.where(hidden & (ids != tokens.pad_id), self.token_id, ids)
-
-        return hide
-
-
-def micro_batches(
-    tokens: Tokens,
-    rows: Ints,
-    size: int | None,
-    teacher: Any = None,
-    hide: Callable[[Tokens, Ints, Ints], Ints] | None = None,
-) -> Iterator[Batch]:
+def micro_batches(tokens: Tokens, rows: Ints, size: int | None, teacher: Any = None) -> Iterator[Batch]:
     """The micro-batches of one step, at most ``size`` examples each; ``teacher`` is a label store's split or None."""
     size = size or len(rows)
     total_tokens = int(tokens.lengths[rows].sum())
     for i in range(0, len(rows), size):
         part = rows[i : i + size]
         ids, mask, flat = tokens.gather(part)
-        if hide is not None:
-            ids = hide(tokens, ids, flat)
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         signal = teacher.signal(part, tokens, mask, flat) if teacher is not None else None
         labels = torch.from_numpy(tokens.labels[part])

@@ -14,7 +14,7 @@ import torch
 
 from edgekd import spec
 from edgekd.distill import checkpoint
-from edgekd.distill.data import Mask, Tokens, epoch_steps, micro_batches
+from edgekd.distill.data import Tokens, epoch_steps, micro_batches
 from edgekd.errors import TrainingError
 from edgekd.progress import Progress
 
@@ -29,7 +29,7 @@ class Task:
     ``module(batch) -> loss`` is the learner. ``evaluate() -> {"score": ..., ...}`` judges it on validation; the
     highest ``rank`` of its results is kept: the lowest KL to the teacher where there is one, a smoother yardstick than
     accuracy on few examples; else the highest score. ``before_epoch(epoch)`` may change ranges (see ``edgekd.quant``).
-    ``autocast``: bf16 matrix products (never under fake-quantization). ``mask``: see ``edgekd.distill.data.Mask``.
+    ``autocast``: bf16 matrix products (never under fake-quantization).
     """
 
     name: str
@@ -39,7 +39,6 @@ class Task:
     evaluate: Callable[[], dict[str, float]]
     before_epoch: Callable[[int], None] = lambda epoch: None
     autocast: bool = False
-    mask: Mask | None = None
     rank: Callable[[dict[str, float]], float] = lambda result: -result["kl"] if "kl" in result else result["score"]
 
 
@@ -84,7 +83,7 @@ def fit(
                 steps = epoch_steps(tokens.lengths, options.batch_size, seed, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step)
-            loss = _step(task, steps[place], options, device, (seed, epoch, place))
+            loss = _step(task, steps[place], options, device)
             torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
             pending.append((step, loss))
             if device.type == "cpu" or len(pending) >= LOSS_LAG:
@@ -120,13 +119,10 @@ def clean(out: Path) -> None:
     (out / "best.safetensors").unlink(missing_ok=True)
 
 
-def _step(
-    task: Task, rows: Any, options: spec.Optimizer, device: torch.device, seed: tuple[int, int, int] = (0, 0, 0)
-) -> torch.Tensor:
+def _step(task: Task, rows: Any, options: spec.Optimizer, device: torch.device) -> torch.Tensor:
     total = torch.zeros((), device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=task.autocast)
-    mask = task.mask.drawn(seed) if task.mask else None
-    for batch in micro_batches(task.tokens, rows, options.micro_batch_size, task.teacher, mask):
+    for batch in micro_batches(task.tokens, rows, options.micro_batch_size, task.teacher):
         with autocast:
             loss = task.module(batch.to(device))
         loss.backward()

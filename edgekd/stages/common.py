@@ -1,13 +1,18 @@
-"""What several stages do alike: read the data that ``assets`` wrote, tokenise it, load what an earlier stage saved."""
+"""What several stages do alike: read the data that ``assets`` wrote, tokenise it, load a model, set up its lessons."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from edgekd import spec, tasks
+from edgekd.distill import evaluate, loop
 from edgekd.distill.data import Tokens, tokenise
+from edgekd.distill.labels import LabelStore
+from edgekd.distill.losses import Learner
 from edgekd.models import loading
-from edgekd.store import Stage, read_json
+from edgekd.store import Context, Stage, read_json
 
 SPLITS = ("train", "validation", "test")
 
@@ -30,7 +35,19 @@ def load_stage_model(stage: Stage, labels: Any, attention: str | None = None) ->
     return loading.load_classifier(folder, labels, finetuned=True, attention=attention), loading.load_tokenizer(folder)
 
 
-def teacher_shape(labels: Stage) -> dict[str, int] | None:
-    """Layers and width of the teacher whose hidden states are in the label store; None if there are none."""
+def set_lesson(
+    ctx: Context, name: str, model: Any, tokens: dict[str, Tokens], losses: tuple[spec.Loss, ...], labels: Stage
+) -> tuple[loop.Task, Learner]:
+    """A student's training under ``losses`` on the stored teacher's answers, judged on validation; and its learner.
+
+    The same in fp32 and under fake-quantization, whose matrix products must not be cast to bf16.
+    """
     index = read_json(labels.path / "index.json")
-    return {"layers": index["teacher_layers"], "hidden": index["teacher_hidden"]} if index["layers"] else None
+    shape = {"layers": index["teacher_layers"], "hidden": index["teacher_hidden"]} if index["layers"] else None
+    learner = Learner(model, losses, shape).to(torch.device(ctx.device))
+    truth = LabelStore(labels.path, "validation").logits
+
+    def judge() -> dict[str, float]:
+        return evaluate.compare(evaluate.logits(model, tokens["validation"]), tokens["validation"].labels, truth)
+
+    return loop.Task(name, learner, tokens["train"], LabelStore(labels.path, "train", index["layers"]), judge), learner

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
-import torch
 from safetensors.torch import load_file
 
 from edgekd import spec
-from edgekd.distill import evaluate, loop
+from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
-from edgekd.distill.data import Mask
-from edgekd.distill.labels import LabelStore
 from edgekd.distill.losses import Learner
 from edgekd.models import loading
 from edgekd.models import student as student_builder
-from edgekd.stages.common import load_stage_model, read_data, teacher_shape, tokenise_splits
-from edgekd.store import Context, Stage, read_json, write_json
+from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
+from edgekd.store import Context, Stage, write_json
 
 REVISION = 2
 PROJECTIONS = "projections.safetensors"
@@ -42,30 +39,16 @@ def run(
     tokens = tokenise_splits(
         tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation")
     )
-    layers = read_json(labels.path / "index.json")["layers"]
-    truth = LabelStore(labels.path, "validation").logits
-    learner = Learner(model, distill.losses, teacher_shape(labels)).to(torch.device(ctx.device))
-
-    def judge() -> dict[str, float]:
-        return evaluate.compare(evaluate.logits(model, tokens["validation"]), tokens["validation"].labels, truth)
-
+    lesson, learner = set_lesson(ctx, "distill", model, tokens, distill.losses, labels)
     training = loop.fit(
-        loop.Task(
-            "distill",
-            learner,
-            tokens["train"],
-            LabelStore(labels.path, "train", layers),
-            judge,
-            autocast=ctx.device == "cuda",
-            mask=word_dropout(distill, tokenizer),
-        ),
+        replace(lesson, autocast=ctx.device == "cuda"),
         epochs=distill.epochs,
         options=distill.optimizer,
         seed=seed,
         out=ctx.out,
         progress=ctx.progress,
     )
-    scores = judge()
+    scores = lesson.evaluate()
     ctx.progress.log(f"distill: {summary['parameters']:,} parameters, validation {scores['score']:.4f}")
     if len(learner.projections):
         save_tensors(learner.projections.state_dict(), ctx.out / PROJECTIONS)
@@ -73,12 +56,6 @@ def run(
     write_json(ctx.out / "student.json", summary)
     write_json(ctx.out / "scores.json", {"validation": scores, "training": training})
     loop.clean(ctx.out)
-
-
-def word_dropout(distill: spec.Distill, tokenizer: Any) -> Mask | None:
-    """How the target hides the student's tokens: behind the mask token, or the unknown one, or padding."""
-    hidden = [i for i in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id) if i is not None]
-    return Mask(distill.word_dropout, hidden[0]) if distill.word_dropout else None
 
 
 def load_projections(learner: Learner, distill: Stage) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from edgekd import spec
-from edgekd.distill import evaluate, loop
+from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
-from edgekd.distill.labels import LabelStore
-from edgekd.distill.losses import Learner
 from edgekd.quant.calibrate import calibrate, calibration_rows, ranges
 from edgekd.quant.replace import quantize
-from edgekd.stages.common import load_stage_model, read_data, teacher_shape, tokenise_splits
-from edgekd.stages.distill import load_projections, word_dropout
+from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
+from edgekd.stages.distill import load_projections
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 2
@@ -42,17 +41,11 @@ def run(
         tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation")
     )
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
-    truth = LabelStore(labels.path, "validation").logits
     prepare(model, quant)
-
-    def judge() -> dict[str, float]:
-        result = evaluate.logits(model, tokens["validation"])
-        return evaluate.compare(result, tokens["validation"].labels, truth)
-
+    lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec.losses, labels)
     observed = {"ptq": calibrate(model, quant, tokens["train"], rows)}
-    scores = {"ptq": judge()}
+    scores = {"ptq": lesson.evaluate()}
     save_tensors(model.state_dict(), ctx.out / "ptq.safetensors")
-    learner = Learner(model, distill_spec.losses, teacher_shape(labels)).to(torch.device(ctx.device))
     load_projections(learner, distill)
     moving = math.ceil((1 - quant.frozen_fraction) * quant.epochs)
 
@@ -60,24 +53,15 @@ def run(
         if 0 < epoch < moving:
             calibrate(model, quant, tokens["train"], rows)
 
-    layers = read_json(labels.path / "index.json")["layers"]
     training = loop.fit(
-        loop.Task(
-            "quantize",
-            learner,
-            tokens["train"],
-            LabelStore(labels.path, "train", layers),
-            judge,
-            observe,
-            mask=word_dropout(distill_spec, tokenizer),
-        ),
+        replace(lesson, before_epoch=observe),
         epochs=quant.epochs,
         options=quant.optimizer,
         seed=seed + 1,
         out=ctx.out,
         progress=ctx.progress,
     )
-    scores["qad"], observed["qad"] = judge(), ranges(model)
+    scores["qad"], observed["qad"] = lesson.evaluate(), ranges(model)
     save_tensors(model.state_dict(), ctx.out / "qad.safetensors")
     fp32 = read_json(distill.path / "scores.json")
     found = {"fp32": fp32["validation"], "PTQ": scores["ptq"], "QAD": scores["qad"]}

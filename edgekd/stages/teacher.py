@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from edgekd import assets as asset_cache
-from edgekd import spec
+from edgekd import machine, spec
 from edgekd.distill import evaluate, loop
 from edgekd.distill.losses import Learner
 from edgekd.models import loading
@@ -48,7 +48,7 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
                 tokens["train"],
                 None,
                 lambda: judge("validation"),
-                autocast=ctx.device == "cuda",
+                autocast=ctx.device == "cuda" or machine.multiplies_bf16(),
             ),
             epochs=teacher.finetune.epochs,
             options=teacher.finetune.optimizer,
