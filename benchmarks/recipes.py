@@ -1,0 +1,107 @@
+"""Which recipe teaches best, decided without the test split.
+
+    python benchmarks/recipes.py STORE/teacher-<key> STORE/labels-<key> STORE/assets-<key> TARGET...
+
+Each TARGET (a name or a file) is a copy with another student or another way to distil. All learn from the same
+finished label store, on four fifths of the training split; the last fifth and the validation split judge them, since
+validation alone is too small to tell recipes apart. One line each, of the epoch with the lowest KL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekd import catalog
+from edgekd.distill import evaluate, loop
+from edgekd.distill.data import Ints, Tokens, tokenise
+from edgekd.distill.labels import LabelStore
+from edgekd.distill.losses import Learner
+from edgekd.models import loading
+from edgekd.models import student as student_builder
+from edgekd.progress import Progress
+from edgekd.store import read_json
+from edgekd.tasks import text_classification
+
+HELD_OUT = 5  # one example in so many
+
+
+class Rows:
+    """Some rows of a label store's split."""
+
+    def __init__(self, store: LabelStore, tokens: Tokens, kept: Ints) -> None:
+        self.store, self.tokens, self.kept = store, tokens, kept
+
+    def signal(self, rows: Ints, *_: object) -> Any:
+        """The teacher's signal for ``rows`` of the kept ones."""
+        rows = self.kept[rows]
+        _, mask, flat = self.tokens.gather(rows)
+        return self.store.signal(rows, self.tokens, mask, flat)
+
+
+def only(tokens: Tokens, kept: Ints) -> Tokens:
+    """Those rows alone."""
+    flat = np.concatenate([np.arange(tokens.offsets[i], tokens.offsets[i + 1]) for i in kept])
+    offsets = np.concatenate([[0], np.cumsum(tokens.lengths[kept])]).astype(np.int64)
+    return Tokens(tokens.ids[flat], tokens.starts[flat], offsets, tokens.labels[kept], tokens.pad_id)
+
+
+def main() -> None:
+    """Train each recipe and print how it did."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("teacher", "labels", "assets"):
+        parser.add_argument(name, type=Path, help=f"folder of a finished {name} stage")
+    parser.add_argument("targets", nargs="+")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.use_deterministic_algorithms(True)
+    data = text_classification.read(given.assets)
+    big = loading.load_classifier(given.teacher / "model", data.labels, finetuned=True)
+    index = read_json(given.labels / "index.json")
+    shape = {"layers": index["teacher_layers"], "hidden": index["teacher_hidden"]} if index["layers"] else None
+    store = LabelStore(given.labels, "train", index["layers"])
+    held = np.sort(np.random.default_rng(7).permutation(len(store.logits))[: len(store.logits) // HELD_OUT])
+    kept = np.setdiff1d(np.arange(len(store.logits)), held)
+    truth = np.concatenate([LabelStore(given.labels, "validation").logits, store.logits[held]])
+    for name in given.targets:
+        target = catalog.load(name)
+        length = target.task.max_length
+        model, tokenizer, summary = student_builder.build(
+            target.student, big, given.teacher / "model", data, length, target.seed
+        )
+        train, validation = (
+            tokenise(tokenizer.backend_tokenizer, part.texts, part.labels, length, tokenizer.pad_token_id)
+            for part in (data.train, data.validation)
+        )
+        judges = (validation, only(train, held))
+
+        def judge(model: Any = model, judges: tuple[Tokens, ...] = judges) -> dict[str, float]:
+            found = np.concatenate([evaluate.logits(model, part) for part in judges])
+            return evaluate.compare(found, np.concatenate([part.labels for part in judges]), truth)
+
+        learner = Learner(model, target.distill.losses, shape)
+        with tempfile.TemporaryDirectory() as out:
+            done = loop.fit(
+                loop.Task(name, learner, only(train, kept), Rows(store, train, kept), judge),
+                epochs=target.distill.epochs,
+                options=target.distill.optimizer,
+                seed=target.seed,
+                out=Path(out),
+                progress=Progress(),
+            )
+        best = done["best"]
+        print(
+            f"{name}: {summary['parameters']:,} parameters, {done['step_ms']:.0f} ms a step, epoch {best['epoch']}: "
+            f"score {best['score']:.4f}, agreement {best['agreement']:.4f}, KL {best['kl']:.4f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
