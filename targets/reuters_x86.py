@@ -8,6 +8,7 @@ from edgekd.spec import (
     Bench,
     Budget,
     Distill,
+    Export,
     Finetune,
     Optimizer,
     Quant,
@@ -43,6 +44,7 @@ TARGET = Target(
         optimizer=Optimizer(learning_rate=1e-4),
         keep_float=("*.attention.self.MatMul*", "classifier"),
     ),
+    export=Export(opset=17),
     device=X86_VNNI,
     bench=Bench(
         runtimes=("ort_cpu", "openvino"),
