@@ -2,9 +2,10 @@
 
 The job: ``runtime``, ``model`` and ``inputs`` (paths), ``workload``, ``threads``, ``cpus`` (to run on), ``calls``,
 ``warmup`` (see ``warm_up``), ``score`` (whether to go on over the whole test split), ``samples`` (the ``.npz`` to
-write) and ``parent`` (the process that started this one). The answer is one line of JSON on stdout; whatever a
-library prints goes to stderr. In the ``.npz``: ``call_ns`` int64 (calls,), ``null_ns`` int64 (the same loop around
-nothing) and, if asked for, ``logits`` float32 (examples, classes).
+write), ``calm_ns`` (the ``Canary.best_ns`` of the processes before this one, or null) and ``parent`` (the process that
+started this one). The answer is one line of JSON on stdout; whatever a library prints goes to stderr. In the ``.npz``:
+``call_ns`` int64 (calls,), ``null_ns`` int64 (the same loop around nothing) and, if asked for, ``logits`` float32
+(examples, classes).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from edgekd import runtimes
 from edgekd.bench import proc, workloads
+from edgekd.bench.canary import Canary
 from edgekd.errors import BenchError, EdgekdError
 
 Call = Callable[[dict[str, NDArray[Any]]], NDArray[Any]]
@@ -60,7 +62,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     gc.disable()  # the harness's own garbage is not the model's latency
     _timed(_nothing, prepared, null_ns)
-    _, usage, call_ns = min(_attempts(session.run, prepared, job["threads"]), key=lambda attempt: attempt[0])
+    canary = Canary(job["calm_ns"])
+    attempts = list(_attempts(session.run, prepared, job["threads"], canary))
+    _, usage, call_ns, disturbed = min(attempts, key=lambda attempt: attempt[0])
     gc.enable()
 
     arrays = {"call_ns": call_ns, "null_ns": null_ns}
@@ -87,6 +91,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "busy_threads": usage.busy_threads,
         "stolen": usage.stolen(job["threads"], job["calls"]),
         "neighbours": usage.neighbours(),
+        "calm_ns": canary.best_ns,
+        "disturbed_calls": disturbed,
     }
 
 
@@ -115,22 +121,24 @@ def warm_up(
             return count, False
 
 
-def _attempts(call: Call, prepared: list[Feeds], threads: int) -> Iterator[tuple[float, proc.Usage, NDArray[np.int64]]]:
+def _attempts(
+    call: Call, prepared: list[Feeds], threads: int, canary: Canary
+) -> Iterator[tuple[float, proc.Usage, NDArray[np.int64], float]]:
     """Time all calls; where neighbours disturbed that, wait a little and time them all again.
 
-    Yields how disturbed an attempt was (above 1: too much), what it used, and its times. An attempt is repeated for
-    what happened beside it, never for being slow.
+    Yields how disturbed an attempt was (above 1: too much), what it used, its times, and what ``Canary.time`` says of
+    them. An attempt is repeated for what happened beside it, never for being slow.
     """
     for pause_s in PAUSES_S:
         time.sleep(pause_s)
         _timed(call, prepared[:8], np.zeros(8, np.int64))  # the caches and the clock after a pause
         call_ns = np.zeros(len(prepared), np.int64)
         meter = proc.Meter()
-        _timed(call, prepared, call_ns)
+        unsure = canary.time(call, prepared, call_ns)
         usage = meter.stop()
         stolen, neighbours = usage.stolen(threads, len(prepared)), usage.neighbours()
         disturbed = max(stolen / proc.MAX_STOLEN, neighbours / proc.MAX_NEIGHBOURS)
-        yield disturbed, usage, call_ns
+        yield disturbed, usage, call_ns, unsure
         if disturbed <= 1:
             return
 

@@ -43,8 +43,10 @@ def kept(job: dict[str, Any], wanted: str) -> dict[str, Any] | None:
         return None
 
 
-def launch(job: dict[str, Any], wanted: str, timeout_s: float) -> dict[str, Any]:
+def launch(job: dict[str, Any], wanted: str, timeout_s: float, calm_ns: int | None = None) -> dict[str, Any]:
     """Run the job in a fresh process, keep its answer beside the samples, and return the figures.
+
+    ``calm_ns`` is the quickest ``Canary`` loop of the processes before it.
 
     Raises ``ChildFailed``; then nothing is kept. Raises ``StoreError`` where the disk is full, and
     ``BenchError`` where no process can be started at all.
@@ -52,7 +54,7 @@ def launch(job: dict[str, Any], wanted: str, timeout_s: float) -> dict[str, Any]
     samples = Path(job["samples"])
     samples.with_suffix(".json").unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "edgekd.bench.child"]
-    text, environment = json.dumps({**job, "parent": os.getpid()}).encode(), _env(job)
+    text, environment = json.dumps({**job, "parent": os.getpid(), "calm_ns": calm_ns}).encode(), _env(job)
     try:
         done = subprocess.run(command, input=text, capture_output=True, timeout=timeout_s, env=environment)
     except subprocess.TimeoutExpired:
