@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from edgekd import spec
-from edgekd.distill import evaluate, loop
+from edgekd.distill import checkpoint, evaluate, loop
 from edgekd.distill.losses import Learner
 from edgekd.errors import TrainingError
 from edgekd.progress import Progress
@@ -43,7 +43,12 @@ class Killed(BaseException):
 
 
 def train(
-    out: Path, epochs: float = 3, kill_at: int | None = None, options: spec.Optimizer = OPTIONS, count: int = 44
+    out: Path,
+    epochs: float = 3,
+    kill_at: int | None = None,
+    options: spec.Optimizer = OPTIONS,
+    count: int = 44,
+    progress: Progress = QUIET,
 ) -> Any:
     model = tiny.bert(num_hidden_layers=1)
     given = task(model, count)
@@ -58,25 +63,28 @@ def train(
         return forward(batch)
 
     given.module.forward = counted  # type: ignore[method-assign]
-    loop.fit(given, epochs=epochs, options=options, seed=3, out=out, progress=QUIET)
+    loop.fit(given, epochs=epochs, options=options, seed=3, out=out, progress=progress)
     return model
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a training that nothing interrupts ends in."""
+    return digest(train(tmp_path_factory.mktemp("whole")))
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 7, 13, 18])
 def test_a_killed_run_resumed_ends_in_the_same_bytes(
-    tmp_path: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: str, kill_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after every step
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    whole = digest(train(tmp_path / "whole"))
     with pytest.raises(Killed):
-        train(tmp_path / "killed", kill_at=kill_at)
-    assert digest(train(tmp_path / "killed")) == whole
+        train(tmp_path, kill_at=kill_at)
+    assert digest(train(tmp_path)) == whole
 
 
-def test_a_finished_loop_called_again_does_not_train_again(tmp_path: Path) -> None:
-    whole = digest(train(tmp_path))
+def test_a_finished_loop_called_again_does_not_train_again(tmp_path: Path, whole: str) -> None:
+    train(tmp_path)
     assert digest(train(tmp_path, kill_at=1)) == whole
 
 
@@ -109,6 +117,90 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint
         loop.fit(given, epochs=3, options=OPTIONS, seed=0, out=tmp_path, progress=QUIET)
     assert (tmp_path / "checkpoint.safetensors").exists()
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kill_at", [None, 10])
+def test_losses_that_are_read_late_as_on_a_gpu_train_the_same(
+    tmp_path: Path, whole: str, kill_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loop.LOSS_LAG, "cpu", loop.LOSS_LAG["cuda"])
+    if kill_at:
+        with pytest.raises(Killed):
+            train(tmp_path, kill_at=kill_at)
+    assert digest(train(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("lag", [1, 16])
+def test_a_gradient_that_is_not_finite_stops_and_no_weights_after_it_are_saved(
+    tmp_path: Path, lag: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loop.LOSS_LAG, "cpu", lag)
+    model = tiny.bert(num_hidden_layers=1)
+    given = task(model)
+    forward = given.module.forward
+    calls = 0
+
+    def poisoned(batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        none = (next(model.parameters()).sum() * 0).sqrt()  # 0, with the gradient 0 * infinity
+        return forward(batch) + (none if calls == 9 else 0)
+
+    given.module.forward = poisoned  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"the gradient's norm is nan at step 8; the last good checkpoint is"):
+        loop.fit(given, epochs=3, options=OPTIONS, seed=0, out=tmp_path, progress=QUIET)
+    tensors, state = checkpoint.unseal(tmp_path / loop.LATEST)
+    assert state["step"] == 6  # the end of the first epoch
+    assert all(torch.isfinite(tensor.double()).all() for tensor in tensors.values())
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("file", [loop.LATEST, loop.BEST])
+def test_a_damaged_checkpoint_is_dropped_with_a_warning_and_the_training_starts_anew(
+    tmp_path: Path, whole: str, file: str, damage: Any
+) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=13)
+    damage(tmp_path / file)
+    bars = tiny.Bars()
+    assert digest(train(tmp_path, progress=bars)) == whole
+    assert bars.done["t"] == 18
+    if (file, damage) != (loop.LATEST, Path.unlink):  # without a checkpoint there is nothing to warn of
+        assert len(bars.said) == 1 and file in bars.said[0] and "t is trained anew" in bars.said[0]
+
+
+def test_a_kill_between_the_best_weights_and_the_checkpoint_loses_neither(
+    tmp_path: Path, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def dying(path: Path, module: Any, optimizer: Any, state: Any) -> None:
+        if state["step"] == 12:
+            raise Killed
+        save(path, module, optimizer, state)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "save", dying)
+        train(tmp_path)
+    bars = tiny.Bars()
+    assert digest(train(tmp_path, progress=bars)) == whole
+    assert bars.said == [] and bars.done["t"] == 12  # from the sixth step on
+
+
+def test_scoring_shows_how_far_it_is() -> None:
+    bars, tokens = tiny.Bars(), tiny.tokens(tiny.data(150).train)
+    evaluate.logits(tiny.bert(), tokens, progress=bars, name="scoring test")
+    assert bars.total == bars.done == {"scoring test": 150}
 
 
 def test_the_weights_kept_are_the_best_on_validation(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from edgekd.distill.data import Tokens, tokenise
+from edgekd.progress import Advance, Progress
 
 WORDS = (
     "oil crude barrel price bank rate loan money grain wheat corn crop ship port cargo trade profit share stock earn"
@@ -69,3 +72,25 @@ def data(count: int = 60) -> Any:
 def tokens(part: Any, max_length: int = 16, tokenizer: Tokenizer | None = None) -> Tokens:
     """One split, tokenised."""
     return tokenise(tokenizer or wordpiece(), part.texts, part.labels, max_length, 0)
+
+
+class Bars(Progress):
+    """Shows nothing and remembers: lines that were logged, and for each bar its total and how far it came."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+        self.total: dict[str, int | None] = {}
+        self.done: dict[str, int] = {}
+
+    def log(self, text: str) -> None:
+        self.said.append(text)
+
+    @contextmanager
+    def bar(self, name: str, *, total: int | None, start: int = 0, unit: str = "step") -> Iterator[Advance]:
+        self.total[name], self.done[name] = total, 0
+
+        def advance(steps: int = 1, /, **fields: object) -> None:
+            self.done[name] += steps
+
+        yield advance

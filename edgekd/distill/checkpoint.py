@@ -1,15 +1,21 @@
-"""Checkpoints of a training loop: safetensors and JSON, written atomically, resumed exactly."""
+"""Checkpoints of a training loop: safetensors that carry their own SHA-256, written atomically, resumed exactly."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from edgekd.errors import StoreError
+
+SEAL = "sha256 progress"  # one entry: safetensors writes several in any order, and equal values give equal bytes
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -21,16 +27,38 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     partial.replace(path)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """What ``save_tensors`` wrote, on the CPU."""
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors
+def seal(tensors: dict[str, Tensor], path: Path, progress: Any = None) -> None:
+    """``save_tensors`` with ``progress`` (JSON) and the SHA-256 of both in the same file: no kill can part them."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    text = json.dumps(progress)
+    save_tensors(tensors, path, {SEAL: f"{_sha256(tensors, text)} {text}"})
+
+
+def unseal(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """What ``seal`` wrote, on the CPU, and its ``progress``; ``StoreError`` if it is missing, truncated or altered."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            expected, _, text = (file.metadata() or {})[SEAL].partition(" ")
+    except (OSError, SafetensorError, KeyError) as error:
+        raise StoreError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    if _sha256(tensors, text) != expected:
+        raise StoreError(f"{path} has changed since it was written (SHA-256)")
+    return tensors, json.loads(text)
+
+
+def _sha256(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
     """Everything a run needs to go on as if it had not stopped: weights and scales, moments, generators, counters.
 
-    ``progress`` is JSON and travels in the file's header, so that the two can never disagree.
+    ``progress`` is JSON and travels in the same file, so that the two can never disagree.
     """
     tensors = {f"model/{k}": v for k, v in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -38,12 +66,11 @@ def save(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, 
     tensors["rng/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    save_tensors(tensors, path, {"progress": json.dumps(progress)})
+    seal(tensors, path, progress)
 
 
-def load(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what ``save`` wrote, in place; returns its ``progress``."""
-    tensors = load_tensors(path)
+def restore(tensors: dict[str, Tensor], module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put back in place what ``save`` wrote and ``unseal`` read."""
     module.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -54,7 +81,3 @@ def load(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    progress: dict[str, Any] = json.loads(header["__metadata__"]["progress"])
-    return progress

@@ -9,9 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.distill.data import Tokens, by_length
+from edgekd.progress import Progress
 
 
-def logits(model: Any, tokens: Tokens, batch_size: int = 64, autocast: bool = False) -> NDArray[np.float32]:
+def logits(
+    model: Any,
+    tokens: Tokens,
+    batch_size: int = 64,
+    autocast: bool = False,
+    progress: Progress | None = None,
+    name: str = "scoring",
+) -> NDArray[np.float32]:
     """The model's logits (N, C) over ``tokens``, in its order; dropout off, bf16 matrix products if ``autocast``."""
     device = next(model.parameters()).device
     out: NDArray[np.float32] | None = None
@@ -20,6 +28,7 @@ def logits(model: Any, tokens: Tokens, batch_size: int = 64, autocast: bool = Fa
     with (
         torch.inference_mode(),
         torch.autocast(device.type, torch.bfloat16, enabled=autocast),
+        (progress or Progress(quiet=True)).bar(name, total=len(tokens), unit="example") as advance,
     ):
         for rows in by_length(tokens, batch_size):
             ids, mask, _ = tokens.gather(rows)
@@ -28,6 +37,7 @@ def logits(model: Any, tokens: Tokens, batch_size: int = 64, autocast: bool = Fa
             if out is None:
                 out = np.empty((len(tokens), result.shape[1]), np.float32)
             out[rows] = result
+            advance(len(rows))
     model.train(training)
     assert out is not None
     return out

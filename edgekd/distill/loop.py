@@ -15,11 +15,12 @@ import torch
 from edgekd import spec
 from edgekd.distill import checkpoint
 from edgekd.distill.data import Tokens, epoch_steps, micro_batches
-from edgekd.errors import TrainingError
+from edgekd.errors import StoreError, TrainingError
 from edgekd.progress import Progress
 
 CHECKPOINT_SECONDS = 60.0  # at least this often, and at the end of every epoch
-LOSS_LAG = 16  # steps between reads of the loss on a GPU, where each read would stall it
+LATEST, BEST = "checkpoint.safetensors", "best.safetensors"
+LOSS_LAG = {"cpu": 1, "cuda": 16}  # steps between reads of loss and gradient norm: each read would stall a GPU
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def fit(
     """Train ``task.module`` in place and leave it with its best weights on validation; returns a summary.
 
     Interrupted at any point and called again with the same ``out``, it goes on exactly: on one CPU the final bytes
-    are those of an uninterrupted run. Raises ``TrainingError`` at a loss that is not finite, naming the step; the
-    last good checkpoint stays in ``out``.
+    are those of an uninterrupted run. Raises ``TrainingError`` at a loss or gradient that is not finite, naming the
+    step; the last good checkpoint stays in ``out``.
     """
     module, tokens = task.module, task.tokens
     device = next(module.parameters()).device
@@ -62,13 +63,12 @@ def fit(
     last = max(1, round(epochs * per_epoch))
     optimizer = _adamw(module, options, device)
     schedule = _schedule(options, last)
-    latest, best = out / "checkpoint.safetensors", out / "best.safetensors"
-    state: dict[str, Any] = {"step": 0, "best": None, "history": [], "seconds": 0.0}
+    latest, best = out / LATEST, out / BEST
     torch.manual_seed(seed)
-    if latest.exists():
-        state = checkpoint.load(latest, module, optimizer)
+    state = _resume(task, optimizer, out, progress)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     pending: list[tuple[int, torch.Tensor]] = []
+    shown = math.nan
     began = saved = time.monotonic()
     steps: list[Any] = []
     module.train()
@@ -84,9 +84,9 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step)
             loss = _step(task, steps[place], options, device)
-            torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
-            pending.append((step, loss))
-            if device.type == "cpu" or len(pending) >= LOSS_LAG:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
+            pending.append((step, torch.stack([loss, norm])))
+            if len(pending) >= LOSS_LAG[device.type] or math.isnan(shown):
                 shown = _check(task.name, pending, latest)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -94,14 +94,15 @@ def fit(
             advance(1, loss=shown)
             ended = place + 1 == per_epoch or step + 1 == last
             if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                shown = _check(task.name, pending, latest) if pending else shown
+                if pending:  # only what has been looked at may be saved
+                    shown = _check(task.name, pending, latest)
                 if ended:
                     _judge(task, state, epoch, shown, best)
                 now = time.monotonic()
                 state["seconds"], began = state["seconds"] + now - began, now
                 checkpoint.save(latest, module, optimizer, state)
                 saved = time.monotonic()
-    task.module.load_state_dict(checkpoint.load_tensors(best))
+    module.load_state_dict(checkpoint.unseal(best)[0])
     module.eval()
     (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in state["history"]))
     return {
@@ -115,8 +116,27 @@ def fit(
 
 def clean(out: Path) -> None:
     """Remove the loop's checkpoints, once the stage has written what it keeps."""
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
-    (out / "best.safetensors").unlink(missing_ok=True)
+    (out / LATEST).unlink(missing_ok=True)
+    (out / BEST).unlink(missing_ok=True)
+
+
+def _resume(task: Task, optimizer: torch.optim.Optimizer, out: Path, progress: Progress) -> dict[str, Any]:
+    """Put the state of an interrupted try back in place and return its counters; those of a new one without any.
+
+    A checkpoint that is damaged, or whose best weights are, is dropped with a warning: that training starts anew.
+    """
+    if (out / LATEST).exists():
+        try:
+            tensors, state = checkpoint.unseal(out / LATEST)
+            if state["best"] is not None:
+                checkpoint.unseal(out / BEST)
+        except StoreError as error:
+            progress.log(f"warning: {error}; {task.name} is trained anew")
+            clean(out)
+        else:
+            checkpoint.restore(tensors, task.module, optimizer)
+            return dict(state)
+    return {"step": 0, "best": None, "history": [], "seconds": 0.0}
 
 
 def _step(task: Task, rows: Any, options: spec.Optimizer, device: torch.device) -> torch.Tensor:
@@ -131,17 +151,18 @@ def _step(task: Task, rows: Any, options: spec.Optimizer, device: torch.device) 
 
 
 def _check(name: str, pending: list[tuple[int, torch.Tensor]], latest: Path) -> float:
-    """Read the losses not looked at yet, in one transfer; the last one is what the progress bar shows."""
-    values = torch.stack([loss for _, loss in pending]).tolist()
-    for (step, _), value in zip(pending, values, strict=True):
-        if not math.isfinite(value):
-            kept = f"the last good checkpoint is {latest}" if latest.exists() else "no checkpoint was written yet"
-            raise TrainingError(
-                f"{name}: the loss is {value} at step {step}; {kept}. "
-                "Lower the learning rate or its warm-up's slope, or look at that batch's data."
-            )
+    """Read the (loss, gradient norm) pairs not looked at yet, in one transfer; returns the last loss, to be shown."""
+    values = torch.stack([pair for _, pair in pending]).tolist()
+    for (step, _), (loss, norm) in zip(pending, values, strict=True):
+        for what, value in (("loss", loss), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                kept = f"the last good checkpoint is {latest}" if latest.exists() else "no checkpoint was written yet"
+                raise TrainingError(
+                    f"{name}: the {what} is {value} at step {step}; {kept}. "
+                    "Lower the learning rate or its warm-up's slope, or look at that batch's data."
+                )
     pending.clear()
-    return float(values[-1])
+    return float(values[-1][0])
 
 
 def _judge(task: Task, state: dict[str, Any], epoch: int, loss: float, best: Path) -> None:
@@ -150,7 +171,7 @@ def _judge(task: Task, state: dict[str, Any], epoch: int, loss: float, best: Pat
     state["history"].append({"epoch": epoch + 1, "step": state["step"], "loss": loss, **result})
     if state["best"] is None or task.rank(result) > task.rank(state["best"]):
         state["best"] = state["history"][-1]
-        checkpoint.save_tensors(task.module.state_dict(), best)
+        checkpoint.seal(task.module.state_dict(), best)
 
 
 def _adamw(module: torch.nn.Module, options: spec.Optimizer, device: torch.device) -> torch.optim.AdamW:
