@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import pytest
 import tiny
 import torch
 
+from edgekd import runner
 from edgekd.distill import labels
 from edgekd.distill.data import micro_batches
-from edgekd.errors import DataError
+from edgekd.errors import DataError, StoreError, TrainingError
 from edgekd.models.vocabulary import trim
 from edgekd.progress import Progress
+from edgekd.store import Context
 
 QUIET = Progress(quiet=True)
 CPU = torch.device("cpu")
@@ -118,3 +122,72 @@ def test_the_size_estimate_is_the_size(tmp_path: Path) -> None:
     store(tmp_path, tiny.bert(), tokens)
     size = sum(p.stat().st_size for p in tmp_path.glob("*.npy"))
     assert labels.estimate_bytes(200, len(tokens.ids), 3, len(LAYERS), 32) == pytest.approx(size, rel=0.02)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)  # the error caught below still holds the map
+
+
+def test_a_full_disk_is_an_error_that_says_so_not_a_crash(small_disk: Path) -> None:
+    tokens = tiny.tokens(tiny.split(300, 0))
+
+    def stage(ctx: Context) -> None:
+        store(ctx.out, tiny.bert(), tokens)
+
+    steps = runner.resolve({"labels": {}}, small_disk, lambda name: 1)
+    with pytest.raises(StoreError, match="the disk is full") as caught:
+        runner.walk(
+            steps,
+            small_disk,
+            function=lambda name: stage,
+            context=lambda out: Context(out, "cpu", 1, QUIET),
+            progress=QUIET,
+        )
+    assert caught.value.exit_code == 10
+    assert list(small_disk.rglob("*.npy")) == []  # nobody else lacks what this stage could not use
+
+
+def test_the_disk_is_reserved_before_any_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, reserved = tiny.tokens(tiny.split(20, 0)), []
+
+    def stop(*args: Any) -> None:
+        reserved.extend(p.stat().st_blocks * 512 >= p.stat().st_size for p in tmp_path.glob("*.npy"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labels, "_block", stop)
+    with pytest.raises(KeyboardInterrupt):
+        store(tmp_path, tiny.bert(), tokens)
+    assert reserved == [True] * (3 + len(LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (7e4, r"in train example 17 \(counted from 0\) the teacher's hidden states of layer 2 do not fit into float16"),
+        (float("nan"), r"in train example 17 \(counted from 0\) the teacher's logits are not finite"),
+    ],
+)
+def test_an_output_that_cannot_be_stored_names_layer_and_example(tmp_path: Path, value: float, complaint: str) -> None:
+    model, part = tiny.bert(), tiny.split(40, 0)
+    part.texts[17] = "q z"  # letters that no other text has
+    tokens = tiny.tokens(part)
+    (letter,) = {int(i) for i in tokens.ids[slice(*tokens.offsets[17:19])]} & {tiny.wordpiece().token_to_id("q")}
+
+    def spoil(module: Any, args: Any, out: Any) -> Any:
+        states = out[0] if isinstance(out, tuple) else out
+        seen = torch.from_numpy(np.isin(given["input_ids"].numpy(), [letter]))
+        spoiled = torch.where(seen.unsqueeze(-1), torch.full_like(states, value), states)
+        return (spoiled, *out[1:]) if isinstance(out, tuple) else spoiled
+
+    given: dict[str, torch.Tensor] = {}
+    model.register_forward_pre_hook(lambda m, a, k: given.update(k), with_kwargs=True)
+    model.bert.encoder.layer[1].register_forward_hook(spoil)
+    with pytest.raises(TrainingError, match=complaint):
+        store(tmp_path, model, tokens)

@@ -8,6 +8,7 @@ another tokenizer finds, for each of its tokens, the teacher's token that covers
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgekd.distill.data import Ints, Tokens, by_length
 from edgekd.distill.signal import Signal
-from edgekd.errors import DataError
+from edgekd.errors import DataError, TrainingError
 from edgekd.progress import Progress
 
 BLOCK = 64  # examples per teacher forward, and per unit of resumable work
@@ -44,21 +45,13 @@ def compute(
     """Run the teacher over one split and write its logits and the hidden states of ``layers`` into ``out``.
 
     Ranks share the work block by block; each block is marked done after it is on disk, so a killed run goes on where
-    it stopped, also with another number of ranks. bf16 on a GPU, float32 on a CPU.
+    it stopped, also with another number of ranks. bf16 on a GPU, float32 on a CPU. A full disk is an ``OSError`` before
+    any work is done; ``TrainingError`` for an output that is not finite, or too large for float16.
     """
     blocks = by_length(tokens, BLOCK)
     ready, done_path = out / f"{split}.ready.tmp", out / f"{split}.done.tmp"  # the store drops *.tmp at the end
     if rank == 0 and not ready.exists():
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "logits": ((len(tokens), model.config.num_labels), np.float32)
-        }
-        for layer in layers:
-            shapes[f"hidden.{layer}"] = ((len(tokens.ids), model.config.hidden_size), np.float16)
-        for name, (shape, dtype) in shapes.items():
-            np.lib.format.open_memmap(out / f"{split}.{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
-        if layers:
-            np.save(out / f"{split}.starts.npy", tokens.starts)
-            np.save(out / f"{split}.offsets.npy", tokens.offsets)
+        _create(out, split, tokens, model.config, layers)
         done_path.write_bytes(bytes(len(blocks)))
         ready.touch()
     _wait(ready.exists)
@@ -70,7 +63,7 @@ def compute(
     model.eval()
     with progress.bar(f"labels: {split}", total=len(mine), unit="block") as advance:
         for i in mine:
-            _block(fields, tokens, blocks[i], model, layers, device)
+            _block(fields, split, tokens, blocks[i], model, layers, device)
             for field in fields.values():
                 field.flush()
             done[i] = 1
@@ -80,15 +73,52 @@ def compute(
         _wait(lambda: bool(np.memmap(done_path, mode="r", dtype=np.uint8).all()))
 
 
-def _block(fields: Any, tokens: Tokens, rows: Ints, model: Any, layers: Sequence[int], device: torch.device) -> None:
+def _create(out: Path, split: str, tokens: Tokens, config: Any, layers: Sequence[int]) -> None:
+    """The split's files, positions filled in and disk reserved: a full disk met through a memory map would be SIGBUS.
+
+    What was reserved is given back when there is not enough for all.
+    """
+    empty: dict[str, tuple[tuple[int, ...], Any]] = {"logits": ((len(tokens), config.num_labels), np.float32)}
+    for layer in layers:
+        empty[f"hidden.{layer}"] = ((len(tokens.ids), config.hidden_size), np.float16)
+    known: dict[str, NDArray[Any]] = {"starts": tokens.starts, "offsets": tokens.offsets} if layers else {}
+    empty |= {name: (values.shape, values.dtype) for name, values in known.items()}
+    try:
+        for name, (shape, dtype) in empty.items():
+            path = out / f"{split}.{name}.npy"
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            if name in known:
+                array[:] = known[name]
+    except OSError:
+        for path in out.glob(f"{split}.*.npy"):
+            path.unlink()
+        raise
+
+
+def _block(
+    fields: Any, split: str, tokens: Tokens, rows: Ints, model: Any, layers: Sequence[int], device: torch.device
+) -> None:
     ids, mask, flat = tokens.gather(rows)
     inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     with torch.inference_mode(), autocast:
         result = model(**{k: v.to(device) for k, v in inputs.items()}, output_hidden_states=bool(layers))
-    fields["logits"][rows] = result.logits.float().cpu().numpy()
+    logits = result.logits.float().cpu().numpy()
+    _refuse(~np.isfinite(logits).all(1), rows, split, "logits are not finite: look at that text, or at the teacher")
+    fields["logits"][rows] = logits
     for layer in layers:
-        fields[f"hidden.{layer}"][flat[mask]] = result.hidden_states[layer].half().cpu().numpy()[mask]
+        states = result.hidden_states[layer].half().cpu().numpy()
+        bad = (mask & ~np.isfinite(states).all(2)).any(1)
+        what = f"hidden states of layer {layer} do not fit into float16: leave that layer out of HiddenMSE(layers=...)"
+        _refuse(bad, rows, split, what)
+        fields[f"hidden.{layer}"][flat[mask]] = states[mask]
+
+
+def _refuse(bad: NDArray[np.bool_], rows: Ints, split: str, what: str) -> None:
+    if bad.any():
+        raise TrainingError(f"labels: in {split} example {int(rows[bad][0])} (counted from 0) the teacher's {what}")
 
 
 def _wait(ready: Any) -> None:
