@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from edgekd import spec
-from edgekd.distill.taps import hidden_layers, layer_map, taps
+from edgekd.distill.taps import check, hidden_layers, layer_map, taps
 from edgekd.errors import TargetError
 
 
@@ -42,3 +44,24 @@ def test_a_student_from_a_config_states_its_layers_there() -> None:
     assert hidden_layers(wanted, 6) == (0, 3, 6)
     unknown = taps(spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student())
     assert hidden_layers(unknown, 3) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("layer", [99, 7, -1])
+def test_a_layer_that_the_teacher_lacks_is_refused_by_name_before_its_outputs_are_computed(layer: int) -> None:
+    wanted = taps(spec.Distill(losses=(spec.HiddenMSE(layers=((0, 0), (1, layer))),)), spec.Student(layers=4))
+    with pytest.raises(TargetError, match=rf"asks for layer {layer} of the teacher, which has layers 0\.\.6"):
+        hidden_layers(wanted, 6)
+
+
+@pytest.mark.parametrize("layers", ["uniform", ((4, 6),)])
+def test_layers_that_both_models_have_pass_the_check(layers: Any) -> None:
+    check(spec.Distill(losses=(spec.KL(), spec.HiddenMSE(layers=layers))), 4, 6)
+
+
+@pytest.mark.parametrize("pair", [(5, 6), (4, 7)])
+def test_the_check_refuses_a_pair_outside_either_model_once_both_are_known(pair: tuple[int, int]) -> None:
+    asked = spec.Distill(losses=(spec.KL(), spec.HiddenMSE(layers=(pair,))))
+    with pytest.raises(TargetError, match=r"pair .* out of range"):
+        check(asked, 4, 6)
+    check(asked, None, 6)
+    check(asked, 4, None)

@@ -30,6 +30,13 @@ def layer_map(layers: Layers, student_layers: int, teacher_layers: int) -> tuple
     return tuple((int(s), int(t)) for s, t in layers)
 
 
+def check(distill: spec.Distill, student_layers: int | None, teacher_layers: int | None) -> None:
+    """Raise ``TargetError`` for a hidden-state pair outside either model; ``None`` stands for a count not known yet."""
+    for loss in distill.losses:
+        if isinstance(loss, spec.HiddenMSE) and student_layers is not None and teacher_layers is not None:
+            layer_map(loss.layers, student_layers, teacher_layers)
+
+
 def taps(distill: spec.Distill, student: spec.Student) -> tuple[str, ...]:
     """What the label store must hold: ``logits`` always, ``hidden:<layers>`` if a loss needs hidden states.
 
@@ -50,7 +57,7 @@ def taps(distill: spec.Distill, student: spec.Student) -> tuple[str, ...]:
 
 
 def hidden_layers(wanted: Sequence[str], teacher_layers: int) -> tuple[int, ...]:
-    """The teacher layers that ``taps`` names, once the teacher's layer count is known."""
+    """The teacher layers that ``taps`` names, once it is known how many it has; ``TargetError`` for one too many."""
     for tap in wanted:
         if tap.startswith("hidden:"):
             what = tap.removeprefix("hidden:")
@@ -59,7 +66,14 @@ def hidden_layers(wanted: Sequence[str], teacher_layers: int) -> tuple[int, ...]
             if what.startswith("uniform/"):
                 pairs = layer_map("uniform", int(what.removeprefix("uniform/")), teacher_layers)
                 return tuple(sorted({t for _, t in pairs}))
-            return tuple(sorted(int(t) for t in what.split(",")))
+            layers = tuple(sorted(int(t) for t in what.split(",")))
+            for layer in layers:
+                if not 0 <= layer <= teacher_layers:
+                    raise TargetError(
+                        f"distill.losses: HiddenMSE asks for layer {layer} of the teacher, which has layers "
+                        f"0..{teacher_layers} (0 is the embedding output)"
+                    )
+            return layers
     return ()
 
 
