@@ -143,7 +143,7 @@ def torch_context(device: str, progress: Progress) -> Callable[[Path], Context]:
         raise UsageError(f"--device is auto, cpu or cuda, not {device!r}")
 
     @cache
-    def prepare() -> tuple[str, int]:
+    def prepare() -> tuple[str, int, bool]:
         from edgekd import machine
 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
@@ -161,12 +161,12 @@ def torch_context(device: str, progress: Progress) -> Callable[[Path], Context]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=chosen == "cuda")
         torch.backends.cudnn.benchmark = False
-        return chosen, threads
+        return chosen, threads, chosen == "cuda" or machine.multiplies_bf16()
 
     def make(out: Path) -> Context:
-        chosen, threads = prepare()
+        chosen, threads, bf16 = prepare()
         rank, world = ranks()
-        return Context(out, chosen, threads, progress, rank, world)
+        return Context(out, chosen, threads, progress, rank, world, bf16)
 
     return make
 

@@ -35,8 +35,8 @@ class Context:
     """What a stage function gets besides its inputs; nothing of it is in the key.
 
     ``out`` is the folder to write into and may hold what a killed try left. ``device`` is ``"cpu"`` or ``"cuda"``,
-    ``threads`` the number torch uses. ``rank`` of ``world_size`` processes differs from 0 of 1 only in ``labels`` under
-    ``torchrun`` or ``accelerate launch``.
+    ``threads`` the number torch uses, ``bf16`` whether its fast matrix products are bfloat16 (CUDA, or a CPU with the
+    instructions). ``rank`` of ``world_size`` processes differs from 0 of 1 only in ``labels`` under ``torchrun``.
     """
 
     out: Path
@@ -45,6 +45,7 @@ class Context:
     progress: Progress
     rank: int = 0
     world_size: int = 1
+    bf16: bool = False
 
 
 @dataclass(frozen=True)

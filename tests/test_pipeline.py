@@ -278,6 +278,7 @@ def test_a_stage_runs_with_deterministic_algorithms_and_no_more_threads_than_may
         assert torch.are_deterministic_algorithms_enabled()
         assert ctx.device == "cpu"
         assert ctx.threads == torch.get_num_threads() == machine.usable_threads()
+        assert ctx.bf16 == machine.multiplies_bf16()
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(before)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 
 from edgekd import assets as asset_cache
-from edgekd import machine, spec
+from edgekd import spec
 from edgekd.distill import evaluate, loop
 from edgekd.distill.losses import Learner
 from edgekd.models import loading
 from edgekd.stages.common import read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 2
+REVISION = 3
 
 
 def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, seed: int) -> None:
     """Write ``model/`` (a Hugging Face folder), ``scores.json`` and, if it was trained, ``history.jsonl``."""
     data = read_data(task, assets)
     folder = asset_cache.resolve(
-        teacher.source, also=(teacher.gguf_file,) if teacher.gguf_file else (), log=ctx.progress.log
+        teacher.source, also=(teacher.gguf_file,) if teacher.gguf_file else (), progress=ctx.progress
     )
     torch.manual_seed(seed)
     fresh = teacher.finetune is not None
@@ -36,7 +36,9 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
     tokens = tokenise_splits(tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length)
 
     def judge(split: str) -> dict[str, float]:
-        found = evaluate.logits(model, tokens[split], autocast=ctx.device == "cuda")
+        found = evaluate.logits(
+            model, tokens[split], autocast=ctx.device == "cuda", progress=ctx.progress, name=f"teacher: scoring {split}"
+        )
         return evaluate.compare(found, tokens[split].labels, None)
 
     training = None
@@ -48,7 +50,7 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
                 tokens["train"],
                 None,
                 lambda: judge("validation"),
-                autocast=ctx.device == "cuda" or machine.multiplies_bf16(),
+                autocast=ctx.bf16,
             ),
             epochs=teacher.finetune.epochs,
             options=teacher.finetune.optimizer,
