@@ -193,3 +193,9 @@ def test_a_calibration_id_outside_the_training_split_is_refused() -> None:
     with pytest.raises(DataError, match=r"'test/3' \(1 in all\) is not in the training split"):
         calibrate.calibration_rows(("train/1", "test/3"), ["train/0", "train/1"])
     assert calibrate.calibration_rows(("train/1", "train/9"), ["train/0", "train/1"], everything=False).tolist() == [1]
+
+
+def test_calibration_shows_how_far_it_is() -> None:
+    bars = tiny.Bars()
+    calibrate.calibrate(quantized(), spec.Quant(calibration="x"), tiny.tokens(tiny.split(40, 0)), np.arange(40), bars)
+    assert bars.total == bars.done == {"calibration": 40}

@@ -14,12 +14,19 @@ from edgekd.distill.data import tokenise
 from edgekd.errors import TargetError
 from edgekd.models import surgery, vocabulary
 from edgekd.models.loading import load_tokenizer, parameters
+from edgekd.progress import Progress
 
 SAMPLE = 256  # training examples that decide what surgery keeps
 
 
 def build(
-    student: spec.Student, teacher: Any, folder: Path, data: Any, max_length: int, seed: int
+    student: spec.Student,
+    teacher: Any,
+    folder: Path,
+    data: Any,
+    max_length: int,
+    seed: int,
+    progress: Progress | None = None,
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The student (float32, CPU), its tokenizer, and a summary of what was kept.
 
@@ -46,7 +53,7 @@ def build(
             model = type(teacher)(config)
         else:
             tokens = tokenise(whole, data.train.texts[:SAMPLE], data.train.labels[:SAMPLE], max_length, pad_id)
-            scores = surgery.importance(teacher, tokens, SAMPLE)
+            scores = surgery.importance(teacher, tokens, SAMPLE, progress)
             model = surgery.cut(teacher, config, layers, old_ids, scores, principal=student.init == "principal")
     config = model.config
     unknown = tokenizer.unk_token_id

@@ -20,6 +20,7 @@ from edgekd import spec
 from edgekd.distill.data import Tokens, by_length
 from edgekd.errors import TargetError
 from edgekd.models.loading import set_dropout
+from edgekd.progress import Progress
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
@@ -103,7 +104,7 @@ def _position_offset(config: Any) -> int:
 
 
 @torch.inference_mode()
-def importance(model: Any, tokens: Tokens, examples: int = 256) -> dict[str, Tensor]:
+def importance(model: Any, tokens: Tokens, examples: int = 256, progress: Progress | None = None) -> dict[str, Tensor]:
     """Mean |activation| on the first ``examples`` rows: ``hidden`` (H,), and per layer ``heads.i`` (heads, width) of
     the attention output before its projection, ``ffn.i`` (F,) of the neurons after their non-linearity. Beside them
     ``covariance`` (H, H), the second moment of the hidden states of all layers, float64.
@@ -132,12 +133,14 @@ def importance(model: Any, tokens: Tokens, examples: int = 256) -> dict[str, Ten
     rows = torch.arange(min(examples, len(tokens))).numpy()
     model.eval()
     try:
-        for part in by_length(tokens, 32):
-            part = part[part < len(rows)]
-            if len(part):
-                ids, valid, _ = tokens.gather(part)
-                mask = torch.from_numpy(valid).to(device)
-                model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
+        with (progress or Progress(quiet=True)).bar("building the student", total=len(rows), unit="example") as advance:
+            for part in by_length(tokens, 32):
+                part = part[part < len(rows)]
+                if len(part):
+                    ids, valid, _ = tokens.gather(part)
+                    mask = torch.from_numpy(valid).to(device)
+                    model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
+                    advance(len(part))
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ import torch
 from edgekd import spec
 from edgekd.distill.data import Ints, Tokens
 from edgekd.errors import DataError, TrainingError
+from edgekd.progress import Progress
 from edgekd.quant.observe import Histogram, choose
 from edgekd.quant.quantizers import act_parameters
 from edgekd.quant.replace import act_quantizers
@@ -19,7 +20,9 @@ BATCH = 16
 
 
 @torch.no_grad()
-def calibrate(model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints) -> dict[str, tuple[float, float]]:
+def calibrate(
+    model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints, progress: Progress | None = None
+) -> dict[str, tuple[float, float]]:
     """Observe ``rows`` of ``tokens``, activations in float, weights quantized; set and return (low, high) by module.
 
     Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
@@ -40,10 +43,12 @@ def calibrate(model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints) -> dict
     model.eval()
     _enable(model, False)
     try:
-        for i in range(0, len(rows), BATCH):
-            ids, valid, _ = tokens.gather(rows[i : i + BATCH])
-            mask = torch.from_numpy(valid).to(device)
-            model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
+        with (progress or Progress(quiet=True)).bar("calibration", total=len(rows), unit="example") as advance:
+            for i in range(0, len(rows), BATCH):
+                ids, valid, _ = tokens.gather(rows[i : i + BATCH])
+                mask = torch.from_numpy(valid).to(device)
+                model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
+                advance(len(ids))
     finally:
         for handle in handles:
             handle.remove()

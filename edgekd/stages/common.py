@@ -48,6 +48,7 @@ def set_lesson(
     truth = LabelStore(labels.path, "validation").logits
 
     def judge() -> dict[str, float]:
-        return evaluate.compare(evaluate.logits(model, tokens["validation"]), tokens["validation"].labels, truth)
+        found = evaluate.logits(model, tokens["validation"], progress=ctx.progress, name=f"{name}: scoring validation")
+        return evaluate.compare(found, tokens["validation"].labels, truth)
 
     return loop.Task(name, learner, tokens["train"], LabelStore(labels.path, "train", index["layers"]), judge), learner

@@ -33,8 +33,9 @@ def run(
     """Write ``model/``, ``student.json`` (what was kept), ``scores.json`` (validation) and ``history.jsonl``."""
     data = read_data(task, assets)
     big, _ = load_stage_model(teacher, data.labels)
-    ctx.progress.log("distill: building the student")
-    model, tokenizer, summary = student_builder.build(student, big, teacher.path / "model", data, task.max_length, seed)
+    model, tokenizer, summary = student_builder.build(
+        student, big, teacher.path / "model", data, task.max_length, seed, ctx.progress
+    )
     del big
     tokens = tokenise_splits(
         tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation")

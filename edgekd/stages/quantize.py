@@ -43,7 +43,7 @@ def run(
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     prepare(model, quant)
     lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec.losses, labels)
-    observed = {"ptq": calibrate(model, quant, tokens["train"], rows)}
+    observed = {"ptq": calibrate(model, quant, tokens["train"], rows, ctx.progress)}
     scores = {"ptq": lesson.evaluate()}
     save_tensors(model.state_dict(), ctx.out / "ptq.safetensors")
     load_projections(learner, distill)
@@ -51,7 +51,7 @@ def run(
 
     def observe(epoch: int) -> None:
         if 0 < epoch < moving:
-            calibrate(model, quant, tokens["train"], rows)
+            calibrate(model, quant, tokens["train"], rows, ctx.progress)
 
     training = loop.fit(
         replace(lesson, before_epoch=observe),
