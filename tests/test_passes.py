@@ -167,6 +167,33 @@ def test_a_gemm_with_alpha_is_left_alone() -> None:
     assert ops(result).count("DequantizeLinear") == 2
 
 
+@pytest.mark.parametrize(
+    ("point", "kept"), [(np.uint8(0), True), (np.uint8(3), False), (np.int8(0), False)], ids=["u8", "shifted", "s8"]
+)
+def test_a_relu_behind_an_integer_layer_stays_only_where_the_quantizer_makes_it_needless(
+    point: Any, kept: bool
+) -> None:
+    before = model(
+        """g (float[b,3] x) => (float[b,4] y) {
+            q = QuantizeLinear(x, x_scale, x_zero)
+            x_float = DequantizeLinear(q, x_scale, x_zero)
+            w_float = DequantizeLinear<axis = 1>(w, scale, zero)
+            linear = Gemm(x_float, w_float)
+            rectified = Relu(linear)
+            r = QuantizeLinear(rectified, y_scale, y_zero)
+            y = DequantizeLinear(r, y_scale, y_zero)
+        }""",
+        w=s8(3, 4), scale=scales(4), zero=np.zeros(4, np.int8), x_scale=np.float32(0.02), x_zero=np.uint8(120),
+        y_scale=np.float32(0.02), y_zero=point,
+    )  # fmt: skip
+    assert ("Relu" in ops(after(before, "gemm_bias", x=f32(2, 3)))) == kept
+
+
+def test_a_relu_behind_a_float_layer_stays() -> None:
+    before = model("g (float[b,3] x) => (float[b,4] y) { t = Gemm(x, w) y = Relu(t) }", w=f32(3, 4))
+    assert ops(after(before, "gemm_bias", x=f32(2, 3))) == ["Gemm", "Relu"]
+
+
 def test_equal_quantizers_of_one_tensor_become_one() -> None:
     before = model(
         """g (float[n] x) => (float[n] y) {
@@ -387,8 +414,8 @@ def test_token_wise_work_is_done_on_matrices_with_the_bias_inside() -> None:
     graph = ir.from_proto(result)
     infer(graph)
     ranks = {node.op_type: len(dims(node.outputs[0]) or ()) for node in graph.graph}
-    assert ranks["Gemm"] == ranks["MatMul"] == ranks["LayerNormalization"] == 2
-    assert ops(result).count("Gemm") == 1  # the second is followed by Relu, which onnxruntime would fuse in float
+    assert ranks["Gemm"] == ranks["LayerNormalization"] == 2
+    assert ops(result).count("Gemm") == 2
     assert ops(result).count("Concat") == 2 and ops(result).count("Shape") == 1
 
 
@@ -404,6 +431,21 @@ def test_a_layer_whose_result_is_quantized_and_used_in_float_too_stays_a_multipl
     graph = ir.from_proto(result)
     infer(graph)
     assert [len(dims(node.outputs[0]) or ()) for node in graph.graph if node.op_type == "MatMul"] == [3]
+
+
+REGION = """g (int64[batch,sequence] mask, float[batch,sequence,4] x) => (float[b,t,4] y) {
+    out = MatMul(x, w)
+    flat = Reshape(out, matrix)
+    gemm = Gemm(flat, w)
+    back = Reshape(gemm, like)
+    y = Softmax<axis = 1>(back)
+}"""
+
+
+def test_a_reshape_to_a_matrix_inside_the_model_is_fed_the_matrix() -> None:
+    before = model(REGION, w=f32(4, 4), matrix=np.array([-1, 4]), like=np.array([2, 5, 4]))
+    result = after(before, "flatten", "dead", mask=np.ones((2, 5), np.int64), x=f32(2, 5, 4))
+    assert "Shape" not in ops(result) and "Concat" not in ops(result)
 
 
 def test_matrices_serve_one_row_of_one_token_too() -> None:

@@ -95,9 +95,11 @@ def _up(lead: _Lead, node: ir.Node, inside: dict[ir.Node, None]) -> None:
     """Give the users outside of the region their sequence back; those that reshape it do so from the matrix."""
     value, whole = node.outputs[0], None
     for use in value.uses():
-        if use.node in inside or (use.node.op_type == "Reshape" and (use.node.name or "").endswith("_matrix")):
+        if use.node in inside:
             continue
         target = constant(use.node.inputs[1]) if use.node.op_type == "Reshape" and use.idx == 0 else None
+        if target is not None and target.all():  # it names no dimension of its input: the matrix serves as well
+            continue
         if (
             target is not None
             and target.size > 2
@@ -110,7 +112,8 @@ def _up(lead: _Lead, node: ir.Node, inside: dict[ir.Node, None]) -> None:
         if whole is None:
             shape = _shape(value)
             assert shape is not None and isinstance(shape[2], int)
-            follower = min((u.node for u in value.uses() if u.node not in inside), key=lead.order.__getitem__)
+            followers = {u.node for u in value.uses() if u.node not in inside}
+            follower = next(n for n in lead.graph if n in followers)
             inputs: list[ir.Value | None] = [value, lead.shape(shape, [shape[2]])]
             whole = insert_before(follower, "Reshape", inputs, f"{node.name}_sequence")
         use.node.replace_input_with(use.idx, whole)
@@ -122,7 +125,6 @@ class _Lead:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self.first = next(iter(self.graph))
-        self.order = {node: number for number, node in enumerate(self.graph)}
         self.source = next((v for v in self.graph.inputs if len(dims(v) or ()) >= 2), None)
         self.made: dict[tuple[int | str | None, ...], ir.Value] = {}
 
@@ -161,9 +163,7 @@ def _gemms(graph: ir.Graph, inside: dict[ir.Node, None]) -> int:
         add = users[0]
         bias = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
         width = (dims(node.inputs[1]) or (0,))[-1]
-        # Before a Relu onnxruntime would make a float FusedGemm of it, whatever is quantized.
-        relu = any(user.op_type == "Relu" for user in add.outputs[0].consumers())
-        if bias is None or constant(bias) is None or dims(bias) != (width,) or relu:
+        if bias is None or constant(bias) is None or dims(bias) != (width,):
             continue
         stem = (node.name or "").rpartition("/")[0]
         replace(add, insert_before(add, "Gemm", [*node.inputs, bias], f"{stem}/Gemm"))

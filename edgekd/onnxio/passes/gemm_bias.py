@@ -4,6 +4,8 @@ Requires: ``fold_transpose``.
 Does: in a ``Gemm`` (alpha = beta = 1) whose two factors are dequantized, replaces the float bias by ``int32 ->
 DequantizeLinear`` with the scale s_x * s_w and the zero point 0, the only form that onnxruntime makes a ``QGemm`` of.
 A bias too large for int32 at that scale (a channel of nearly zero weights) makes it ``MatMul`` and ``Add`` instead.
+A ``Relu`` behind it becomes ``Max`` with 0, since onnxruntime makes a float ``FusedGemm`` of the two. It stays where
+nothing but a ``QuantizeLinear`` follows that cuts at 0 itself: there onnxruntime drops it, and keeps to integers.
 Ensures: the bias of every such ``Gemm`` is dequantized from int32 with exactly (in float32) that scale.
 """
 
@@ -19,8 +21,8 @@ LIMIT = 2**31 - 1
 
 
 def run(model: ir.Model) -> int:
-    """Return how many layers were rewritten."""
-    count = 0
+    """Return how many biases and activations were rewritten."""
+    count = _rectified(model.graph)
     for node in list(model.graph):
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         scale = _scale(node)
@@ -70,6 +72,25 @@ def _scale(node: ir.Node) -> np.ndarray | None:
         return None
     scale: np.ndarray = np.asarray(scales[0] * scales[1], np.float32)
     return scale
+
+
+def _rectified(graph: ir.Graph) -> int:
+    count = 0
+    for node in list(graph):
+        linear = producer(node.inputs[0], "Gemm") if node.op_type == "Relu" and not node.domain else None
+        users = node.outputs[0].consumers()
+        if linear is None or _scale(linear) is None or (users and all(map(_cuts_at_zero, users))):
+            continue
+        zero = add_constant(graph, f"{node.name}_zero", np.array(0, np.float32))
+        replace(node, insert_before(node, "Max", [node.inputs[0], zero], node.name or "Max"))
+        count += 1
+    return count
+
+
+def _cuts_at_zero(node: ir.Node) -> bool:
+    """Whether a node quantizes, with the lowest number standing for 0."""
+    point = constant(node.inputs[2]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+    return point is not None and bool((point == np.iinfo(point.dtype).min).all())
 
 
 def _split(node: ir.Node) -> None:
