@@ -9,12 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import transformers
 from tiny_onnx import classifier, feed, logits, quantized
 
 from edgekd.errors import ExportError
 from edgekd.onnxio import export, passes
-from edgekd.onnxio.audit import audit, session
+from edgekd.onnxio.audit import session
 from edgekd.onnxio.files import read
 
 SHAPES = [feed(1, 1), feed(1, 64, seed=1), feed(3, 17, seed=2, padding=16)]
@@ -141,35 +140,6 @@ def test_node_names_are_the_modules_paths(files: Any) -> None:
     assert not [name for name in names if "wrapped" in name or "export_handler" in name]
 
 
-def _family(name: str) -> Any:
-    import transformers
-
-    torch.manual_seed(0)
-    common = dict(vocab_size=99, num_labels=4, attn_implementation="eager")
-    usual = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-    own = {
-        "DistilBert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64),
-        "Electra": usual | dict(embedding_size=16),
-    }
-    config = getattr(transformers, f"{name}Config")(**common, **own.get(name, usual))
-    return getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
-
-
-@pytest.mark.parametrize("name", ["DistilBert", "Roberta", "Electra"])
-def test_other_families_are_exported_whole_too(name: str, tmp_path: Path) -> None:
-    model = _family(name)
-    names = export.accepted_inputs(model)
-    assert ("token_type_ids" in names) == (name != "DistilBert")
-    quantized(model)
-    path = tmp_path / "model.onnx"
-    export.export_quantized(model, path, opset=17)
-    attention = "*.attention.MatMul*" if name == "DistilBert" else "*.self.MatMul*"
-    assert audit(path, (attention,))["float"] == 4
-    arrays = {key: array for key, array in feed(3, 17, seed=2, padding=5).items() if key in names}
-    expected = logits(model, arrays)
-    np.testing.assert_allclose(session(read(path)).run(None, arrays)[0], expected, atol=0.02 * np.abs(expected).max())
-
-
 def test_another_opset_can_be_asked_for(tmp_path: Path) -> None:
     model = classifier(num_hidden_layers=1)
     export.export_float(model, tmp_path / "model.onnx", opset=19)
@@ -236,19 +206,3 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "model.onnx", tmp_path / "missing.onnx"):
         with pytest.raises(ExportError, match=f"{path.name} cannot be read as an ONNX model"):
             read(path)
-
-
-def test_a_decoder_teacher_is_exported_and_answers_as_torch_does(tmp_path: Path) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, num_labels=3, attn_implementation="eager",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.LlamaForSequenceClassification(config).eval()
-    export.export_float(model, tmp_path / "model.onnx", opset=17)
-    ids = np.array([[5, 6, 7, 8, 9], [5, 6, 7, 0, 0]])
-    given = {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
-    with torch.no_grad():
-        expected = model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
-    answer = session(read(tmp_path / "model.onnx"), optimize=True).run(None, given)[0]
-    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)

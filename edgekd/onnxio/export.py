@@ -20,7 +20,7 @@ from brevitas.export import export_onnx_qcdq
 from torch import Tensor, nn
 
 from edgekd.errors import ExportError
-from edgekd.onnxio import files, passes
+from edgekd.onnxio import branches, files, passes
 from edgekd.onnxio.names import module_path, named_in
 from edgekd.onnxio.passes.names import WRAPPER
 
@@ -49,7 +49,8 @@ def export_float(model: nn.Module, path: Path, *, opset: int) -> onnx.ModelProto
     """Write ``model`` in float32 with dynamic batch and sequence; inputs int64 (batch, sequence), output ``logits``.
 
     The inputs are those of input_ids, attention_mask and token_type_ids that its forward accepts. The graph gets every
-    pass that a float graph can gain from, since int8 graphs are compared with it. Raises ``ExportError``.
+    pass that a float graph can gain from, since int8 graphs are compared with it; one that branches on data
+    (``branches.left`` names the node) is written as it was traced. Raises ``ExportError``.
     """
     return _export(model, path, opset, passes.FLOAT_PASSES, quantized=False)
 
@@ -66,8 +67,14 @@ def export_quantized(
 
 
 def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
-    """Which of the text inputs the model's forward takes."""
-    accepted = inspect.signature(model.forward).parameters
+    """Which of the text inputs the model reads.
+
+    Token types only where it has a table for them: some decoders look them up among the words, and without any (as in
+    training) compute something else than with zeros.
+    """
+    accepted = set(inspect.signature(model.forward).parameters)
+    if not getattr(getattr(model, "config", None), "type_vocab_size", 0):
+        accepted.discard("token_type_ids")
     return tuple(name for name in INPUTS if name in accepted)
 
 
@@ -81,8 +88,9 @@ def _export(
 ) -> onnx.ModelProto:
     inputs = accepted_inputs(model)
     _check_request(model, opset, inputs)
-    raw = _trace(model, inputs, opset, quantized)
-    result = passes.apply(raw, names)
+    raw = branches.inline(_trace(model, inputs, opset, quantized))
+    straight = quantized or branches.left(raw) is None
+    result = passes.apply(raw, names) if straight else raw  # a baseline may be clumsy, but not missing
     _stamp(result, opset)
     _check(result, inputs, opset)
     if quantized:
@@ -165,6 +173,7 @@ def _stamp(model: onnx.ModelProto, opset: int) -> None:
     model.ir_version = onnx.helper.find_min_ir_version_for(imports)  # old runtimes load the oldest that holds the opset
     model.producer_name, model.producer_version, model.doc_string, model.domain = "edgekd", "", "", ""
     model.graph.name, model.graph.doc_string = "model", ""
+    del model.graph.value_info[:]  # of a graph as traced: they mislead whoever rewrites it
     del model.metadata_props[:]
 
 

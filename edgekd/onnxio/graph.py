@@ -23,7 +23,7 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer; ``name`` gets a number behind it where it is taken."""
-    name = _free(graph, name)
+    name = free(graph, name)
     value = ir.val(name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
     graph.register_initializer(value)
     return value
@@ -42,12 +42,13 @@ def insert_before(
     """
     graph = anchor.graph
     assert graph is not None
-    output = ir.Value(name=_free(graph, name))
+    output = ir.Value(name=free(graph, name))
     graph.insert_before(anchor, ir.node(op_type, inputs, dict(attributes or {}), outputs=[output], name=name))
     return output
 
 
-def _free(graph: ir.Graph, name: str) -> str:
+def free(graph: ir.Graph, name: str) -> str:
+    """``name``, with a number behind it where the graph has a value of that name."""
     taken = {value.name for value in [*graph.inputs, *graph.initializers.values()]}
     taken |= {value.name for node in graph for value in node.outputs}
     unique, number = name, 1
@@ -57,21 +58,21 @@ def _free(graph: ir.Graph, name: str) -> str:
     return unique
 
 
-def replace(node: ir.Node, value: ir.Value) -> None:
-    """Let ``value`` take the place of the only output of ``node``, then remove the node.
+def replace(node: ir.Node, *values: ir.Value) -> None:
+    """Let ``values`` take the place of the outputs of ``node``, then remove the node.
 
-    The name of a graph output is kept.
+    The names of graph outputs are kept.
     """
-    old, graph = node.outputs[0], node.graph
+    graph = node.graph
     assert graph is not None
-    if old.is_graph_output():
-        value.shape, value.type, name = old.shape, old.type, old.name
+    names = {}
+    for old, value in zip(node.outputs, values, strict=True):
+        if old.is_graph_output():
+            value.shape, value.type, names[value] = old.shape, old.type, old.name
         old.replace_all_uses_with(value, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        value.name = name
-        return
-    old.replace_all_uses_with(value)
     graph.remove(node, safe=True)
+    for value, name in names.items():
+        value.name = name
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from edgekd import spec
 from edgekd.distill.data import Tokens
-from edgekd.onnxio import audit, dynamic, layout, parity, sizes
+from edgekd.onnxio import audit, branches, dynamic, layout, parity, sizes
 from edgekd.onnxio import export as exporter
 from edgekd.onnxio.signature import signature
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 2
+REVISION = 3
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 
@@ -45,7 +45,9 @@ def run(
         model, tokenizer = load_stage_model(teacher, data.labels, "eager")
         model.config.pad_token_id = tokenizer.pad_token_id
         _write_inputs(ctx.out / "inputs" / "teacher.npz", _tokens(tokenizer, data, task)["test"])
-        exporter.export_float(model.eval(), _place(ctx, "teacher_fp32", teacher, data), opset=export.opset)
+        written = exporter.export_float(model.eval(), _place(ctx, "teacher_fp32", teacher, data), opset=export.opset)
+        if (node := branches.left(written)) is not None:
+            ctx.progress.log(f"export: the teacher's graph branches on data at {node}: left as traced, without passes")
         advance(1)
         dynamic.quantize_dynamic(
             ctx.out / "teacher_fp32" / "model.onnx", _place(ctx, "teacher_ort_dynamic", teacher, data)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from edgekd.errors import ExportError
+from edgekd.onnxio import branches
 from edgekd.onnxio.passes import (
     common_subexpressions,
     constant_reshape,
@@ -76,12 +77,11 @@ def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
     unknown = [name for name in names if name not in PASSES]
     if unknown:
         raise ExportError(f"unknown graph pass {unknown[0]!r}; the passes are {', '.join(sorted(PASSES))}")
-    for node in model.graph.node:
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise ExportError(
-                f"{node.name} ({node.op_type}) holds a graph of its own: models that branch or loop on data are "
-                "not supported; choose another architecture"
-            )
+    if (node := branches.left(model)) is not None:
+        raise ExportError(
+            f"{node} holds a graph of its own: models that branch or loop on data are not supported; choose another "
+            "architecture"
+        )
     own = onnx.ModelProto()
     own.CopyFrom(model)  # the graph shares its tensors with the message it is read from, names included
     graph = ir.from_proto(own)
