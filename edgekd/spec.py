@@ -7,10 +7,12 @@ the stages read these values, and the run store hashes them. Quantities carry th
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgekd import checks
 from edgekd.errors import TargetError
 
 
@@ -236,8 +238,8 @@ class Target:
     smoke: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ``TargetError`` where values contradict each other."""
-        problems = list(_problems(self))
+        """Raise ``TargetError`` for values of a wrong type or range, and for values that contradict each other."""
+        problems = list(checks.problems(self)) or list(_problems(self))
         if problems:
             raise TargetError(f"target {self.name!r}: " + "; ".join(problems))
 
@@ -246,14 +248,10 @@ def _problems(target: Target) -> Iterator[str]:
     task, student, quant = target.task, target.student, target.quant
     if not target.name.isidentifier():
         yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
-    if not 0 < task.validation_fraction < 1:
-        yield "task.validation_fraction must lie between 0 and 1"
-    if task.max_length < 8:
-        yield "task.max_length must be at least 8 tokens"
-    if not target.distill.losses:
-        yield "distill.losses is empty: a student without a loss learns nothing"
     if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
         yield "student: give either a config or layers/hidden/heads/ffn, not both"
+    if student.config is not None and not student.config.get("model_type"):
+        yield "student.config needs a model_type, e.g. {'model_type': 'distilbert', ...}"
     if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
         yield f"student.hidden {student.hidden} is not divisible by student.heads {student.heads}"
     positions = student.positions or task.max_length
@@ -261,16 +259,14 @@ def _problems(target: Target) -> Iterator[str]:
         yield f"student.positions {positions} is below task.max_length {task.max_length}"
     if not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
-    if not 0 <= quant.frozen_fraction <= 1:
-        yield "quant.frozen_fraction must lie between 0 and 1"
     expected = "s8s8_static" if target.device.isa == "aarch64" else "u8s8_static"
     if quant.scheme != expected:
         yield f"scheme {quant.scheme} does not fuse on {target.device.isa}: use {expected}"
     unknown = [name for name in (*target.bench.runtimes, *target.bench.workloads) if name not in RUNTIMES]
     if unknown:
         yield f"unknown runtime {unknown[0]!r}: there are {', '.join(RUNTIMES)}"
-    for workload in {w for names in target.bench.workloads.values() for w in names}:
-        if workload != "real" and not (workload.startswith("fixed") and workload[5:].isdigit()):
+    for workload in sorted({w for names in target.bench.workloads.values() for w in names}):
+        if not re.fullmatch(r"real|fixed[1-9][0-9]{0,5}", workload):
             yield f"unknown workload {workload!r}: use 'real' or 'fixed<tokens>'"
         elif workload != "real" and int(workload[5:]) > positions:
             yield f"workload {workload} is longer than the student's {positions} positions: raise student.positions"
@@ -285,7 +281,7 @@ def smoke(target: Target) -> Target:
     return replace(
         target,
         smoke=True,
-        task=replace(target.task, limit=256),
+        task=replace(target.task, limit=min(256, target.task.limit or 256)),
         teacher=teacher,
         distill=replace(target.distill, epochs=min(2.0, target.distill.epochs)),
         quant=replace(target.quant, epochs=min(1.0, target.quant.epochs)),

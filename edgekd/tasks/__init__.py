@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.progress import Progress
 from edgekd.tasks import text_classification
 
 
 class TaskModule(Protocol):
     """What the stages ask of a task. A data set is the module's own type; ids name an example for good."""
 
-    def load(self, task: Any, seed: int, log: Callable[[str], None] | None = None) -> Any:
+    def load(self, task: Any, seed: int, progress: Progress | None = None) -> Any:
         """Read and check the task's sources."""
 
     def write(self, dataset: Any, out: Path) -> None:
@@ -23,6 +23,9 @@ class TaskModule(Protocol):
 
     def read(self, stage_path: Path) -> Any:
         """Read back what ``write`` kept."""
+
+    def training_ids(self, stage_path: Path) -> list[str]:
+        """Ids of the training split that ``write`` kept, and of what a limit cut off it."""
 
     def score(self, predictions: NDArray[np.generic], labels: NDArray[np.int64]) -> float:
         """How good predictions are, 1 is best."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from edgekd import assets
 from edgekd.errors import AssetError, DataError, MissingDependencyError
+from edgekd.progress import Progress
 
 MAX_CELL = 2**30  # characters; the csv module's own limit cuts at 128 thousand
 
@@ -34,7 +35,7 @@ class Table:
     cells: dict[str, list[Any]]
 
 
-def read(locator: str, columns: tuple[str, ...], log: Callable[[str], None] | None = None) -> Table:
+def read(locator: str, columns: tuple[str, ...], progress: Progress | None = None) -> Table:
     """Read ``columns`` of the table that ``locator`` means (see ``edgekd.assets``).
 
     Raise ``DataError`` for a column that is not there (naming those that are), an unknown format or a malformed row,
@@ -43,7 +44,7 @@ def read(locator: str, columns: tuple[str, ...], log: Callable[[str], None] | No
     where = assets.parse(locator)
     if where.kind == "hf-data":
         return _hub(where, columns, locator)
-    path = assets.resolve(locator, log=log)
+    path = assets.resolve(locator, progress=progress)
     endings = [suffix.lower() for suffix in path.suffixes] or [""]
     ending = ".parquet" if ".parquet" in endings else endings[-1]  # Parquet files are called .parquet.brotli and so on
     if ending not in FORMATS:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import DataError
+from edgekd.progress import Progress
 from edgekd.spec import TextClassification
 from edgekd.store import read_json, write_json
 from edgekd.tasks import tables
@@ -45,13 +46,17 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The three splits. A validation split held out of the training source keeps its ``train/...`` ids."""
+    """The three splits. A validation split held out of the training source keeps its ``train/...`` ids.
+
+    ``uncut_ids`` are those of the training split before a limit cut it; ``None`` if nothing was cut, or once read back.
+    """
 
     train: Examples
     validation: Examples
     test: Examples
     labels: tuple[str, ...]
     licence: str | None = None
+    uncut_ids: list[str] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -72,7 +77,7 @@ class Dataset:
 # ---------------------------------------------------------------------------------------------------------------- load
 
 
-def load(task: TextClassification, seed: int, log: Callable[[str], None] | None = None) -> Dataset:
+def load(task: TextClassification, seed: int, progress: Progress | None = None) -> Dataset:
     """Read the task's sources, hold out a validation split if it has none, and cut each split to ``task.limit``.
 
     Integer labels are positions in ``task.labels`` where those are given as words, else names. The hold-out depends on
@@ -81,7 +86,7 @@ def load(task: TextClassification, seed: int, log: Callable[[str], None] | None 
     no string, a label that is missing or unknown, or an empty split; ``AssetError`` when a source cannot be had.
     """
     sources = {"train": task.train, "validation": task.validation, "test": task.test}
-    found = {name: _read(name, locator, task, log) for name, locator in sources.items() if locator is not None}
+    found = {name: _read(name, locator, task, progress) for name, locator in sources.items() if locator is not None}
     labels = task.labels or _sorted_names(found["train"][2])
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise DataError(f"a classification needs two labels or more, all different; these are {', '.join(labels)}")
@@ -93,18 +98,20 @@ def load(task: TextClassification, seed: int, log: Callable[[str], None] | None 
         held_out = holdout(splits["train"].labels, task.validation_fraction, seed)
         whole = splits["train"]
         splits |= {"train": whole.take(np.flatnonzero(~held_out)), "validation": whole.take(np.flatnonzero(held_out))}
+    uncut_ids = None
     if task.limit is not None:
+        uncut_ids = splits["train"].ids
         for name, split in splits.items():
             count = max(task.limit, len(np.unique(split.labels)))
             splits[name] = split.take(stratified(split.labels, count, seed))
-    return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence)
+    return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence, uncut_ids)
 
 
 def _read(
-    name: str, locator: str, task: TextClassification, log: Callable[[str], None] | None
+    name: str, locator: str, task: TextClassification, progress: Progress | None
 ) -> tuple[list[str], list[str], list[str | int]]:
     """Ids, texts and raw labels of one source, each a checked value."""
-    table = tables.read(locator, (task.text_column, task.label_column), log)
+    table = tables.read(locator, (task.text_column, task.label_column), progress)
     ids = [f"{name}/{row}" for row in table.rows]
     texts, labels = table.cells[task.text_column], table.cells[task.label_column]
     if not ids:
@@ -212,7 +219,10 @@ def _shuffled_by_class(labels: Ints, seed: int) -> list[Ints]:
 
 
 def write(dataset: Dataset, out: Path) -> None:
-    """Write ``data/<split>.parquet`` (id, text: string; label: int32) and ``dataset.json`` into an unfinished stage."""
+    """Write ``data/<split>.parquet`` (id, text: string; label: int32) and ``dataset.json`` into an unfinished stage.
+
+    Of a training split that was cut, ``data/uncut.parquet`` has all ids.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -222,6 +232,9 @@ def write(dataset: Dataset, out: Path) -> None:
         split: Examples = getattr(dataset, name)
         table = pyarrow.table([split.ids, split.texts, split.labels.astype(np.int32)], schema=schema)
         parquet.write_table(table, out / "data" / f"{name}.parquet", compression="zstd")
+    if dataset.uncut_ids is not None:
+        ids = pyarrow.table({"id": dataset.uncut_ids})
+        parquet.write_table(ids, out / "data" / "uncut.parquet", compression="zstd")
     head = {"schema": SCHEMA, "labels": dataset.labels, "fingerprint": dataset.fingerprint, "counts": dataset.counts}
     write_json(out / "dataset.json", head | {"licence": dataset.licence})
 
@@ -233,7 +246,7 @@ def read(stage_path: Path) -> Dataset:
 
     try:
         head = read_json(stage_path / "dataset.json")
-        splits = {}
+        splits: dict[str, Any] = {}
         for name in SPLITS:
             columns = parquet.ParquetFile(stage_path / "data" / f"{name}.parquet").read()
             ids, texts, labels = columns["id"].to_pylist(), columns["text"].to_pylist(), columns["label"].to_numpy()
@@ -245,6 +258,15 @@ def read(stage_path: Path) -> Dataset:
     if not intact:
         raise DataError(f"{stage_path} is not the data set that was written there; run again with --fresh assets")
     return dataset
+
+
+def training_ids(stage_path: Path) -> list[str]:
+    """Return the ids of the training split that ``write`` wrote, and of what a limit cut off it."""
+    from pyarrow import parquet
+
+    cut, whole = (stage_path / "data" / f"{name}.parquet" for name in ("uncut", "train"))
+    ids: list[str] = parquet.ParquetFile(cut if cut.exists() else whole).read(["id"])["id"].to_pylist()
+    return ids
 
 
 # --------------------------------------------------------------------------------------------------------------- scores

@@ -1,0 +1,162 @@
+"""What the fields of a target may hold: types by their annotations, numbers by ``RANGES``. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Range = Mapping[str, float]
+
+POSITIVE: Range = {"above": 0}
+NOT_NEGATIVE: Range = {"at least": 0}
+COUNT: Range = {"at least": 1}
+SHARE: Range = {"at least": 0, "at most": 1}
+DROPOUT: Range = {"at least": 0, "below": 1}
+
+RANGES: dict[str, Range] = {
+    "TextClassification.validation_fraction": {"above": 0, "below": 1},
+    "TextClassification.max_length": {"at least": 8},
+    "TextClassification.limit": COUNT,
+    "Optimizer.learning_rate": POSITIVE,
+    "Optimizer.weight_decay": NOT_NEGATIVE,
+    "Optimizer.warmup_fraction": SHARE,
+    "Optimizer.clip_norm": POSITIVE,
+    "Optimizer.batch_size": COUNT,
+    "Optimizer.micro_batch_size": COUNT,
+    "Finetune.epochs": POSITIVE,
+    "Finetune.dropout": DROPOUT,
+    "Student.layers": COUNT,
+    "Student.layers[]": NOT_NEGATIVE,
+    "Student.hidden": COUNT,
+    "Student.heads": COUNT,
+    "Student.ffn": COUNT,
+    "Student.vocabulary": COUNT,
+    "Student.positions": COUNT,
+    "Student.dropout": DROPOUT,
+    "KL.weight": NOT_NEGATIVE,
+    "KL.temperature": POSITIVE,
+    "CE.weight": NOT_NEGATIVE,
+    "LogitMSE.weight": NOT_NEGATIVE,
+    "HiddenMSE.weight": NOT_NEGATIVE,
+    "HiddenMSE.layers[]": NOT_NEGATIVE,
+    "Distill.epochs": POSITIVE,
+    "Quant.percentile": {"above": 0, "at most": 100},
+    "Quant.epochs": POSITIVE,
+    "Quant.frozen_fraction": SHARE,
+    "Export.opset": {"at least": 17, "at most": 20},
+    "Export.parity_examples": COUNT,
+    "Export.min_agreement": SHARE,
+    "Export.max_score_gap": SHARE,
+    "Device.memory_mib": COUNT,
+    "Bench.threads[]": COUNT,
+    "Bench.rounds": COUNT,
+    "Bench.calls": COUNT,
+    "Budget.p50_ms": POSITIVE,
+    "Budget.p90_ms": POSITIVE,
+    "Budget.size_mib": POSITIVE,
+    "Budget.peak_rss_mib": POSITIVE,
+    "Budget.score_kept": POSITIVE,
+    "Budget.speedup": POSITIVE,
+    "Budget.shrink": POSITIVE,
+    "Target.seed": {"at least": 0, "below": 2**63},
+}
+"""``Class.field``: what its number must be. ``Class.field[]``: what each number in its tuple must be."""
+
+NOT_EMPTY = ("Student.layers", "HiddenMSE.layers", "Distill.losses", "Bench.runtimes", "Bench.threads")
+
+_COMPARE = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
+_NAMES = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a string",
+    bool: "True or False",
+    NoneType: "None",
+    dict: "a dict",
+    object: "JSON data",
+}
+
+
+def problems(value: object, path: str = "") -> Iterator[str]:
+    """What is wrong with the fields of a dataclass and of those inside it, each named by its path from the first."""
+    kind = type(value)
+    for name, wanted in get_type_hints(kind).items():
+        place = f"{path}.{name}" if path else name
+        yield from _wrong(getattr(value, name), wanted, place, f"{kind.__name__}.{name}")
+
+
+def _wrong(value: Any, wanted: Any, place: str, rule: str) -> Iterator[str]:
+    """``wanted`` is an annotation, ``rule`` the entry in the tables."""
+    options = _options(wanted)
+    fitting = [option for option in options if _is_a(value, option)]
+    if not fitting:
+        yield f"{place} must be {_words(options)}, not {value!r}{_hint(value, options)}"
+        return
+    inside, kind = get_args(fitting[0]), get_origin(fitting[0]) or fitting[0]
+    if dataclasses.is_dataclass(kind):
+        yield from problems(value, place)
+    elif kind is tuple:
+        if not value and rule in NOT_EMPTY:
+            yield f"{place} is empty: give one at least"
+        for i, item in enumerate(value):
+            part = inside[0] if inside[-1] is Ellipsis else inside[i]
+            yield from _wrong(item, part, f"{place}[{i}]", rule.removesuffix("[]") + "[]")
+    elif kind is dict:
+        for name, item in value.items():
+            yield from _wrong(name, inside[0], f"a key of {place}", "")
+            yield from _wrong(item, inside[1], f"{place}[{name!r}]", rule)
+    elif kind in (int, float):
+        bounds = RANGES.get(rule, {})
+        if not all(_COMPARE[word](value, bound) for word, bound in bounds.items()):
+            yield f"{place} must be {' and '.join(f'{word} {bound}' for word, bound in bounds.items())}, not {value}"
+
+
+def _options(wanted: Any) -> tuple[Any, ...]:
+    return get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+
+
+def _is_a(value: Any, option: Any) -> bool:
+    """Whether ``value`` is of that kind, not looking inside it."""
+    kind, inside = get_origin(option) or option, get_args(option)
+    if kind is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in inside)
+    if kind is tuple:
+        return isinstance(value, tuple) and (inside[-1] is Ellipsis or len(value) == len(inside))
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, kind) and (kind is not object or _is_json(value))
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _words(options: tuple[Any, ...]) -> str:
+    said = [_name(option) for option in options]
+    return " or ".join(filter(None, (", ".join(said[:-1]), said[-1])))
+
+
+def _name(option: Any) -> str:
+    kind, inside = get_origin(option) or option, get_args(option)
+    if kind is Literal:
+        return f"one of {', '.join(map(str, inside))}" if len(inside) > 1 else repr(inside[0])
+    if kind is tuple:
+        return "a tuple" if inside[-1] is Ellipsis else f"a tuple of {len(inside)}"
+    return _NAMES.get(kind) or kind.__name__
+
+
+def _hint(value: Any, options: tuple[Any, ...]) -> str:
+    """One item where a tuple of such items is wanted has lost its comma."""
+    items = [get_args(option)[0] for option in options if get_origin(option) is tuple and ... in get_args(option)]
+    comma = any(_is_a(value, o) for item in items for o in _options(item))
+    return f"; write ({value!r},)" if comma else ""

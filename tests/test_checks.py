@@ -1,0 +1,171 @@
+"""What a target refuses in its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekd import checks, spec
+from edgekd.errors import TargetError
+
+BASE = spec.Target(
+    name="base",
+    task=spec.TextClassification(train="a.csv", test="b.csv"),
+    teacher=spec.Teacher(source="dir:teacher", finetune=spec.Finetune()),
+    student=spec.Student(layers=2),
+    quant=spec.Quant(calibration="base"),
+)
+
+
+def changed(node: Any, path: str, value: object) -> Any:
+    """``node`` with another value at ``path``."""
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(node, **{name: changed(getattr(node, name), rest, value) if rest else value})
+
+
+def paths(node: Any, path: str = "") -> list[str]:
+    """The path of every field of a dataclass and of those inside it."""
+    found = []
+    for field in dataclasses.fields(node):
+        found.append(path + field.name)
+        if dataclasses.is_dataclass(getattr(node, field.name)):
+            found += paths(getattr(node, field.name), f"{path}{field.name}.")
+    return found
+
+
+def classes() -> list[Any]:
+    return [kind for kind in vars(spec).values() if dataclasses.is_dataclass(kind) and isinstance(kind, type)]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("quant.method", "mes", "quant.method must be one of percentile, mse, minmax, not 'mes'"),
+        ("quant.percentile", 0, "quant.percentile must be above 0 and at most 100, not 0"),
+        ("quant.percentile", 100.5, "at most 100, not 100.5"),
+        ("quant.epochs", 0, "quant.epochs must be above 0, not 0"),
+        ("quant.keep_float", "classifier", "quant.keep_float must be a tuple, not 'classifier'; write ('classifier',)"),
+        ("bench.calls", 0, "bench.calls must be at least 1, not 0"),
+        ("bench.rounds", 0, "bench.rounds must be at least 1"),
+        ("bench.rounds", 2.5, "bench.rounds must be a whole number, not 2.5"),
+        ("bench.threads", (1, 0), "bench.threads[1] must be at least 1, not 0"),
+        ("bench.threads", (), "bench.threads is empty"),
+        ("bench.workloads", {"ort_cpu": "real"}, "bench.workloads['ort_cpu'] must be a tuple, not 'real'"),
+        ("bench.workloads", {1: ("real",)}, "a key of bench.workloads must be a string, not 1"),
+        ("bench.workloads", {"ort_cpu": ("fixed0",)}, "unknown workload 'fixed0'"),
+        ("bench.workloads", {"ort_cpu": ("fixed²",)}, "unknown workload 'fixed²'"),
+        ("distill.epochs", 0, "distill.epochs must be above 0"),
+        ("distill.losses", (), "distill.losses is empty"),
+        ("distill.losses", spec.CE(1.0), "distill.losses must be a tuple, not CE(weight=1.0); write (CE(weight=1.0),)"),
+        ("distill.losses", (spec.KL(1.0), "ce"), "distill.losses[1] must be KL, CE, LogitMSE or HiddenMSE, not 'ce'"),
+        ("distill.losses", (spec.KL(temperature=0),), "distill.losses[0].temperature must be above 0, not 0"),
+        (
+            "distill.losses",
+            (spec.CE(), spec.HiddenMSE(layers="unifrom")),  # type: ignore[arg-type]
+            "distill.losses[1].layers must be 'uniform' or a tuple, not 'unifrom'",
+        ),
+        ("distill.losses", (spec.HiddenMSE(layers=((0, 1, 2),)),), "layers[0] must be a tuple of 2, not (0, 1, 2)"),  # type: ignore[arg-type]
+        ("distill.losses", (spec.HiddenMSE(layers=((0, -1),)),), "layers[0][1] must be at least 0, not -1"),
+        ("distill.losses", (spec.HiddenMSE(layers=()),), "layers is empty"),
+        ("distill.optimizer.batch_size", 0, "distill.optimizer.batch_size must be at least 1"),
+        ("distill.optimizer.micro_batch_size", 0, "must be at least 1"),
+        ("distill.optimizer.warmup_fraction", 1.5, "warmup_fraction must be at least 0 and at most 1, not 1.5"),
+        ("distill.optimizer.decay", None, "distill.optimizer.decay must be one of linear, cosine, not None"),
+        ("teacher.finetune.optimizer.learning_rate", -1e-4, "teacher.finetune.optimizer.learning_rate must be above 0"),
+        ("teacher.finetune.optimizer.learning_rate", float("nan"), "must be a finite number, not nan"),
+        ("teacher.finetune.optimizer", 3, "teacher.finetune.optimizer must be Optimizer, not 3"),
+        ("teacher.finetune", True, "teacher.finetune must be Finetune or None, not True"),
+        ("student.layers", 0, "student.layers must be at least 1, not 0"),
+        ("student.layers", (0, -2), "student.layers[1] must be at least 0, not -2"),
+        ("student.layers", "all", "student.layers must be a whole number, a tuple or None, not 'all'"),
+        ("student.dropout", 1, "student.dropout must be at least 0 and below 1, not 1"),
+        ("student.config", {"model_type": {"bert"}}, "student.config['model_type'] must be JSON data, not {'bert'}"),
+        ("export.opset", 12, "export.opset must be at least 17 and at most 20, not 12"),
+        ("task.max_length", 7, "task.max_length must be at least 8, not 7"),
+        ("task.labels", "abc", "task.labels must be a tuple or None, not 'abc'; write ('abc',)"),
+        ("budget.size_mib", -1, "budget.size_mib must be above 0, not -1"),
+        ("seed", -1, "seed must be at least 0"),
+        ("seed", True, "seed must be a whole number, not True"),
+        ("name", 5, "name must be a string, not 5"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_path(path: str, value: object, message: str) -> None:
+    with pytest.raises(TargetError) as caught:
+        changed(BASE, path, value)
+    assert message in str(caught.value)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(TargetError, match=r"bench\.calls .*; bench\.rounds|bench\.rounds .*; bench\.calls"):
+        spec.Target(
+            **{f.name: getattr(BASE, f.name) for f in dataclasses.fields(BASE)}
+            | {"bench": spec.Bench(calls=0, rounds=0)}
+        )
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("distill.optimizer.warmup_fraction", 0),
+        ("distill.optimizer.warmup_fraction", 1),
+        ("distill.epochs", 0.5),
+        ("quant.percentile", 100),
+        ("student.layers", (0, 3)),
+        ("student.config", None),
+        ("bench.threads", (1, 2)),
+        ("distill.losses", (spec.KL(0.0), spec.HiddenMSE(layers=((0, 0), (2, 6))))),
+        ("task.labels", ("a", "b")),
+        ("budget.score_kept", 1.01),
+    ],
+)
+def test_a_value_at_the_edge_of_its_range_is_taken(path: str, value: object) -> None:
+    node = changed(BASE, path, value)
+    for name in path.split("."):
+        node = getattr(node, name)
+    assert node == value
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just(spec.KL()),
+    lambda inner: st.lists(inner, max_size=2).map(tuple) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(paths(BASE)), JUNK)
+@settings(max_examples=400)
+def test_whatever_stands_in_a_field_makes_a_target_or_a_target_error(path: str, value: object) -> None:
+    try:
+        changed(BASE, path, value)
+    except TargetError as error:
+        assert str(error).startswith("target ")
+
+
+def holds_numbers(kind: Any) -> bool:
+    return kind in (int, float) or any(holds_numbers(part) for part in get_args(kind))
+
+
+def test_every_number_in_a_target_has_a_range_and_every_range_a_number() -> None:
+    fields = {f"{kind.__name__}.{name}": hint for kind in classes() for name, hint in get_type_hints(kind).items()}
+    assert {rule.removesuffix("[]") for rule in checks.RANGES} == {
+        n for n, hint in fields.items() if holds_numbers(hint)
+    }
+    assert set(checks.NOT_EMPTY) <= set(fields)
+
+
+def test_the_operator_sets_are_those_that_the_exporter_knows() -> None:
+    exporter = Path(checks.__file__).parent / "onnxio" / "export.py"  # read, since importing it takes long
+    found = re.search(r"^OPSETS = range\((\d+), (\d+)\)$", exporter.read_text(), re.MULTILINE)
+    assert found is not None
+    assert checks.RANGES["Export.opset"] == {"at least": int(found[1]), "at most": int(found[2]) - 1}
+
+
+def test_a_smoke_run_never_has_more_examples_than_the_target_asks_for() -> None:
+    assert spec.smoke(BASE).task.limit == 256
+    assert spec.smoke(changed(BASE, "task.limit", 20)).task.limit == 20
