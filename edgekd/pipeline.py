@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgekd import runner, sizes, store
-from edgekd.errors import UsageError
+from edgekd.errors import DataError, UsageError
 from edgekd.progress import Progress
 from edgekd.runner import After, Step
 from edgekd.spec import Target
@@ -34,7 +35,13 @@ def graph(
     t = target
     assets, teacher, labels, distill, quantize, export = (After(name) for name in STAGES[:-1])
     return {
-        "assets": dict(task=t.task, source_fingerprints=sources, seed=t.seed),
+        "assets": dict(
+            task=t.task,
+            teacher_source=t.teacher.source,
+            teacher_files=(t.teacher.gguf_file,) if t.teacher.gguf_file else (),
+            source_fingerprints=sources,
+            seed=t.seed,
+        ),
         "teacher": dict(task=t.task, teacher=t.teacher, assets=assets, seed=t.seed),
         "labels": dict(task=t.task, taps=taps(t.distill, t.student), assets=assets, teacher=teacher),
         "distill": dict(
@@ -106,9 +113,14 @@ def run(
     ``EdgekdError``; what was finished by then stays finished.
     """
     last, name = ENDS.index(known(to or ENDS[-1])), run_name(target)
+    bundle = out or Path("dist") / name
     rank, _ = runner.ranks()
     progress = progress or Progress(quiet=rank > 0)
     line = steps(target, folder, beside=beside)
+    if last == ENDS.index("ship") and rank == 0:
+        from edgekd import ship
+
+        ship.refuse_to_overwrite(bundle)  # now, not when everything has been done
     sizes.check(target, line)
     context = runner.torch_context(device, progress)
     if fresh and rank == 0:
@@ -116,10 +128,13 @@ def run(
             store.discard(folder, step.stage.name, step.stage.key)
     runner.meet()
     wanted = line[: last + 1]
-    actions: dict[str, str] = {}
-    for part in (wanted[:2], wanted[2:]):  # once the teacher is here, its size and the student's are known
-        actions |= runner.walk(part, folder, function=stage_function, context=context, progress=progress)
-        sizes.check(target, line)
+    walk = partial(runner.walk, folder=folder, function=stage_function, context=context, progress=progress)
+    actions = walk(wanted[:1])
+    _check_calibration(target, line)
+    sizes.check(target, line)  # the teacher has been fetched
+    actions |= walk(wanted[1:2])
+    sizes.check(target, line)  # what was fetched may have been a GGUF file, which is converted now
+    actions |= walk(wanted[2:])
     result: dict[str, Any] = {
         "run": name,
         "folder": str(folder / name),
@@ -139,7 +154,7 @@ def run(
     if last >= ENDS.index("ship"):
         from edgekd import ship
 
-        result["bundle"] = str(ship.ship(folder / name, out or Path("dist") / name))
+        result["bundle"] = str(ship.ship(folder / name, bundle))
     return result
 
 
@@ -169,6 +184,21 @@ def stage_function(name: str) -> Callable[..., None]:
     """``run`` of ``edgekd/stages/<name>.py``, imported now and not before."""
     function: Callable[..., None] = importlib.import_module(f"edgekd.stages.{name}").run
     return function
+
+
+def _check_calibration(target: Target, line: Sequence[Step]) -> None:
+    """Raise ``DataError`` for a calibration id outside the training split; in a smoke run, outside the whole one."""
+    from edgekd import tasks
+
+    given = {step.stage.name: step for step in line}
+    ids: Any = given["quantize"].inputs["calibration_ids"]
+    known_ids = set(tasks.TASKS[target.task.kind].training_ids(given["assets"].stage.path) if ids else ())
+    missing = [name for name in ids if name not in known_ids]
+    if missing:
+        raise DataError(
+            f"calibration list {target.quant.calibration!r}: {missing[0]!r} ({len(missing)} in all) is not in the "
+            "training split; a list may hold ids of that split only, not of validation or test"
+        )
 
 
 def _summary(step: Step, action: str) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """How many parameters a transformer classifier has, from its ``config.json`` alone: arithmetic, without torch.
 
 ``plan`` uses it before anything is downloaded or built. The families are those that surgery can cut, DistilBERT as a
-fresh student, and the common decoders as teachers; for any other the answer is ``None``, never a guess.
+fresh student, and the common decoders as teachers; for any other the answer is ``None``, never a guess. What surgery
+can cut out of a teacher is decided here too: that needs no more than the configuration.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd import spec
+from edgekd.errors import TargetError
 
-BERTS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+BERTS = ("bert", *ROBERTAS, "electra")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+WIDTHS = {"hidden_size": "hidden", "num_attention_heads": "heads", "intermediate_size": "ffn"}
+"""The name of a width in a configuration, and that of the student's field."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +50,98 @@ def tensors(config: Mapping[str, Any], labels: int) -> list[Tensor] | None:
             return list(_distilbert(config, labels))
         if kind in DECODERS:
             return list(_decoder(config, labels))
-    except KeyError:
+    except (KeyError, TypeError, ValueError):  # it is not given, or no number
         pass
     return None
 
 
 def student_config(student: spec.Student, teacher: Mapping[str, Any], max_length: int) -> dict[str, Any]:
-    """The student's configuration: its own, or the teacher's with what surgery cuts."""
-    positions = student.positions or max_length
-    vocabulary = min(student.vocabulary or teacher["vocab_size"], teacher["vocab_size"])
+    """The student's configuration: its own, or the teacher's with what surgery cuts.
+
+    Raises ``TargetError`` as ``check_cut`` does. What neither target nor teacher says is left out.
+    """
+    positions, pad_id = student.positions or max_length, _number(teacher, "pad_token_id")
+    sizes = [size for size in (student.vocabulary, _number(teacher, "vocab_size")) if size]
+    vocabulary = {"vocab_size": min(sizes)} if sizes else {}
     if student.config is not None:
-        return {"max_position_embeddings": positions, **student.config, "vocab_size": vocabulary}
-    offset = int(teacher.get("pad_token_id") or 0) + 1 if teacher["model_type"] in BERTS[1:4] else 0
-    cut: dict[str, Any] = {**teacher, "vocab_size": vocabulary, "max_position_embeddings": positions + offset}
+        offset = position_offset(student.config.get("model_type"), pad_id)
+        return {"max_position_embeddings": positions + offset, **student.config, **vocabulary}
+    check_cut(student, teacher, positions)
+    cut = {
+        **teacher,
+        **vocabulary,
+        "max_position_embeddings": positions + position_offset(teacher["model_type"], pad_id),
+    }
     if student.layers is not None:
         cut["num_hidden_layers"] = student.layers if isinstance(student.layers, int) else len(student.layers)
-    for name, value in (("hidden_size", student.hidden), ("num_attention_heads", student.heads)):
-        cut[name] = value or cut[name]
-    cut["intermediate_size"] = student.ffn or cut["intermediate_size"]
-    if "embedding_size" in cut:
+    cut |= {name: value for name, value in _widths(student).items() if value is not None}
+    if "embedding_size" in cut and "hidden_size" in cut:
         cut["embedding_size"] = cut["hidden_size"]
     return cut
+
+
+def smallest_teacher(student: spec.Student, max_length: int) -> dict[str, Any]:
+    """The configuration of the smallest teacher that the student could be cut out of, while the real one is not known.
+
+    The student cut out of this one is the least that the target can mean, if the corpus fills its vocabulary.
+    """
+    heads = student.heads or 1
+    layers = student.layers if isinstance(student.layers, int) else max(student.layers or (0,)) + 1
+    widths = {"hidden_size": student.hidden or heads, "num_attention_heads": heads}
+    tables = {"vocab_size": student.vocabulary or 1, "type_vocab_size": 1}
+    tables["max_position_embeddings"] = student.positions or max_length
+    widths["intermediate_size"] = student.ffn or 1
+    return {"model_type": "bert", "num_hidden_layers": layers, **widths, **tables}
+
+
+def check_cut(student: spec.Student, teacher: Mapping[str, Any], positions: int) -> None:
+    """Raise ``TargetError`` if surgery cannot cut the student out of a teacher of this configuration.
+
+    A number that the configuration does not give is taken to fit.
+    """
+    kind = teacher.get("model_type")
+    if kind not in BERTS:
+        raise TargetError(f"surgery knows {', '.join(BERTS)} teachers, not {kind!r}: give student.config instead")
+    layers = _number(teacher, "num_hidden_layers")
+    if layers is not None:
+        if isinstance(student.layers, int) and not 1 <= student.layers <= layers:
+            raise TargetError(f"student.layers={student.layers}: the teacher has {layers}")
+        if isinstance(student.layers, tuple) and not all(0 <= i < layers for i in student.layers or (-1,)):
+            raise TargetError(f"student.layers={student.layers}: the teacher has layers 0..{layers - 1}")
+    theirs = {name: _number(teacher, name) for name in WIDTHS}
+    ours = {name: value or theirs[name] for name, value in _widths(student).items()}
+    for name, field in WIDTHS.items():
+        mine, its = ours[name], theirs[name]
+        if mine is not None and its is not None and mine > its:
+            raise TargetError(f"student.{field} {mine} exceeds the teacher's {its}: surgery only cuts")
+    hidden, heads = ours["hidden_size"], ours["num_attention_heads"]
+    if hidden and heads and hidden % heads:
+        raise TargetError(f"the student's hidden width {hidden} is not divisible by its {heads} heads")
+    their_hidden, their_heads = theirs["hidden_size"], theirs["num_attention_heads"]
+    if hidden and heads and their_hidden and their_heads and hidden // heads > their_hidden // their_heads:
+        raise TargetError("student heads are wider than the teacher's: raise student.heads or lower student.hidden")
+    if kind == "electra" and teacher.get("embedding_size", their_hidden) != their_hidden:
+        raise TargetError("an ELECTRA with a narrower embedding cannot be cut: give student.config instead")
+    most = _number(teacher, "max_position_embeddings")
+    if most is not None and positions + position_offset(kind, _number(teacher, "pad_token_id")) > most:
+        raise TargetError(
+            f"{positions} positions are more than the teacher has: lower task.max_length or student.positions"
+        )
+
+
+def position_offset(kind: object, pad_id: int | None) -> int:
+    """How many rows of the position table stand before the first token: RoBERTa counts from its padding id + 1."""
+    return (1 if pad_id is None else int(pad_id)) + 1 if kind in ROBERTAS else 0
+
+
+def _widths(student: spec.Student) -> dict[str, int | None]:
+    """What the target says of each width, by its name in a configuration."""
+    return {name: getattr(student, field) for name, field in WIDTHS.items()}
+
+
+def _number(config: Mapping[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def parameters(shape: Sequence[Tensor]) -> int:
@@ -108,7 +184,7 @@ def _norm(name: str, width: int, bias: bool = True) -> Iterator[Tensor]:
 def _bert(config: Mapping[str, Any], labels: int) -> Iterator[Tensor]:
     hidden, ffn, kind = int(config["hidden_size"]), int(config["intermediate_size"]), config["model_type"]
     width = int(config["embedding_size"]) if kind == "electra" else hidden
-    base = "roberta" if kind in BERTS[1:4] else kind
+    base = "roberta" if kind in ROBERTAS else kind
     tables = {"word": "vocab_size", "position": "max_position_embeddings", "token_type": "type_vocab_size"}
     for table, rows in tables.items():
         yield Tensor(f"{base}.embeddings.{table}_embeddings.weight", "embedding", int(config[rows]), width)

@@ -15,7 +15,7 @@ from edgekd.bundle import MANIFEST, MODEL, SCHEMA, contents, describe, read_mani
 from edgekd.errors import BundleError
 from edgekd.report import figures, schema, verdicts
 
-__all__ = ["pack", "rescore", "score", "ship", "verify_files"]
+__all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 OPTIONAL = ("special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
@@ -49,7 +49,7 @@ def pack(report: Mapping[str, Any], export: Path, out: Path) -> Path:
     Raises ``BundleError`` if something to ship is missing or contradicts the report, or if ``out`` is anything but a
     bundle, an empty folder or nothing.
     """
-    _refuse_to_overwrite(out)
+    refuse_to_overwrite(out)
     source = export / verdicts.SHIPPED
     graph = _check_source(source, report)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,8 @@ def _check_source(source: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     return graph
 
 
-def _refuse_to_overwrite(out: Path) -> None:
+def refuse_to_overwrite(out: Path) -> None:
+    """Raise ``BundleError`` if ``out`` is anything but a bundle, an empty folder or nothing."""
     if not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         return
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import shape, store
-from edgekd.distill.taps import hidden_layers
-from edgekd.errors import BudgetError
+from edgekd.distill import taps
+from edgekd.errors import AssetError, BudgetError
 from edgekd.runner import Step
 from edgekd.spec import Target
 
@@ -20,19 +20,22 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     """(teacher, student) of a target; each ``None`` where its configuration is not known yet, or not understood.
 
     Teacher: ``parameters``, ``fp32_bytes``, ``layers``, ``hidden``. Student: its shape, ``parameters``, ``int8_bytes``
-    (expected of the file) and ``int8_bytes_least``.
+    (expected of the file) and ``int8_bytes_least``. Raises ``TargetError`` for a student or a layer map that
+    the teacher does not have the layers or widths for, ``AssetError`` for a configuration that cannot be read.
     """
     labels = label_count(target, line) or 2  # a handful of numbers either way
     config = _teacher_config(target, line)
-    whole = shape.tensors(config, labels) if config else None
-    teacher: dict[str, Any] | None = None
-    if config is not None and whole is not None:
-        count = shape.parameters(whole)
-        layers, hidden = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
-        teacher = {"parameters": count, "fp32_bytes": 4 * count, "layers": layers, "hidden": hidden}
-    if config is None or "vocab_size" not in config:
-        return teacher, None
+    if config is None:
+        return None, None
+    layers, hidden = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
     small = shape.student_config(target.student, config, target.task.max_length)
+    kept = small.get("num_hidden_layers", small.get("n_layers"))
+    taps.check(target.distill, *(count if isinstance(count, int) else None for count in (kept, layers)))
+    whole = shape.tensors(config, labels)
+    teacher: dict[str, Any] | None = None
+    if whole is not None:
+        count = shape.parameters(whole)
+        teacher = {"parameters": count, "fp32_bytes": 4 * count, "layers": layers, "hidden": hidden}
     built = finished(line, "distill", "student.json")
     if built:  # the corpus may have had fewer tokens than the target allowed
         small["vocab_size"] = built["vocabulary"]["size"]
@@ -42,7 +45,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     least, expected = shape.int8_bytes(parts, target.quant.keep_float)
     return teacher, {
         "parameters": shape.parameters(parts),
-        "layers": small.get("num_hidden_layers", small.get("n_layers")),
+        "layers": kept,
         "hidden": small.get("hidden_size", small.get("dim")),
         "heads": small.get("num_attention_heads", small.get("n_heads")),
         "ffn": small.get("intermediate_size", small.get("hidden_dim")),
@@ -55,16 +58,14 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
 def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping[str, Any] | None) -> list[str]:
     """The budgets that the student which the target asks for cannot meet, however well it trains."""
     found: list[str] = []
-    if student is None:
-        return found
-    least, budget = student["int8_bytes_least"], target.budget
+    least, budget = student["int8_bytes_least"] if student else _least_bytes(target), target.budget
     smaller = "lower student.layers, hidden, ffn or vocabulary, or allow more"
     if budget.size_mib is not None and least > budget.size_mib * 2**20:
         found.append(
-            f"the student takes at least {least / 2**20:.2f} MiB even if every weight is int8, and budget.size_mib is "
+            f"the student takes at least {least / 2**20:.3g} MiB even if every weight is int8, and budget.size_mib is "
             f"{budget.size_mib:g}; {smaller}"
         )
-    most = teacher["fp32_bytes"] * TEACHER_SLACK / least if teacher is not None else float("inf")
+    most = teacher["fp32_bytes"] * TEACHER_SLACK / least if teacher and least else float("inf")
     if budget.shrink is not None and most < budget.shrink:
         found.append(
             f"the student can be at most {most:.1f}x smaller than the teacher, and budget.shrink is "
@@ -73,8 +74,18 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
     return found
 
 
+def _least_bytes(target: Target) -> int:
+    """What the numbers that the target itself gives take in int8, whatever its teacher turns out to be; 0: unknown."""
+    smallest = shape.smallest_teacher(target.student, target.task.max_length)
+    parts = shape.tensors(shape.student_config(target.student, smallest, target.task.max_length), 2)
+    return shape.int8_bytes(parts, target.quant.keep_float)[0] if parts else 0
+
+
 def check(target: Target, line: Sequence[Step]) -> None:
-    """Raise ``BudgetError`` if the target's budget cannot be met by construction, as far as is known now."""
+    """Raise ``BudgetError`` if the target's budget cannot be met by construction, as far as is known now.
+
+    Also what ``sizes`` raises.
+    """
     found = problems(target, *sizes(target, line))
     if found:
         raise BudgetError(f"target {target.name!r} cannot meet its budget: {'; '.join(found)}")
@@ -96,13 +107,13 @@ def labels_bytes(
     examples = counts["train"] + counts["validation"]
     logits = examples * (4 * classes + 8)
     inputs = next(step.inputs for step in line if step.stage.name == "labels")
-    taps: Any = inputs["taps"]
-    if len(taps) == 1:
+    wanted: Any = inputs["taps"]
+    if len(wanted) == 1:
         return logits
     if teacher is None or not teacher["layers"]:
         return None
     task: Any = inputs["task"]
-    layers = len(hidden_layers(taps, teacher["layers"]))
+    layers = len(taps.hidden_layers(wanted, teacher["layers"]))
     return int(logits + examples * task.max_length * (layers * teacher["hidden"] * 2 + 4))
 
 
@@ -113,9 +124,12 @@ def label_count(target: Target, line: Sequence[Step]) -> int | None:
 
 
 def finished(line: Sequence[Step], stage: str, file: str) -> Any:
-    """A JSON file of a finished stage; ``None`` if there is none yet."""
+    """A JSON file of a finished stage; ``None`` if there is none yet, or it is damaged: ``run`` makes that one anew."""
     path = next(step.stage.path for step in line if step.stage.name == stage) / file
-    return store.read_json(path) if path.is_file() else None
+    try:
+        return store.read_json(path) if path.is_file() else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _teacher_config(target: Target, line: Sequence[Step]) -> dict[str, Any] | None:
@@ -123,8 +137,20 @@ def _teacher_config(target: Target, line: Sequence[Step]) -> dict[str, Any] | No
     found = finished(line, "teacher", "model/config.json")
     if found is None:
         path = _fetched(target.teacher.source)
-        found = store.read_json(path) if path is not None and path.is_file() else None
+        found = _read_config(path, target.teacher.source) if path is not None and path.is_file() else None
     return found if isinstance(found, dict) else None
+
+
+def _read_config(path: Path, source: str) -> dict[str, Any] | None:
+    try:
+        found = store.read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        if source.startswith("pypi:"):  # damaged in the cache: `run` notices, and unpacks it anew
+            return None
+        raise AssetError(f"{path} cannot be read ({error}); mend the teacher's folder, or fetch it again") from error
+    if not isinstance(found, dict):
+        raise AssetError(f"{path} holds no configuration of a model; mend the teacher's folder, or fetch it again")
+    return found
 
 
 def _fetched(source: str) -> Path | None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import json
 import os
 import socket
 import subprocess
@@ -9,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_wheels
 import toy_line
 
 from edgekd import pipeline, runner, spec, store
-from edgekd.errors import StoreError, UsageError
+from edgekd import ship as shipping
+from edgekd.errors import BudgetError, BundleError, DataError, StoreError, UsageError
 from edgekd.progress import Progress
 from edgekd.store import Stage
 
@@ -85,6 +89,8 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"seed": 1}, ALL),
     ({"task": spec.TextClassification(train="train.csv", test="test.csv", max_length=64)}, ALL),
     ({"teacher": spec.Teacher(source="dir:teacher", finetune=spec.Finetune())}, ALL - {"assets"}),
+    ({"teacher": spec.Teacher(source="dir:other")}, ALL),
+    ({"teacher": spec.Teacher(source="dir:teacher", gguf_file="m.gguf")}, ALL),
     ({"student": spec.Student(layers=3)}, {"distill"} | LATE),
     ({"distill": spec.Distill(epochs=11)}, {"distill"} | LATE),
     ({"distill": spec.Distill(losses=(spec.KL(1.0), spec.HiddenMSE()))}, {"labels", "distill"} | LATE),
@@ -144,6 +150,8 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             store.write_json(out / "report.json", {})
 
     class Ship:
+        refuse_to_overwrite = staticmethod(shipping.refuse_to_overwrite)
+
         @staticmethod
         def ship(run: Path, out: Path) -> Path:
             happened["shipped"].append((run, out))
@@ -210,8 +218,9 @@ def test_fresh_does_that_stage_and_all_after_it_again(toys: dict[str, Any], fres
 
 
 def test_fresh_also_forgets_what_a_killed_stage_left(toys: dict[str, Any], tmp_path: Path) -> None:
+    run(to="labels")
     step = pipeline.steps(target(), Path("runs"))[3]
-    with store.partial(Path("runs"), step.stage.name, step.stage.key) as out:
+    with store.partial(Path("runs"), step.stage, step.revision, step.inputs) as out:
         (out / "old.txt").write_text("old")
     run(fresh="distill")
     assert not (step.stage.path / "old.txt").exists()
@@ -222,6 +231,15 @@ def test_a_changed_target_runs_only_what_the_change_reaches(toys: dict[str, Any]
     toys["calls"].clear()
     run(target=target(quant=spec.Quant(calibration="toy", epochs=3)))
     assert toys["calls"] == ["quantize", "export", "bench"]
+
+
+def test_a_folder_that_is_no_bundle_is_refused_before_anything_runs(toys: dict[str, Any]) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match=r"mine .*choose another --out"):
+        run(out=Path("mine"))
+    assert toys["calls"] == []
+    assert run(out=Path("mine"), to="verdict")["bundle"] is None
 
 
 @pytest.mark.parametrize("option", ["to", "fresh"])
@@ -256,6 +274,90 @@ def test_progress_says_of_each_stage_what_becomes_of_it(toys: dict[str, Any]) ->
     pipeline.run(target(), to="labels", progress=progress)
     words = [tuple(line.split()[:2]) for line in said]
     assert words == [("reused", "assets"), ("reused", "teacher"), ("running", "labels"), ("finished", "labels")]
+
+
+# ------------------------------------------------------------------------------------------ what the assets stage knows
+
+TEACHER = {
+    **{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4},
+    **{"intermediate_size": 64, "vocab_size": 1000, "max_position_embeddings": 64, "type_vocab_size": 2},
+}
+
+
+@pytest.fixture
+def real_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a target of 40 training examples and a wheeled teacher; its assets stage is real, no other may run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runner, "torch_context", lambda device, progress: toy_line.context)
+    whole = pipeline.stage_function
+    monkeypatch.setattr(pipeline, "stage_function", lambda name: whole(name) if name == "assets" else later)
+    wheel, _ = tiny_wheels.build(tmp_path / "built", {"demo/model/config.json": json.dumps(TEACHER).encode()})
+    digest = tiny_wheels.keep(wheel, tmp_path / "cache" / "pypi")
+    (tmp_path / "calibration").mkdir()
+    for name in ("train", "test"):
+        rows = "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
+
+    def make(calibration: str, **changes: Any) -> spec.Target:
+        (tmp_path / "calibration" / "toy.txt").write_text(calibration)
+        teacher = spec.Teacher(source=f"pypi:edgekd-demo==1.0#sha256={digest}/demo/model")
+        task = spec.TextClassification(train="train.csv", test="test.csv", max_length=16)
+        return target(teacher=teacher, task=task, **changes)
+
+    return make
+
+
+class LaterError(Exception):
+    """A stage after assets was started."""
+
+
+def later(ctx: store.Context, **inputs: Any) -> None:
+    raise LaterError
+
+
+def started(wanted: spec.Target, **options: Any) -> Any:
+    return pipeline.run(wanted, beside=Path("toy.py"), progress=Progress(quiet=True), **options)
+
+
+def test_the_assets_stage_leaves_the_teacher_in_the_cache_for_an_offline_run(real_assets: Any, tmp_path: Path) -> None:
+    wanted = real_assets("train/1\n")
+    started(wanted, to="assets")
+    found = list((tmp_path / "cache" / "pypi").glob("edgekd-demo-*/files/demo/model/config.json"))
+    assert [store.read_json(path) for path in found] == [TEACHER]
+    assert not list(Path("runs").rglob("config.json")), "the stage itself keeps no copy"
+
+
+def test_a_budget_that_the_fetched_teacher_rules_out_stops_the_run_before_it_is_trained(real_assets: Any) -> None:
+    with pytest.raises(BudgetError, match=r"budget\.shrink"):
+        started(real_assets("train/1\n", student=spec.Student(layers=4), budget=spec.Budget(shrink=30)))
+    assert [path.name.partition("-")[0] for path in Path("runs/store").glob("[!.]*")] == ["assets"]
+
+
+def read_ids(stage: Path) -> list[str]:
+    from pyarrow import parquet
+
+    return list(parquet.read_table(stage / "data" / "train.parquet")["id"].to_pylist())
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_a_calibration_id_outside_the_training_split_stops_the_run_right_after_assets(
+    real_assets: Any, limit: int | None
+) -> None:
+    def wanted(ids: str) -> spec.Target:
+        made: spec.Target = real_assets(ids)
+        return dataclasses.replace(made, task=dataclasses.replace(made.task, limit=limit))
+
+    with pytest.raises((DataError, LaterError)):
+        started(real_assets("train/1\n"))
+    ids = read_ids(next(Path("runs/store").glob("assets-*")))
+    assert len(ids) == 36
+    held_out = next(f"train/{i}" for i in range(40) if f"train/{i}" not in ids)
+    with pytest.raises(LaterError):
+        started(wanted("\n".join(ids)))
+    for stranger in ("test/0", held_out, "train/40"):
+        with pytest.raises(DataError, match=rf"'toy': '{stranger}' \(1 in all\) is not in the training split"):
+            started(wanted("\n".join([*ids, stranger])))
 
 
 # ----------------------------------------------------------------------------------------------------- torch, and ranks

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -65,12 +66,12 @@ def finish(
     for step in pipeline.steps(target, Path("runs"), beside=Path("mine.py")):
         name = step.stage.name
         if name in seconds:
-            with store.partial(Path("runs"), name, step.stage.key) as out:
+            with store.partial(Path("runs"), step.stage, step.revision, step.inputs) as out:
                 if name == "assets":
                     store.write_json(out / "dataset.json", {"labels": ["a", "b", "c"], "counts": COUNTS})
                 write(name, out)
                 how = {"seconds": seconds[name], "resumed": False, "device": "cpu", "threads": 1}
-                store.finish(Path("runs"), step.stage, step.revision, step.inputs, made=how)
+                store.finish(Path("runs"), step.stage, made=how)
 
 
 def actions(found: dict[str, Any]) -> dict[str, str]:
@@ -89,8 +90,8 @@ def test_with_an_empty_store_everything_runs_and_no_time_is_claimed() -> None:
 
 def test_what_is_finished_is_reused_and_what_was_begun_is_resumed() -> None:
     finish(target(), {"assets": 1, "teacher": 1})
-    labels = pipeline.steps(target(), Path("runs"), beside=Path("mine.py"))[2].stage
-    with store.partial(Path("runs"), labels.name, labels.key) as out:
+    labels = pipeline.steps(target(), Path("runs"), beside=Path("mine.py"))[2]
+    with store.partial(Path("runs"), labels.stage, labels.revision, labels.inputs) as out:
         (out / "half").write_text("x")
     found = actions(made(target()))
     begun = {"assets": "reused", "teacher": "reused", "labels": "resumed"}
@@ -141,16 +142,36 @@ def test_a_student_that_is_built_is_counted_with_the_vocabulary_it_got() -> None
             store.write_json(out / "student.json", {"vocabulary": {"size": 150}})
 
     before = made(target())["student"]["parameters"]
-    finish(target(), {"distill": 1}, write)
+    finish(target(), dict.fromkeys(("assets", "teacher", "labels", "distill"), 1), write)
     assert made(target())["student"]["parameters"] == before - 50 * 16
 
 
 def test_an_unknown_teacher_leaves_the_sizes_unknown(workplace: Path) -> None:
     (workplace / "teacher" / "config.json").write_text('{"model_type": "strange"}')
-    found = made(target(budget=spec.Budget(size_mib=0.001)))
+    student = spec.Student(config={"model_type": "stranger"}, vocabulary=200)
+    found = made(target(student=student, budget=spec.Budget(size_mib=0.001)))
     assert found["teacher"] is None
     assert found["student"] is None
     assert found["problems"] == []
+
+
+def test_a_configuration_that_is_no_json_is_an_asset_error_that_names_it(workplace: Path) -> None:
+    for content in (b'{"model_type": ', b"[]", b"\xff\xfe"):
+        (workplace / "teacher" / "config.json").write_bytes(content)
+        with pytest.raises(AssetError, match=r"config\.json .*teacher's folder"):
+            made(target())
+
+
+@pytest.mark.parametrize("strange", [None, "x", [1], 1.5, True])
+@pytest.mark.parametrize("name", sorted(TEACHER))
+def test_a_configuration_with_strange_values_leaves_sizes_unknown_or_is_refused(
+    workplace: Path, name: str, strange: object
+) -> None:
+    (workplace / "teacher" / "config.json").write_text(json.dumps(TEACHER | {name: strange}))
+    try:
+        made(target())
+    except TargetError:
+        assert name == "model_type"
 
 
 def test_a_teacher_in_the_cache_is_read_there(workplace: Path) -> None:
@@ -162,6 +183,8 @@ def test_a_teacher_in_the_cache_is_read_there(workplace: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(TEACHER))
     assert made(wanted)["teacher"] == made(target())["teacher"]
+    (folder / "config.json").write_text("{")
+    assert made(wanted)["teacher"] is None, "the run will notice the damage, and unpack it again"
 
 
 @pytest.mark.parametrize("hidden_states", [False, True])
@@ -189,6 +212,34 @@ def test_a_student_that_is_too_big_at_one_byte_a_weight_cannot_meet_its_budget()
     assert "budget.size_mib" in made(tight)["problems"][0]
     with pytest.raises(BudgetError, match=r"at least .* MiB even if every weight is int8"):
         sizes.check(tight, pipeline.steps(tight, Path("runs"), beside=Path("mine.py")))
+
+
+def test_a_budget_below_what_the_target_itself_gives_is_refused_before_the_teacher_is_known(workplace: Path) -> None:
+    source = f"pypi:some-model==1.0#sha256={'0' * 64}/some/model"
+    student = made(target())["student"]
+    unknown = target(teacher=spec.Teacher(source=source), budget=spec.Budget(size_mib=0.001))
+    found = made(unknown)
+    assert (found["teacher"], found["student"]) == (None, None)
+    assert "budget.size_mib" in found["problems"][0]
+    enough = spec.Budget(size_mib=student["int8_bytes_least"] / 2**20)
+    assert made(target(teacher=spec.Teacher(source=source), budget=enough))["problems"] == []
+    with pytest.raises(BudgetError):
+        pipeline.run(unknown, folder=Path("runs"), beside=Path("mine.py"), progress=Progress(quiet=True))
+    assert not Path("runs").exists()
+
+
+def test_the_least_that_a_target_means_is_never_more_than_the_student_it_gets(workplace: Path) -> None:
+    for kind in ("bert", "roberta", "electra"):
+        config = TEACHER | {"model_type": kind, "max_position_embeddings": 66, "embedding_size": 32}
+        (workplace / "teacher" / "config.json").write_text(json.dumps(config))
+        for student in (
+            spec.Student(),
+            spec.Student(heads=2, hidden=16),
+            spec.Student(layers=(1, 3), vocabulary=90),
+            target().student,
+        ):
+            wanted = target(student=student)
+            assert sizes._least_bytes(wanted) <= made(wanted)["student"]["int8_bytes_least"]
 
 
 def test_a_shrinkage_beyond_the_teachers_own_bytes_cannot_be_met() -> None:
@@ -275,6 +326,37 @@ def test_every_target_of_the_catalogue_can_be_planned() -> None:
         found = plan.plan(catalog.load(name), Path("runs"), beside=catalog.path_of(name))
         assert [entry["stage"] for entry in found["stages"]] == list(pipeline.STAGES)
         assert found["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": spec.Student(layers=9)}, "student.layers=9: the teacher has 4"),
+        ({"student": spec.Student(layers=(0, 4))}, "the teacher has layers 0..3"),
+        ({"student": spec.Student(hidden=64, heads=4)}, "student.hidden 64 exceeds the teacher's 32"),
+        ({"student": spec.Student(hidden=30)}, "width 30 is not divisible by its 4 heads"),
+        ({"student": spec.Student(positions=65)}, "65 positions are more than the teacher has"),
+        ({"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((3, 4),)),))}, "pair (3, 4) is out of range"),
+        ({"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((2, 5),)),))}, "the teacher 0..4"),
+    ],
+)
+def test_what_this_teacher_cannot_give_is_refused_by_plan_and_before_the_first_stage(
+    changes: dict[str, Any], message: str
+) -> None:
+    wanted = target(**changes)
+    with pytest.raises(TargetError) as planned:
+        made(wanted)
+    with pytest.raises(TargetError) as ran:
+        pipeline.run(wanted, folder=Path("runs"), beside=Path("mine.py"), progress=Progress(quiet=True))
+    assert message in str(planned.value) and str(ran.value) == str(planned.value)
+    assert not Path("runs").exists()
+
+
+def test_a_target_of_the_catalogue_with_a_hopeless_budget_is_told_so_with_nothing_in_the_cache() -> None:
+    for name in catalog.targets():
+        hopeless = dataclasses.replace(catalog.load(name), budget=spec.Budget(size_mib=0.001))
+        found = plan.plan(hopeless, Path("runs"), beside=catalog.path_of(name))
+        assert found["teacher"] is None and "budget.size_mib" in found["problems"][0]
 
 
 def test_an_impossible_target_is_refused_before_it_is_planned() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from edgekd import shape, spec
+from edgekd.errors import TargetError
 from edgekd.models import surgery
 
 SMALL = {
@@ -74,6 +75,27 @@ def test_a_student_with_its_own_configuration_keeps_the_vocabulary_that_is_asked
     assert shape.parameters(found) == sum(real(library).values())
 
 
+@given(
+    layers=st.none() | st.integers(1, 3) | st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple),
+    heads=st.none() | st.sampled_from([1, 2, 4]), width=st.none() | st.sampled_from([4, 8, 24]),
+    ffn=st.none() | st.integers(1, 40), vocabulary=st.none() | st.integers(8, 101),
+    kind=st.sampled_from(["bert", "roberta", "electra"]), labels=st.integers(2, 60),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_no_student_is_smaller_than_the_one_of_the_smallest_teacher(
+    layers: Any, heads: int | None, width: int | None, ffn: int | None, vocabulary: int | None, kind: str, labels: int
+) -> None:
+    student = spec.Student(layers=layers, heads=heads, hidden=width, ffn=ffn, vocabulary=vocabulary)
+    real = {"model_type": kind, "max_position_embeddings": 64, "type_vocab_size": 1, "embedding_size": 24, **SMALL}
+    try:
+        whole = shape.tensors(shape.student_config(student, real, 16), labels)
+    except TargetError:
+        return  # heads wider than the teacher's, say: there is no such student
+    bound = shape.tensors(shape.student_config(student, shape.smallest_teacher(student, 16), 16), 2)
+    assert whole is not None and bound is not None
+    assert shape.int8_bytes(bound)[0] <= shape.int8_bytes(whole)[0]
+
+
 @pytest.mark.parametrize(
     "config", [{}, {"model_type": "deberta"}, {"model_type": "bert"}, {"model_type": "distilbert", "dim": 8}]
 )
@@ -90,3 +112,17 @@ def test_int8_takes_one_byte_a_weight_and_four_for_all_else() -> None:
     assert expected > least
     kept, _ = shape.int8_bytes(found, ("classifier", "*.attention.self.*"))
     assert kept - least == 3 * (2 * 24 + 3 * 3 * 24 * 24)
+
+
+def test_a_teacher_that_does_not_say_its_numbers_is_taken_to_have_enough() -> None:
+    shape.check_cut(spec.Student(layers=9, hidden=64, heads=8, ffn=99), {"model_type": "bert"}, 512)
+    with pytest.raises(TargetError, match=r"give student\.config instead"):
+        shape.check_cut(spec.Student(), {}, 16)
+
+
+@pytest.mark.parametrize(("kind", "offset"), [("roberta", 2), ("bert", 0)])
+def test_roberta_needs_positions_for_its_padding_too(kind: str, offset: int) -> None:
+    teacher = {"model_type": kind, "max_position_embeddings": 66, "pad_token_id": 1}
+    shape.check_cut(spec.Student(), teacher, 66 - offset)
+    with pytest.raises(TargetError, match="positions are more than the teacher has"):
+        shape.check_cut(spec.Student(), teacher, 66 - offset + 1)

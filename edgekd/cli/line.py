@@ -117,7 +117,7 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
     if teacher:
         lines.append(f"teacher  {teacher['parameters']:,} parameters, {mebibytes(teacher['fp32_bytes'])} in fp32")
     else:
-        lines.append("teacher  size unknown until it has been fetched (`edgekd run ... --to teacher`)")
+        lines.append("teacher  size unknown until it has been fetched (`edgekd run ... --to assets`)")
     if student:
         shape = (
             f"{student['layers']} layers, hidden {student['hidden']}, {student['heads']} heads, ffn {student['ffn']}"

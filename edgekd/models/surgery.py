@@ -16,13 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgekd import spec
+from edgekd import shape, spec
 from edgekd.distill.data import Tokens, by_length
-from edgekd.errors import TargetError
 from edgekd.models.loading import set_dropout
 from edgekd.progress import Progress
-
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 # name pattern -> which of the student's index sets each axis of the parameter is cut by ("": kept whole)
 AXES: dict[str, tuple[str, ...]] = {
@@ -50,11 +47,8 @@ AXES: dict[str, tuple[str, ...]] = {
 
 
 def student_config(teacher: Any, student: spec.Student, positions: int, vocabulary: int) -> tuple[Any, tuple[int, ...]]:
-    """The student's configuration and the teacher layers it keeps; ``TargetError`` for what cannot be cut."""
-    if teacher.model_type not in FAMILIES:
-        raise TargetError(
-            f"surgery knows {', '.join(FAMILIES)} teachers, not {teacher.model_type!r}: give student.config instead"
-        )
+    """The student's configuration and the teacher layers it keeps; ``TargetError`` as ``shape.check_cut`` raises."""
+    shape.check_cut(student, vars(teacher) | {"model_type": teacher.model_type}, positions)
     config = copy.deepcopy(teacher)
     layers = _layers(student.layers, teacher.num_hidden_layers)
     config.num_hidden_layers = len(layers)
@@ -64,23 +58,11 @@ def student_config(teacher: Any, student: spec.Student, positions: int, vocabula
         ("intermediate_size", student.ffn),
     ):
         if value is not None:
-            if value > getattr(teacher, name):
-                raise TargetError(
-                    f"student {name} {value} exceeds the teacher's {getattr(teacher, name)}: surgery only cuts"
-                )
             setattr(config, name, value)
-    if config.hidden_size // config.num_attention_heads > teacher.hidden_size // teacher.num_attention_heads:
-        raise TargetError("student heads are wider than the teacher's: raise student.heads or lower student.hidden")
-    if teacher.model_type == "electra" and config.embedding_size != teacher.hidden_size:
-        raise TargetError("an ELECTRA with a narrower embedding cannot be cut: give student.config instead")
     if teacher.model_type == "electra":
         config.embedding_size = config.hidden_size
     config.vocab_size = vocabulary
-    config.max_position_embeddings = positions + _position_offset(teacher)
-    if config.max_position_embeddings > teacher.max_position_embeddings:
-        raise TargetError(
-            f"{positions} positions are more than the teacher has: lower task.max_length or student.positions"
-        )
+    config.max_position_embeddings = positions + shape.position_offset(teacher.model_type, teacher.pad_token_id)
     set_dropout(config, student.dropout)
     return config, layers
 
@@ -90,17 +72,8 @@ def _layers(wanted: int | tuple[int, ...] | None, available: int) -> tuple[int, 
     if wanted is None:
         return tuple(range(available))
     if isinstance(wanted, int):
-        if not 1 <= wanted <= available:
-            raise TargetError(f"student.layers={wanted}: the teacher has {available}")
         return tuple(round((i + 1) * available / wanted) - 1 for i in range(wanted))
-    if not wanted or any(not 0 <= i < available for i in wanted):
-        raise TargetError(f"student.layers={wanted}: the teacher has layers 0..{available - 1}")
     return wanted
-
-
-def _position_offset(config: Any) -> int:
-    """RoBERTa counts positions from its padding id + 1."""
-    return int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
 
 @torch.inference_mode()
