@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,6 +132,33 @@ def test_a_student_is_built_alike_for_one_seed_and_reports_what_was_kept(saved: 
     assert summary["vocabulary"]["size"] == len(tokenizer) == 66
     assert summary["vocabulary"]["unknown_rate"] == {"train": 0.0, "validation": 0.0, "test": 0.0}
     assert summary["parameters"] == sum(p.numel() for p in one.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "distilbrt"}, "did you mean 'distilbert'"),
+        ({"model_type": "\N{SNOWMAN}"}, "e.g. {'model_type': 'distilbert'"),
+        ({"model_type": "vit"}, "makes no text classifier"),
+        ({"model_type": "distilbert", "dim": 30, "n_heads": 4}, "makes no text classifier"),
+        ({"model_type": "distilbert", "vocab_size": 9}, "sets vocab_size"),
+    ],
+)
+def test_a_config_that_makes_no_student_is_an_error_of_the_target(
+    saved: Path, config: dict[str, object], message: str
+) -> None:
+    with pytest.raises(TargetError, match=re.escape(message)):
+        student.build(spec.Student(config=config), tiny.bert(), saved, tiny.data(), 16, seed=1)
+
+
+def test_a_roberta_of_a_config_reads_texts_of_the_longest_length(saved: Path) -> None:
+    config: dict[str, object] = {
+        "model_type": "roberta", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 20,
+    }  # fmt: skip
+    model, _, _ = student.build(spec.Student(config=config), tiny.bert(), saved, tiny.data(), 16, seed=1)
+    with torch.no_grad():
+        assert model(input_ids=torch.full((1, 16), 40)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,10 @@ import torch
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from edgekd.errors import AssetError, DataError
 
@@ -37,22 +40,30 @@ def load_classifier(
     """The sequence classifier in ``folder``, float32; ``attention="eager"`` is the form that exports and fuses best.
 
     ``finetuned`` says that the folder already holds a trained head for these ``labels``: then their number and, where
-    the config names them, their order must agree (``DataError``). Otherwise any backbone gets a fresh head. Raises
-    ``AssetError`` for weights that are absent, unreadable, or pickles that would have to run code.
+    the config names them, their order must agree (``DataError``). Otherwise any backbone gets a fresh head, and so does
+    a classifier of another number of labels. Raises ``AssetError`` for weights that are absent, unreadable, not those
+    of the configuration, or pickles that would have to run code.
     """
-    _refuse_unsafe(folder, gguf_file)
-    gguf = {"gguf_file": gguf_file} if gguf_file else {}
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **gguf)
-        if finetuned:
-            _check_labels(config, labels, folder)
-        config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-        set_dropout(config, dropout)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False, **gguf
+    if gguf_file is None:
+        _refuse_unsafe(folder)
+    given = _options(gguf_file)
+    with _reading(f"the configuration of {folder}"):
+        config = AutoConfig.from_pretrained(folder, **given)
+    if finetuned:
+        _check_labels(config, labels, folder)
+    config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+    set_dropout(config, dropout)
+    with _reading(f"a sequence classifier from {folder}"):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=not finetuned,
+            output_loading_info=True,
+            **given,
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise AssetError(f"cannot load a sequence classifier from {folder}: {error}") from error
+    _check_weights(model, found, folder, finetuned)
     model.config.problem_type = "single_label_classification"
     return model.float()
 
@@ -62,6 +73,20 @@ def set_dropout(config: Any, value: float | None) -> None:
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
         if value is not None and hasattr(config, name):
             setattr(config, name, value)
+
+
+def _options(gguf_file: str | None) -> dict[str, Any]:
+    return {"trust_remote_code": False} | ({"gguf_file": gguf_file} if gguf_file else {})
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn what the libraries raise for files that they cannot read into ``AssetError``."""
+    try:
+        yield
+    except Exception as error:  # each has error types of its own, tokenizers a bare Exception
+        reason = textwrap.shorten(str(error) or repr(error), 400)
+        raise AssetError(f"cannot load {what}: {reason}; check its files, or fetch them again") from error
 
 
 def _check_labels(config: Any, labels: Sequence[str], folder: Path) -> None:
@@ -79,37 +104,107 @@ def _check_labels(config: Any, labels: Sequence[str], folder: Path) -> None:
         )
 
 
-def _refuse_unsafe(folder: Path, gguf_file: str | None) -> None:
+def _check_weights(model: Any, found: Mapping[str, Any], folder: Path, finetuned: bool) -> None:
+    """Raise ``AssetError`` if parameters were left at random that must not be, as transformers does without a word.
+
+    ``found`` is its account of the loading. A fresh head may be random; the body may not, but for a pooler, which many
+    backbones come without.
+    """
+    names = {name for name, _ in model.named_parameters() if ".pooler." not in name}
+    body = {name for name in names if name.startswith(f"{model.base_model_prefix}.")}
+    lost = names & {*found["missing_keys"], *found["mismatched_keys"]}
+    if finetuned and lost - body:
+        raise AssetError(
+            f"{folder} has no classification head ({min(lost - body)} is not among its weights): "
+            "give the teacher a finetune=Finetune(...)"
+        )
+    if lost & body:
+        raise AssetError(
+            f"the weights in {folder} are not those of its config.json: {min(lost & body)} is missing or has another "
+            "shape; fetch the folder again"
+        )
+
+
+def _refuse_unsafe(folder: Path) -> None:
     """Pickled weights only if torch can read them without running code (``weights_only``)."""
-    if gguf_file or list(folder.glob("*.safetensors")):
-        return
-    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-    if not pickles:
-        raise AssetError(f"no weights in {folder}: expected *.safetensors (or gguf_file=... for a GGUF folder)")
-    for path in pickles:
+    for path in _pickles(folder):
         try:
             torch.load(path, weights_only=True, map_location="meta")
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise AssetError(
-                f"{path} is a pickle that needs code to load; it was refused. "
-                "Convert it to safetensors in a place you trust."
-            ) from error
+        except Exception as error:  # a broken file makes torch trip over anything
+            with path.open("rb") as file:
+                whole = file.read(1) in (b"P", b"\x80")  # how a zip archive and a pickle begin
+            if whole and isinstance(error, pickle.UnpicklingError):
+                raise AssetError(
+                    f"{path} is a pickle that needs code to load; it was refused. "
+                    "Convert it to safetensors in a place you trust."
+                ) from error
+            raise AssetError(f"{path} is truncated or holds no weights; fetch it again") from error
+
+
+def _pickles(folder: Path) -> list[Path]:
+    """The pickles that transformers would load from ``folder``: none if there are safetensors."""
+    single, index = folder / WEIGHTS_NAME, folder / WEIGHTS_INDEX_NAME
+    if any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        return []
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise AssetError(
+            f"no weights in {folder}: expected {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} "
+            "(or gguf_file=... for a GGUF folder)"
+        )
+    with _reading(f"the list of weight files {index}"):
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    shards = sorted({folder / name for name in files})
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise AssetError(f"{folder} lacks the weight files {', '.join(missing)}, which {index.name} lists: fetch them")
+    return shards
 
 
 def load_tokenizer(folder: Path, gguf_file: str | None = None) -> Any:
-    """The fast tokenizer in ``folder``, with a padding token (a decoder's end of text serves if it has none)."""
-    gguf = {"gguf_file": gguf_file} if gguf_file else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, **gguf)
-    except (OSError, ValueError) as error:
-        raise AssetError(f"cannot load a tokenizer from {folder}: {error}") from error
+    """The fast tokenizer in ``folder``, as ``wrap`` makes it, with a padding token (if need be another special one).
+
+    Raises ``AssetError`` if there is none, only a slow one, or one with tokens that the model has no embedding for.
+    """
+    given = _options(gguf_file)
+    with _reading(f"a tokenizer from {folder}"):
+        config = AutoConfig.from_pretrained(folder, **given)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, use_fast=True, **given)
     if not tokenizer.is_fast:
         raise AssetError(
             f"{folder} has only a slow tokenizer; edgekd needs tokenizer.json (the tokenizers library's format)"
         )
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+        raise AssetError(f"the tokenizer in {folder} has no pad_token, eos_token or unk_token: name one in its files")
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if rows is not None and i >= rows}
+    if beyond:
+        raise AssetError(
+            f"the tokenizer in {folder} knows tokens that the model has no embedding for ({rows} embeddings; "
+            f"{beyond[min(beyond)]!r} is token {min(beyond)}): take the tokenizer that belongs to the model"
+        )
+    return wrap(tokenizer.backend_tokenizer, tokenizer)
+
+
+def wrap(backend: Tokenizer, like: Any) -> Any:
+    """``backend`` as transformers' plain fast tokenizer, with the special tokens of ``like``; it cuts and pads right.
+
+    Plain, because the classes of single models change what they load: Llama's adds an ``<unk>`` that has no embedding.
+    Right, whatever ``like`` does, because training, ``edgekd.deploy``, optimum and transformers.js (which cuts nowhere
+    else) must see the same tokens; the saved tokenizer_config.json says so.
+    """
+    start = json.loads(backend.to_str())["pre_tokenizer"] or {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **like.special_tokens_map,
+        model_input_names=like.model_input_names,
+        model_max_length=like.model_max_length,
+        add_prefix_space=start.get("add_prefix_space", False),  # told otherwise, it changes the backend
+        padding_side="right",
+        truncation_side="right",
+    )
 
 
 def fast_tokenizer(folder: Path) -> tuple[Tokenizer, int]:

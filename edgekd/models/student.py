@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification
 
-from edgekd import spec
+from edgekd import shape, spec
 from edgekd.distill.data import tokenise
 from edgekd.errors import TargetError
 from edgekd.models import surgery, vocabulary
-from edgekd.models.loading import load_tokenizer, parameters
+from edgekd.models.loading import load_tokenizer, parameters, wrap
 from edgekd.progress import Progress
 
 SAMPLE = 256  # training examples that decide what surgery keeps
@@ -34,12 +35,11 @@ def build(
     """
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(folder)
-    whole = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # as it is before trimming
-    pad_id = int(tokenizer.pad_token_id)
+    whole, pad_id = tokenizer.backend_tokenizer, int(tokenizer.pad_token_id)
     old_ids: list[int] | None = None
     if student.vocabulary is not None and student.vocabulary < len(tokenizer):
-        trimmed, old_ids = vocabulary.trim(tokenizer.backend_tokenizer, data.train.texts, student.vocabulary)
-        tokenizer = type(tokenizer)(tokenizer_object=trimmed, **tokenizer.special_tokens_map)
+        trimmed, old_ids = vocabulary.trim(whole, data.train.texts, student.vocabulary)
+        tokenizer = wrap(trimmed, tokenizer)
     tokenizer.model_max_length = max_length
     positions = student.positions or max_length
     size = len(old_ids) if old_ids is not None else teacher.config.vocab_size
@@ -78,17 +78,26 @@ def build(
 
 
 def _from_config(options: dict[str, object], teacher: Any, tokenizer: Any, size: int, positions: int) -> Any:
-    settings = dict(options)
-    kind = str(settings.pop("model_type", ""))
-    if not kind:
-        raise TargetError("student.config needs a model_type, e.g. {'model_type': 'distilbert', ...}")
-    settings.setdefault("max_position_embeddings", positions)
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=size,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label=teacher.config.id2label,
-        label2id=teacher.config.label2id,
-        **settings,
-    )
-    return AutoModelForSequenceClassification.from_config(config)
+    kind = str(options.get("model_type", ""))
+    if kind not in CONFIG_MAPPING:
+        near = get_close_matches(kind, list(CONFIG_MAPPING), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ", e.g. {'model_type': 'distilbert', ...}"
+        raise TargetError(f"student.config needs a model_type that transformers knows, not {kind!r}{hint}")
+    settings: dict[str, object] = {
+        "vocab_size": size,
+        "pad_token_id": tokenizer.pad_token_id,
+        "id2label": teacher.config.id2label,
+        "label2id": teacher.config.label2id,
+        "max_position_embeddings": positions + shape.position_offset(kind, tokenizer.pad_token_id),
+    }
+    given = {name: value for name, value in options.items() if name != "model_type"}
+    if fixed := sorted(given.keys() & (settings.keys() - {"max_position_embeddings"})):
+        raise TargetError(f"student.config sets {', '.join(fixed)}, which teacher and data decide: leave them out")
+    try:
+        return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **settings | given))
+    except Exception as error:  # each architecture checks its settings in its own way
+        reason = textwrap.shorten(str(error) or repr(error), 300)
+        raise TargetError(
+            f"student.config makes no text classifier of type {kind!r} ({reason}): see that model's page in the "
+            "documentation of transformers"
+        ) from error
