@@ -39,10 +39,10 @@ class Prediction:
 class Classifier:
     """A loaded bundle: call it with texts. Made by ``load``."""
 
-    def __init__(self, session: Any, tokenizer: Any, manifest: dict[str, Any], padding: dict[str, Any]) -> None:
+    def __init__(self, session: Any, tokenizer: Any, manifest: dict[str, Any], pad_id: int) -> None:
         self.manifest = manifest
         self.labels: tuple[str, ...] = tuple(manifest["labels"])
-        self._session, self._tokenizer, self._padding = session, tokenizer, padding
+        self._session, self._tokenizer, self._pad_id = session, tokenizer, pad_id
         self._types = {found.name: INTEGERS.get(found.type) for found in session.get_inputs()}
         odd = [name for name, kind in self._types.items() if name not in _FEEDS or kind is None]
         if odd:
@@ -87,17 +87,21 @@ class Classifier:
             name: np.array([self._pad(list(getattr(one, _FEEDS[name])), length, name) for one in found], kind)
             for name, kind in self._types.items()
         }
-        result: NDArray[np.float32] = self._session.run([self._output], feeds)[0]
+        try:
+            result: NDArray[np.float32] = self._session.run([self._output], feeds)[0]
+        except Exception as error:  # onnxruntime has error types of its own, which are bare Exception
+            raise BundleError(
+                f"the model fails on texts of up to {length} tokens ({error}); make the bundle again with `edgekd run`"
+            ) from error
         if result.shape != (len(texts), len(self.labels)):
             raise BundleError(f"the model answers with shape {result.shape}, not ({len(texts)}, {len(self.labels)})")
         return result
 
     def _pad(self, values: list[int], length: int, name: str) -> list[int]:
-        fill = self._padding["id"] if name == "input_ids" else 0
+        fill = self._pad_id if name == "input_ids" else 0
         if not values:  # a text of which nothing is left, by a tokenizer without special tokens
             values = [1 if name == "attention_mask" else fill]
-        rest = [fill] * (length - len(values))
-        return rest + values if self._padding["side"] == "left" else values + rest
+        return values + [fill] * (length - len(values))
 
 
 _FEEDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -126,23 +130,15 @@ def load(folder: str | os.PathLike[str], *, threads: int | None = None, verify: 
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        settings = _settings(bundle)
         tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
         tokenizer.no_padding()
-        tokenizer.enable_truncation(manifest["max_length"], direction=settings["cut"])
+        tokenizer.enable_truncation(manifest["max_length"], direction="right")  # as in training
+        pad = json.loads((bundle / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token") or ""
         session = onnxruntime.InferenceSession(str(bundle / MODEL), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # both libraries have error types of their own, some of them bare Exception
         raise BundleError(f"{bundle} does not load ({error}); make it again with `edgekd ship`") from error
-    padding = {"side": settings["side"], "id": tokenizer.token_to_id(settings["pad"]) or 0}
-    return Classifier(session, tokenizer, manifest, padding)
-
-
-def _settings(bundle: Path) -> dict[str, str]:
-    """The pad token, on which side it goes, and on which side a long text is cut."""
-    given = json.loads((bundle / "tokenizer_config.json").read_text(encoding="utf-8"))
-    pad = given.get("pad_token") or ""
-    pad = pad["content"] if isinstance(pad, dict) else pad
-    return {"pad": pad, "side": given.get("padding_side", "right"), "cut": given.get("truncation_side", "right")}
+    pad_id = tokenizer.token_to_id(pad["content"] if isinstance(pad, dict) else pad) or 0
+    return Classifier(session, tokenizer, manifest, pad_id)
 
 
 def _doubts(manifest: dict[str, Any], version: str) -> Iterator[str]:

@@ -7,8 +7,9 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
-from edgekd.distill.data import by_length, epoch_steps, micro_batches
+from edgekd.distill.data import by_length, epoch_steps, micro_batches, tokenise
 
 
 @settings(max_examples=50, deadline=None)
@@ -48,6 +49,24 @@ def test_a_batch_holds_the_tokenizers_own_ids_and_masks_the_rest() -> None:
         assert batch.inputs["input_ids"][i, : len(ids)].tolist() == ids
         assert batch.mask_BT[i].sum() == len(ids) and (batch.inputs["input_ids"][i, len(ids) :] == 0).all()
     assert batch.labels_B.tolist() == part.labels[rows].tolist()
+
+
+def test_a_text_without_a_token_becomes_one_that_is_padding_but_attended_to() -> None:
+    tokenizer = tiny.wordpiece()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    tokens = tokenise(tokenizer, ["", "oil price", " "], np.zeros(3, np.int64), 16, 0)
+    assert tokens.lengths.tolist() == [1, 2, 1]
+    assert (tokens.ids[[0, 3]] == 0).all() and tokens.starts.tolist() == [-1, 0, 4, -1]
+    _, mask, _ = tokens.gather(np.arange(3))
+    assert mask.tolist() == [[True, False], [True, True], [True, False]]
+
+
+def test_a_long_text_is_cut_on_the_right_whatever_the_tokenizer_did_before() -> None:
+    tokenizer = tiny.wordpiece()
+    tokenizer.enable_truncation(4, direction="left")
+    tokenizer.enable_padding(length=20, direction="left")
+    tokens = tokenise(tokenizer, ["oil price bank rate", "oil"], np.zeros(2, np.int64), 4, 0)
+    assert [tokenizer.id_to_token(i) for i in tokens.ids] == ["[CLS]", "oil", "price", "[SEP]", "[CLS]", "oil", "[SEP]"]
 
 
 def test_micro_batches_carry_the_totals_of_the_whole_step() -> None:

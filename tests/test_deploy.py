@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -101,13 +102,56 @@ def test_a_tokenizer_without_special_tokens_can_read_an_empty_text(copy: Path) -
     assert np.isfinite(classify.logits(["", "oil"], batch_size=2)).all()
 
 
-def test_padding_and_cutting_go_to_the_side_that_the_tokenizer_asks_for(copy: Path) -> None:
-    settings = {"pad_token": {"content": "[PAD]"}, "padding_side": "left", "truncation_side": "left"}
-    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+def test_training_deployment_and_transformers_read_a_text_alike(copy: Path, tmp_path: Path) -> None:
+    """Also if the teacher's tokenizer cut and padded on the left and adds no token of its own."""
+    from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
+
+    from edgekd.distill.data import tokenise
+    from edgekd.models import loading
+
+    given = PreTrainedTokenizerFast(
+        tokenizer_object=tiny_bundle.tokenizer(special=False), pad_token="[PAD]", unk_token="[UNK]",
+        padding_side="left", truncation_side="left",
+    )  # fmt: skip
+    given.save_pretrained(tmp_path)
+    BertConfig(vocab_size=len(tiny_bundle.WORDS)).save_pretrained(tmp_path)
+    tokenizer = loading.load_tokenizer(tmp_path)
+    texts = ["wheat " + "oil " * 20, "oil profit", ""]
+    tokens = tokenise(tokenizer.backend_tokenizer, texts, np.zeros(3, np.int64), tiny_bundle.MAX_LENGTH, 0)
+    ids, mask, _ = tokens.gather(np.arange(3))
+    assert ids.tolist() == [[7, *[4] * 7], [4, 8, *[0] * 6], [0] * 8]
+    assert mask.sum(1).tolist() == [8, 2, 1]
+    tokenizer.save_pretrained(copy)
+    vectors, head = tiny_bundle.weights()
+    expected = [vectors[row[keep]].mean(axis=0) @ head for row, keep in zip(ids, mask, strict=True)]
+    for size in (1, 3):
+        found = deploy.load(copy, verify=False).logits(texts, batch_size=size)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    theirs = AutoTokenizer.from_pretrained(copy)(texts, truncation=True, padding=True, max_length=8)
+    assert theirs["input_ids"] == ids.tolist()
+    assert theirs["attention_mask"][:2] == mask[:2].astype(int).tolist()
+
+
+def test_what_the_runtime_refuses_is_an_error_of_the_bundle(copy: Path) -> None:
+    tokenizer = tiny_bundle.tokenizer()
+    tokenizer.add_tokens(["gold"])  # for which the model has no vector
+    tokenizer.save(str(copy / "tokenizer.json"))
     classify = deploy.load(copy, verify=False)
-    long = "wheat " + "oil " * 20
-    np.testing.assert_allclose(classify.logits([long])[0], tiny_bundle.expected("oil " * 20), rtol=1e-5)
-    np.testing.assert_allclose(classify.logits(["oil", long], batch_size=2), classify.logits(["oil", long]), atol=1e-6)
+    assert classify("oil")
+    with pytest.raises(BundleError, match="fails on texts of up to 3 tokens"):
+        classify("gold")
+
+
+@pytest.mark.parametrize("document", ["README.md", "the bundle's card"])
+def test_the_examples_in_the_documents_run(bundle: Path, document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[1] / document if document == "README.md" else bundle / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    examples = [block for block in blocks if "deploy" in block]
+    assert examples
+    for example in examples:
+        exec(re.sub(r'deploy\.load\(".*?"\)', f"deploy.load({str(bundle)!r})", example), {})
+    printed = capsys.readouterr().out
+    assert any(label in printed for label in tiny_bundle.LABELS)
 
 
 @pytest.mark.parametrize("name", ["onnx/model_quantized.onnx", "tokenizer.json", "config.json"])
@@ -194,7 +238,8 @@ def test_a_bundle_runs_where_only_onnxruntime_tokenizers_and_numpy_are_installed
     assert done.returncode == 0, done.stderr
     label, modules = done.stdout.splitlines()
     assert label == tiny_bundle.LABELS[int(tiny_bundle.expected("oil prices rose").argmax())]
-    assert modules == str(["edgekd.bundle", "edgekd.deploy", "edgekd.errors", "edgekd.machine", "edgekd.spec"])
+    light = ("bundle", "checks", "deploy", "errors", "machine", "spec")
+    assert modules == str([f"edgekd.{name}" for name in light])
 
 
 def test_without_onnxruntime_the_error_names_the_command_that_installs_it(bundle: Path) -> None:

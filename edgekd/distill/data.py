@@ -18,7 +18,7 @@ BUCKET_BATCHES = 50  # batches sorted by length together: enough to pad little, 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One split, tokenised: example i is ``ids[offsets[i]:offsets[i + 1]]`` (specials included).
+    """One split, tokenised: example i is ``ids[offsets[i]:offsets[i + 1]]`` (specials included, at least one token).
 
     ``starts`` holds each token's first character in the text (-1 for specials): how states of another tokenizer
     are found for it. ``labels`` are int64 class indices.
@@ -47,14 +47,17 @@ class Tokens:
 
 
 def tokenise(tokenizer: Any, texts: list[str], labels: Ints, max_length: int, pad_id: int) -> Tokens:
-    """Encode ``texts`` with a ``tokenizers.Tokenizer``, truncated to ``max_length`` tokens."""
+    """Encode ``texts`` with a ``tokenizers.Tokenizer``, cut on the right to ``max_length`` tokens.
+
+    A text of which no token is left becomes one padding token that is attended to. ``edgekd.deploy`` does all the same.
+    """
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    tokenizer.enable_truncation(max_length, direction="right")
     encodings = tokenizer.encode_batch(texts)
-    ids = np.concatenate([np.asarray(e.ids, np.int32) for e in encodings])
-    special = np.concatenate([np.asarray(e.special_tokens_mask, np.bool_) for e in encodings])
-    starts = np.concatenate([np.asarray([o[0] for o in e.offsets], np.int32) for e in encodings])
-    offsets = np.concatenate([[0], np.cumsum([len(e.ids) for e in encodings])]).astype(np.int64)
+    ids = np.concatenate([np.asarray(e.ids or [pad_id], np.int32) for e in encodings])
+    special = np.concatenate([np.asarray(e.special_tokens_mask or [1], np.bool_) for e in encodings])
+    starts = np.concatenate([np.asarray([o[0] for o in e.offsets] or [0], np.int32) for e in encodings])
+    offsets = np.concatenate([[0], np.cumsum([max(1, len(e.ids)) for e in encodings])]).astype(np.int64)
     return Tokens(ids, np.where(special, np.int32(-1), starts), offsets, np.asarray(labels, np.int64), pad_id)
 
 
