@@ -17,8 +17,7 @@ from edgekd.report import figures, schema, verdicts
 
 __all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-OPTIONAL = ("special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 SCORE_TOLERANCE = 0.003
 """Another CPU rounds otherwise, so an answer may tip over: a score within this of the claimed one is the same."""
@@ -70,9 +69,8 @@ def _write(report: Mapping[str, Any], source: Path, graph: Mapping[str, Any], fo
 
     (folder / MODEL).parent.mkdir(parents=True)
     _copy(source / "model.onnx", folder / MODEL)
-    for name in ("config.json", *TOKENIZER, *OPTIONAL):
-        if (source / name).is_file():
-            _copy(source / name, folder / name)
+    for name in ("config.json", *TOKENIZER):
+        _copy(source / name, folder / name)
     manifest = _manifest(report, graph)
     store.write_text(folder / "README.md", card.render(report, manifest))
     store.write_json(folder / "report.json", report)

@@ -13,6 +13,7 @@ import pytest
 from tiny import fast, wordpiece
 from tiny_onnx import classifier, feed, logits, quantized, tensors
 
+from edgekd.bundle import MODEL
 from edgekd.errors import ExportError
 from edgekd.onnxio import dynamic, export, files, layout, sizes
 from edgekd.onnxio.audit import audit, session
@@ -98,7 +99,7 @@ def test_dynamic_quantization_of_no_model_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "arguments"),
-    [("model.onnx", {}), (layout.BUNDLE_MODEL, {"file_name": "model_quantized.onnx"})],
+    [("model.onnx", {}), (MODEL, {"file_name": "model_quantized.onnx"})],
     ids=["artifact folder", "bundle"],
 )
 def test_optimum_loads_the_folder(folder: Path, tmp_path: Path, place: str, arguments: dict[str, str]) -> None:

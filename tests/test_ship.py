@@ -159,9 +159,7 @@ def test_what_is_not_a_bundle_is_never_overwritten(export: Path, tmp_path: Path,
     assert mine.read_text() == "years of work"
 
 
-@pytest.mark.parametrize(
-    "name", ["model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json", "signature.json"]
-)
+@pytest.mark.parametrize("name", ["model.onnx", "config.json", *ship.TOKENIZER, "signature.json"])
 def test_an_export_that_lacks_something_is_not_shipped(export: Path, tmp_path: Path, name: str) -> None:
     next(path for path in export.rglob("*") if path.name == name).unlink()
     with pytest.raises(BundleError, match=name):

@@ -11,12 +11,8 @@ from typing import Any
 from edgekd.errors import ExportError
 from edgekd.store import write_json
 
-FLOAT_MODEL = "model.onnx"
-BUNDLE_MODEL = "onnx/model_quantized.onnx"
-"""Where transformers.js looks for an eight-bit model."""
-
 TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LOCAL = ("_name_or_path", "name_or_path", "dtype", "torch_dtype")
 """Entries that tell of the machine or the training, not of the model."""
 
