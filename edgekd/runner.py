@@ -69,7 +69,8 @@ def walk(
     """Make every step finished, in order, and say what was done with each: ``"reused"``, ``"resumed"`` or ``"run"``.
 
     ``function`` gives the function of a stage's name, ``context`` the context for its folder; neither is called for a
-    stage that is reused. A finished folder is hashed before it is reused, and rebuilt if a file of it has changed.
+    stage that is reused. A finished folder is hashed before it is reused, and rebuilt if a file of it has changed or if
+    the stages it was made from have come out otherwise since.
     """
     return {step.stage.name: _step(step, folder, function, context, progress) for step in steps}
 
@@ -97,37 +98,40 @@ def _step(
         progress.log(f"reused   {name} {key}")
         meet()
         return "reused"
-    with store.partial(folder, name, key) as out:
-        resumed = store.leftovers(folder, name, key)
-        progress.log(f"{'resuming' if resumed else 'running '} {name} {key}")
-        began = time.monotonic()
-        if shared:
-            meet()
-        try:
+    try:
+        with store.partial(folder, step.stage, step.revision, step.inputs) as out:
+            resumed = store.leftovers(folder, name, key)
+            progress.log(f"{'resuming' if resumed else 'running '} {name} {key}")
+            began = time.monotonic()
+            if shared:
+                meet()
             ctx = context(out)
             function(name)(ctx, **step.inputs)
             if shared:
                 meet()
             seconds = time.monotonic() - began  # of this try; that it was not the first is said beside it
             made = {"seconds": round(seconds, 3), "resumed": resumed, "device": ctx.device, "threads": ctx.threads}
-            store.finish(folder, step.stage, step.revision, step.inputs, made=made)
-        except Exception as error:
-            if store.disk_full(error) and not isinstance(error, StoreError):
-                raise store.full_disk_error(error) from error
-            raise
+            store.finish(folder, step.stage, made=made)
+    except Exception as error:
+        if store.disk_full(error) and not isinstance(error, StoreError):
+            raise store.full_disk_error(error) from error
+        raise
     progress.log(f"finished {name} {key} in {duration(seconds)}")
     meet()
     return "resumed" if resumed else "run"
 
 
 def _reusable(step: Step, folder: Path, progress: Progress) -> bool:
-    if not step.stage.path.exists():
-        return False
-    why = store.problem(step.stage.path, contents=True)
-    if why is not None:
-        progress.log(f"warning: {step.stage.path.name}: {why}; building it again")
-        store.discard(folder, step.stage.name, step.stage.key)
-    return why is None
+    """Whether the stage is finished and can be used; what cannot be, finished or begun, is discarded."""
+    name, key = step.stage.name, step.stage.key
+    for path in (step.stage.path, store.partial_folder(folder, name, key)):
+        if path.exists():
+            why = store.problem(path, contents=True)
+            if why is None:
+                return path == step.stage.path
+            progress.log(f"warning: {path.name}: {why}; building it again")
+            store.discard(folder, name, key)
+    return False
 
 
 # ------------------------------------------------------------------------------------------------------ torch and ranks

@@ -1,17 +1,18 @@
 """The run store: what a stage made, found again by the hash of exactly what it was given.
 
-``<store>/store/<stage>-<key>/`` is a finished stage; its ``manifest.json`` is written last and lists every file with
-its size and SHA-256. A stage works in ``.partial-<stage>-<key>/``, under a lock, and the folder is renamed when it is
-done: so a killed or failed stage is never taken for a finished one, and is resumed where it stopped. The key is the
-first 16 hex digits of the SHA-256 of the canonical JSON of the stage's name, revision and inputs; an input that is
-itself a stage counts by its key, so all keys are known before anything has run.
+``<store>/store/<stage>-<key>/`` is a finished stage; its ``manifest.json`` lists every file with its size and SHA-256.
+A stage works in ``.partial-<stage>-<key>/``, under a lock, and the folder is renamed when it is done: so a killed or
+failed stage is never taken for a finished one, and is resumed where it stopped. The key is the first 16 hex digits of
+the SHA-256 of the canonical JSON of the stage's name, revision and inputs; an input that is itself a stage counts by
+its key, so all keys are known before anything has run. Which bytes of that stage were read stands in the manifest from
+the start (``edgekd.lineage``); when other bytes have taken their place, what was made from the old ones is not found
+any more.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekd import lineage, lock
 from edgekd.errors import StoreError
 from edgekd.progress import Progress
 
-MANIFEST = "manifest.json"
-MANIFEST_SCHEMA = "edgekd.stage/1"
-LOCK = ".lock"
+MANIFEST = lineage.MANIFEST
+MANIFEST_SCHEMA = "edgekd.stage/2"
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,17 @@ def partial_folder(store: Path, name: str, key: str) -> Path:
 
 
 def problem(path: Path, *, contents: bool) -> str | None:
-    """Why the finished folder ``path`` cannot be used, or ``None`` if it can.
+    """Why the folder ``path``, finished or not, cannot be used or resumed, or ``None`` if it can.
 
-    Always compares every file's size with the manifest; with ``contents`` the SHA-256 too.
+    Always compares every file's size with the manifest (with ``contents`` the SHA-256 too), and what the stage was made
+    from with what lies there now.
     """
     try:
         manifest = read_json(path / MANIFEST)
         if manifest["schema"] != MANIFEST_SCHEMA:
             return f"its manifest has schema {manifest['schema']!r}, not {MANIFEST_SCHEMA!r}"
-        if f"{manifest['stage']}-{key(manifest['stage'], manifest['revision'], manifest['inputs'])}" != path.name:
+        name = f"{manifest['stage']}-{key(manifest['stage'], manifest['revision'], manifest['inputs'])}"
+        if name != path.name.removeprefix(".partial-"):
             return "its manifest belongs to other inputs"
         for name, expected in manifest["files"].items():
             file = path / name
@@ -125,68 +128,57 @@ def problem(path: Path, *, contents: bool) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
             if contents and sha256(file) != expected["sha256"]:
                 return f"{name} has changed since it was written (SHA-256)"
+        return lineage.out_of_date(path, manifest)
     except FileNotFoundError:
         return "its manifest is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__}: {error})"
-    return None
 
 
 def find(store: Path, name: str, key: str) -> Stage | None:
-    """The finished stage, or ``None`` if there is none or a file is missing or has another size."""
+    """The finished stage, or ``None`` if there is none that can be used (see ``problem``)."""
     path = folder(store, name, key)
     return Stage(name, key, path) if path.is_dir() and problem(path, contents=False) is None else None
 
 
 @contextmanager
-def partial(store: Path, name: str, key: str) -> Iterator[Path]:
+def partial(store: Path, stage: Stage, revision: int, inputs: Mapping[str, object]) -> Iterator[Path]:
     """The unfinished folder, locked against every other process for as long as the block runs.
 
-    The folder stays, whatever happens in the block. Raises ``StoreError`` if another run holds it, or if it cannot be
-    made.
+    Its manifest says from the start what it is made from, and lists no file yet. The folder stays, whatever happens in
+    the block. Raises ``StoreError`` if another run holds it, or if it cannot be made.
     """
-    path = partial_folder(store, name, key)
-    lock = _lock(path)
-    try:
+    path = partial_folder(store, stage.name, stage.key)
+    with _locked(path):
+        if not (path / MANIFEST).exists():
+            manifest = {
+                "schema": MANIFEST_SCHEMA,
+                "stage": stage.name,
+                "key": stage.key,
+                "revision": revision,
+                "inputs": canonical(inputs),
+                "made_from": lineage.made_from(value.path for value in inputs.values() if isinstance(value, Stage)),
+                "files": {},
+            }
+            write_json(path / MANIFEST, manifest)
         yield path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        descriptor = lock.take(path)
+    except OSError as error:
+        if disk_full(error):
+            raise full_disk_error(error) from error
+        raise StoreError(f"cannot write to {path}: {error.strerror}; choose another folder with --store") from error
+    try:
+        yield
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
-def _lock(path: Path) -> int:
-    while True:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # renamed between the two lines: another run has just finished it
-            continue
-        except OSError as error:
-            if disk_full(error):
-                raise full_disk_error(error) from error
-            raise StoreError(f"cannot write to {path}: {error.strerror}; choose another folder with --store") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise StoreError(
-                f"another run (process {holder}) is writing {path.name}; wait until it ends, or use another --store"
-            ) from None
-        try:
-            current = os.stat(path / LOCK)
-        except FileNotFoundError:
-            current = None
-        if current is None or not os.path.samestat(current, os.fstat(descriptor)):
-            os.close(descriptor)  # the folder that we locked has been renamed or removed meanwhile
-            continue
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        return descriptor
-
-
-def finish(
-    store: Path, stage: Stage, revision: int, inputs: Mapping[str, object], *, made: Mapping[str, object]
-) -> Stage:
+def finish(store: Path, stage: Stage, *, made: Mapping[str, object]) -> Stage:
     """Turn the unfinished folder into the finished one, atomically: files to disk, manifest, rename.
 
     Must be called inside ``partial``. Temporary files (``*.tmp``, ``.*.partial``) that a killed try left are dropped.
@@ -198,21 +190,13 @@ def finish(
     files: dict[str, dict[str, object]] = {}
     for file in sorted(source.rglob("*")):
         relative = file.relative_to(source).as_posix()
-        if file.is_file() and relative not in (LOCK, MANIFEST):
+        if file.is_file() and relative not in (lock.LOCK, MANIFEST):
             files[relative] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
         if file.is_file() or file.is_dir():
             _sync(file)
-    manifest = {
-        "schema": MANIFEST_SCHEMA,
-        "stage": stage.name,
-        "key": stage.key,
-        "revision": revision,
-        "inputs": canonical(inputs),
-        "files": files,
-    }
-    write_json(source / MANIFEST, {**manifest, **made})
+    write_json(source / MANIFEST, {**read_json(source / MANIFEST), "files": files, **made})
     _remove(target)  # only an unusable one can be there
-    (source / LOCK).unlink()  # who opens a new one before the rename will find that its folder has gone
+    (source / lock.LOCK).unlink()  # who opens a new one before the rename will find that its folder has gone
     os.rename(source, target)
     _sync(target.parent)
     return Stage(stage.name, stage.key, target)
@@ -221,9 +205,10 @@ def finish(
 def discard(store: Path, name: str, key: str) -> None:
     """Forget the stage, finished or not. Raises ``StoreError`` while another run is writing it."""
     _remove(folder(store, name, key))
-    if partial_folder(store, name, key).exists():
-        with partial(store, name, key) as path:
-            shutil.rmtree(path)
+    begun = partial_folder(store, name, key)
+    if begun.exists():
+        with _locked(begun):
+            shutil.rmtree(begun)
 
 
 def _remove(finished: Path) -> None:
@@ -236,7 +221,8 @@ def _remove(finished: Path) -> None:
 def leftovers(store: Path, name: str, key: str) -> bool:
     """Whether a killed try of the stage left anything to resume from."""
     path = partial_folder(store, name, key)
-    return path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+    begun = path.is_dir() and any(entry.name not in (lock.LOCK, MANIFEST) for entry in path.iterdir())
+    return begun and problem(path, contents=False) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

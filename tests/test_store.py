@@ -17,7 +17,7 @@ import toy_line
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd import spec, store
+from edgekd import runner, spec, store
 from edgekd.errors import StoreError
 from edgekd.progress import Progress
 from edgekd.store import Stage
@@ -131,6 +131,14 @@ def damage(path: Path, how: str) -> None:
         path.unlink()
 
 
+def heard() -> tuple[Progress, list[str]]:
+    """A progress, and what it will have logged."""
+    said: list[str] = []
+    progress = Progress(quiet=True)
+    progress.log = said.append  # type: ignore[method-assign]
+    return progress, said
+
+
 @pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
 @pytest.mark.parametrize("stage", ["first", "second", "third"])
 def test_a_damaged_file_is_detected_and_its_stage_rebuilt_with_a_warning(tmp_path: Path, stage: str, how: str) -> None:
@@ -138,9 +146,7 @@ def test_a_damaged_file_is_detected_and_its_stage_rebuilt_with_a_warning(tmp_pat
     before = toy_line.contents(tmp_path)
     folder = next(p for p in (tmp_path / "store").iterdir() if p.name.startswith(stage))
     damage(next(p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != store.MANIFEST), how)
-    said: list[str] = []
-    progress = Progress(quiet=True)
-    progress.log = said.append  # type: ignore[method-assign]
+    progress, said = heard()
     actions = toy_line.walk(tmp_path, progress=progress)
     assert actions == {name: "run" if name == stage else "reused" for name in toy_line.FUNCTIONS}
     assert toy_line.contents(tmp_path) == before
@@ -160,7 +166,7 @@ def test_every_file_is_on_disk_before_its_folder_gets_the_finished_name(
         assert {p.stat().st_ino for p in folder.rglob("*")} <= set(before)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": "edgekd.stage/1"}', '{"schema": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": "edgekd.stage/2"}', '{"schema": 3}'])
 def test_a_damaged_manifest_is_a_damaged_stage(tmp_path: Path, content: str) -> None:
     toy_line.walk(tmp_path)
     step = toy_line.steps(tmp_path)[1]
@@ -186,9 +192,89 @@ def test_a_failed_stage_is_no_finished_one(tmp_path: Path) -> None:
     assert [p.name.partition("-")[0] for p in sorted((tmp_path / "store").glob("[!.]*"))] == ["first"]
 
 
+# -------------------------------------------------------------------------------------------------------------- lineage
+
+
+def first_again(folder: Path, *, number: int = 0, seed: int = 1) -> None:
+    """Lose the first stage and build it again on a machine where its files come out as ``seed number``."""
+
+    def otherwise(ctx: store.Context, **inputs: Any) -> None:
+        for i in range(3):
+            (ctx.out / f"part-{i}.txt").write_text(f"{seed} {i + number}\n")
+
+    steps = toy_line.steps(folder)[:1]
+    store.discard(folder, "first", steps[0].stage.key)
+    quiet = Progress(quiet=True)
+    runner.walk(steps, folder, function=lambda name: otherwise, context=toy_line.context, progress=quiet)
+
+
+def test_what_was_made_from_other_bytes_than_lie_there_now_is_made_anew_and_the_log_says_why(tmp_path: Path) -> None:
+    toy_line.walk(tmp_path)
+    first_again(tmp_path, number=5)
+    steps = toy_line.steps(tmp_path)
+    planned = {step.stage.name: runner.state(step, tmp_path) for step in steps}
+    progress, said = heard()
+    found = toy_line.walk(tmp_path, progress=progress)
+    assert planned == found == {"first": "reused", "second": "run", "third": "run"}
+    first, second, third = (step.stage.path for step in steps)
+    assert store.read_json(third / "copy.json") == {"sum": 2 * (5 + 6 + 7)}
+    for made, read in ((second, first), (third, second)):
+        assert f"warning: {made.name}: it was made from another {read.name}; building it again" in said
+    assert set(toy_line.walk(tmp_path).values()) == {"reused"}
+
+
+def test_a_change_reaches_only_as_far_as_the_bytes_differ(tmp_path: Path) -> None:
+    toy_line.walk(tmp_path)
+    first_again(tmp_path)
+    assert toy_line.walk(tmp_path) == dict.fromkeys(toy_line.FUNCTIONS, "reused")
+    first_again(tmp_path, seed=9)  # other files, but the numbers that the second adds up are the same
+    assert toy_line.walk(tmp_path) == {"first": "reused", "second": "run", "third": "reused"}
+
+
+def test_how_long_a_stage_took_does_not_make_it_another_one(tmp_path: Path) -> None:
+    clock = iter(range(9))
+
+    def timed(ctx: store.Context, **inputs: Any) -> None:
+        toy_line.first(ctx, **inputs)
+        store.write_json(ctx.out / "scores.json", {"seconds": next(clock)})
+
+    functions = {**toy_line.FUNCTIONS, "first": timed}
+    toy_line.walk(tmp_path, functions)
+    damage(toy_line.steps(tmp_path)[0].stage.path / "part-0.txt", "altered")
+    assert toy_line.walk(tmp_path, functions) == {"first": "run", "second": "reused", "third": "reused"}
+
+
+def test_what_was_begun_from_other_bytes_is_not_resumed(tmp_path: Path) -> None:
+    def fails(ctx: store.Context, **inputs: Any) -> None:
+        (ctx.out / "half.txt").write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        toy_line.walk(tmp_path, {**toy_line.FUNCTIONS, "second": fails})
+    second = toy_line.steps(tmp_path)[1]
+    assert runner.state(second, tmp_path) == "resumed"
+    first_again(tmp_path, number=5)
+    assert runner.state(second, tmp_path) == "run"
+    progress, said = heard()
+    assert toy_line.walk(tmp_path, progress=progress)["second"] == "run"
+    assert any(line.startswith("warning: .partial-second-") and "made from another first-" in line for line in said)
+    assert not (second.stage.path / "half.txt").exists()
+
+
+def test_a_manifest_that_does_not_say_what_its_stage_was_made_from_counts_for_nothing(tmp_path: Path) -> None:
+    toy_line.walk(tmp_path)
+    for step in toy_line.steps(tmp_path):
+        manifest = store.read_json(step.stage.path / store.MANIFEST)
+        assert set(manifest["made_from"]) == {i.path.name for i in step.inputs.values() if isinstance(i, Stage)}
+        del manifest["made_from"]
+        store.write_json(step.stage.path / store.MANIFEST, manifest)
+    assert set(toy_line.walk(tmp_path).values()) == {"run"}
+
+
 # -------------------------------------------------------------------------------------------------------------- kill -9
 
 POINTS = [
+    "begin manifest.json",
     *("first 0 before", "first 0 torn", "first 1 torn", "first 2 before", "first end"),
     *("write manifest.json", "rename first before", "rename first after"),
     *("write sum.json", "second end", "rename second before", "rename third after"),
@@ -219,7 +305,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from edgekd import store
-with store.partial(Path(sys.argv[1]), "first", sys.argv[2]):
+stage = store.Stage("first", sys.argv[2], Path())
+with store.partial(Path(sys.argv[1]), stage, 1, {"seed": 1, "count": 3}):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -242,8 +329,9 @@ def test_a_stage_that_another_process_is_writing_is_refused_until_that_process_i
 
 def test_discarding_forgets_finished_and_unfinished_alike(tmp_path: Path) -> None:
     toy_line.walk(tmp_path)
-    stage = toy_line.steps(tmp_path)[0].stage
-    with store.partial(tmp_path, stage.name, stage.key) as out:
+    step = toy_line.steps(tmp_path)[0]
+    stage = step.stage
+    with store.partial(tmp_path, stage, step.revision, step.inputs) as out:
         (out / "x").write_text("x")
     store.discard(tmp_path, stage.name, stage.key)
     left = [p.name for p in (tmp_path / "store").iterdir() if "first" in p.name]
@@ -266,18 +354,20 @@ def test_a_disk_that_fills_up_in_a_stage_is_a_store_error_and_the_stage_resumes_
     assert toy_line.walk(tmp_path)["first"] == "resumed"
 
 
+@pytest.mark.parametrize(("there", "then"), [("*", "run"), ("part-2.txt", "resumed")])
 def test_a_disk_that_fills_up_at_the_manifest_leaves_no_finished_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, then: str
 ) -> None:
     def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if any(tmp_path.rglob(there)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match="disk is full"):
             toy_line.walk(tmp_path)
     assert not list((tmp_path / "store").glob("[!.]*"))
-    assert toy_line.walk(tmp_path)["first"] == "resumed"
+    assert toy_line.walk(tmp_path)["first"] == then
 
 
 def test_a_library_that_only_says_so_in_words_has_filled_the_disk_too(tmp_path: Path) -> None:

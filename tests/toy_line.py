@@ -89,13 +89,13 @@ def walk(
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every finished stage: its files' bytes, and what its manifest says of them (not how long it took)."""
+    """Every finished stage: its files' bytes, and what its manifest says of them and of its inputs (not of times)."""
     found: dict[str, Any] = {}
     for path in sorted((folder / "store").glob("[!.]*/**/*")):
         if path.is_file() and path.name != store.MANIFEST:
             found[path.relative_to(folder).as_posix()] = path.read_bytes()
         elif path.is_file():
-            found[path.relative_to(folder).as_posix()] = store.read_json(path)["files"]
+            found[path.relative_to(folder).as_posix()] = [store.read_json(path)[k] for k in ("files", "made_from")]
     return found
 
 
@@ -115,7 +115,8 @@ if __name__ == "__main__":
             reach(f"rename {Path(target).name.partition('-')[0]} after")
 
         def dying_write_json(path: Path, value: Any) -> None:
-            reach(f"write {path.name}")
+            begins = path.name == store.MANIFEST and not value["files"]
+            reach(f"{'begin' if begins else 'write'} {path.name}")
             write_json(path, value)
 
         os.rename = dying_rename
