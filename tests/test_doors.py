@@ -36,7 +36,17 @@ DOORS = {
 LAYERS = (
     ("errors.py", "__init__.py"),
     ("spec.py", "checks.py"),
-    ("progress.py", "machine.py", "catalog.py", "assets.py", "wheels.py", "downloads.py", "bundle.py"),
+    (
+        "progress.py",
+        "machine.py",
+        "catalog.py",
+        "assets.py",
+        "wheels.py",
+        "downloads.py",
+        "bundle.py",
+        "lineage.py",
+        "lock.py",
+    ),
     ("store.py", "shape.py", "deploy.py"),
     ("runner.py",),
     ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*"),
@@ -47,9 +57,7 @@ LAYERS = (
 )
 """A file imports from its own layer or a lower one (lower stands first)."""
 
-IMPORT_NAMES = {"optimum-onnx": "optimum", "onnx-ir": "onnx_ir", "huggingface-hub": "huggingface_hub"}
-BROUGHT_BY_OTHERS = {"huggingface_hub", "markupsafe", "packaging"}
-"""Dependencies of dependencies that edgekd uses where those are present anyway."""
+IMPORT_NAMES = {"optimum-onnx": "optimum", "onnx-ir": "onnx_ir"}
 
 LIGHT = ("cli/*", "catalog.py", "plan.py", "pipeline.py", "sizes.py", "history.py", "shape.py", "store.py", "runner.py")
 LIGHT = (
@@ -139,7 +147,7 @@ def test_every_imported_package_is_a_declared_dependency_and_the_other_way_round
     packages = {IMPORT_NAMES.get(name, name) for name in declared}
     used = {m.partition(".")[0] for path in FILES.values() for m in imports(path)}
     third = used - set(sys.stdlib_module_names) - {"edgekd"}
-    assert third - BROUGHT_BY_OTHERS <= packages
+    assert third <= packages
     needed_by_libraries = {
         "gguf",
         "onnxoptimizer",
