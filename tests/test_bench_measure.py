@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from edgekd import machine, runtimes, spec, store
 from edgekd.bench import child, launch, measure, proc, rows, workloads
+from edgekd.bench.canary import Canary
 from edgekd.bench.measure import Artifact
 from edgekd.errors import BenchError, StoreError
 from edgekd.progress import Progress
@@ -109,7 +110,8 @@ def test_rows_hold_what_onnx_models_are_and_do(tmp_path):
         assert row["score"] == (expected[row["artifact"]].argmax(1) == np.array([0, 1, 2] * 4)).mean()
     same = expected["teacher_fp32"].argmax(1) == expected["student_fp32"].argmax(1)
     assert student["agreement"] == same.mean() and student["kl"] > 0
-    assert all(row["score"] is row["agreement"] is row["kl"] is None for row in fixed)
+    for row, real in zip(fixed, (teacher, student), strict=True):
+        assert all(row[name] == real[name] is not None for name in ("score", "agreement", "kl"))
 
 
 def test_enough_quiet_rounds_make_a_valid_row_and_no_child_has_torch(tmp_path, inputs, monkeypatch):
@@ -246,9 +248,9 @@ def launched(monkeypatch):
     """Every launched job in order; no process is started."""
     jobs: list[dict] = []
     answer = {"load_ms": 1.0, "cold_ms": 1.0, "import_rss_mib": 9.0, "peak_rss_mib": 1.0, "version": "1"}
-    health = {"stolen": 0.0, "neighbours": 0.0, "settled": True, "busy_threads": 1}
+    health = {"stolen": 0.0, "neighbours": 0.0, "settled": True, "busy_threads": 1, "calm_ns": 1}
 
-    def fake(job, digest, timeout_s):
+    def fake(job, digest, timeout_s, calm_ns):
         if job["model"].endswith("fragile/model.onnx") and job["workload"] == "fixed4":
             raise launch.ChildFailed("broken")
         jobs.append(job)
@@ -451,9 +453,9 @@ def test_a_disturbed_attempt_is_repeated_and_a_slow_one_is_not(monkeypatch):
         ([0.0, 0.0, 0.0], [0.3, 0.9, 0.45], [2.0, 6.0, 3.0]),
     ):
         stolen, neighbours = iter(steals), iter(besides)
-        found = list(child._attempts(lambda feeds: time.sleep(0.001), prepared(3) * 4, 1))
-        assert [disturbed for disturbed, _, _ in found] == pytest.approx(expected)
-        assert all((ns >= 1_000_000).all() for _, _, ns in found)
+        found = list(child._attempts(lambda feeds: time.sleep(0.001), prepared(3) * 4, 1, Canary()))
+        assert [disturbed for disturbed, _, _, _ in found] == pytest.approx(expected)
+        assert all((ns >= 1_000_000).all() for _, _, ns, _ in found)
 
 
 def test_a_meter_counts_the_threads_that_work():
@@ -564,3 +566,29 @@ def test_the_stage_writes_rows_samples_and_what_this_machine_is(tmp_path):
     assert environment["versions"]["onnxruntime"]
     assert len(list((out / "raw").glob("*.npz"))) == 5
     assert CLASSES == 3  # the labels above
+
+
+# --------------------------------------------------------------------------------------------------------- full grid
+
+
+def test_the_full_grid_times_every_artifact_of_a_run_everywhere_and_goes_on_where_it_stopped(
+    tmp_path, launched, monkeypatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import full_grid
+
+    monkeypatch.setattr(machine, "usable_threads", lambda profile=None: 2)
+    monkeypatch.setattr(machine, "pick_cpus", lambda count: list(range(count)))
+    monkeypatch.setattr(full_grid.schema, "load", lambda path: {"stages": {"export": {"folder": "export-0"}}})
+    export = tmp_path / "store" / "export-0"
+    (export / "inputs").mkdir(parents=True)
+    for name in ("teacher", "student"):
+        write_inputs(export / "inputs" / f"{name}.npz")
+    for name in bench_stage.ARTIFACTS:
+        told(export, tmp_path, name)
+    text = full_grid.grid(tmp_path / "mine", rounds=1, calls=3)
+    assert len(launched) == 5 * 2 * 2 * 4
+    assert text.count("\n### ") == 2 * 2 * 4
+    assert text.count("| student, QAD int8 |") == 2 * 2 * 4
+    assert full_grid.grid(tmp_path / "mine", rounds=1, calls=3) == text
+    assert len(launched) == 5 * 2 * 2 * 4

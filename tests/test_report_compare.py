@@ -52,6 +52,11 @@ def test_swapping_the_reports_swaps_the_verdict() -> None:
     assert (back["low"], back["high"]) == pytest.approx((1 / forth["high"], 1 / forth["low"]))
 
 
+def test_what_a_file_answers_is_compared_once_a_runtime() -> None:
+    found = compare.compare(BASE, BASE)["rows"]
+    assert {row["workload"] for row in found if row["figure"] in ("score", "agreement", "kl")} == {"real"}
+
+
 def test_a_few_examples_more_or_less_are_noise() -> None:
     other = copy.deepcopy(BASE)
     for row in other["rows"]:

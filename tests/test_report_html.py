@@ -114,6 +114,12 @@ def test_every_row_is_in_the_sortable_table_with_its_figures_as_numbers() -> Non
     assert p50 <= set(re.findall(r'data-v="([^"]*)"', body))
 
 
+def test_a_row_of_a_fixed_length_does_not_tell_its_files_score_again() -> None:
+    body = PAGE.partition('<table id="table">')[2].partition("</table>")[0]
+    real = [row for row in REPORT["rows"] if row["workload"] == "real"]
+    assert body.count('data-v="0.9712"') == sum(row["score"] == 0.9712 for row in real) == 2
+
+
 def test_the_same_report_is_the_same_page() -> None:
     assert html.render(made.report()) == PAGE
 

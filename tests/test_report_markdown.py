@@ -42,6 +42,14 @@ def test_all_rows_of_a_table_have_as_many_cells_as_its_head() -> None:
         width = cells
 
 
+def test_what_a_file_answers_is_told_once_at_real_lengths() -> None:
+    assert {row["score"] is None for row in REPORT["rows"]} == {False}
+    parts = markdown.render(REPORT).split("\n### ")[1:]
+    told = {part.splitlines()[0]: {name in part for name in ("Score", "Agreement", "KL")} for part in parts}
+    assert told == {where: {"real lengths" in where} for where in told}
+    assert len(told) == len(made.CELLS)
+
+
 def test_an_invalid_row_shows_its_reason() -> None:
     table = made.rows()
     made.spoil(table[4], "unstable: the rounds lie 23% apart")

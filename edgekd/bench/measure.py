@@ -62,7 +62,8 @@ def measure(
     A round goes through all cells (runtime, threads, workload) and, within a cell, through all artifacts, each in a
     fresh process on the same examples; every other round backwards, so that a machine that slowly heats up favours
     nobody. In round 0 the session that was timed on ``real`` goes on over the whole test split for the scores.
-    ``agreement`` and ``kl`` compare with the ``baseline`` artifact in onnxruntime on the CPU.
+    The rows of all workloads have them. ``agreement`` and ``kl`` compare with the ``baseline`` artifact in onnxruntime
+    on the CPU.
 
     ``out/raw/`` keeps what each process found, and a second call reuses it, in whole rounds of a cell: a ratio is of
     times taken side by side. A process that crashes or exceeds ``timeout_s`` ends its artifact in that cell, and the
@@ -168,6 +169,7 @@ def _run(
     """The figures of every place by round, and the reason of every place that failed."""
     figures: dict[Place, Figures] = {place: [] for place in jobs}
     failed: dict[Place, str] = {}
+    calm_ns: int | None = None
     with progress.bar("bench", total=len(jobs) * rounds, unit="process") as advance:
         for number in range(rounds):
             for cell in dict.fromkeys(cell for cell, _ in jobs):
@@ -178,12 +180,13 @@ def _run(
                     result = found[place] if whole else None
                     try:
                         job = jobs[place][number]
-                        result = result or launch.launch(job.job, job.digest, timeout_s)
+                        result = result or launch.launch(job.job, job.digest, timeout_s, calm_ns)
                     except launch.ChildFailed as error:
                         failed[place] = str(error)
                         progress.log(f"{place[1]} in {cell.runtime}, {cell.threads} threads, {cell.workload}: {error}")
                         advance(rounds - number)
                         continue
                     figures[place].append(result)
+                    calm_ns = min(result["calm_ns"], calm_ns or result["calm_ns"])
                     advance(1, artifact=place[1], workload=cell.workload, p50_ms=result["p50_ms"])
     return figures, failed

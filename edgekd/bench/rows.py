@@ -149,11 +149,16 @@ def add_scores(
     reference: NDArray[np.float32] | None,
     score: Callable[[NDArray[np.float32], NDArray[np.int64]], float],
 ) -> None:
-    """Fill in score, agreement and KL of the ``real`` rows from ``logits`` by (artifact, runtime, threads)."""
+    """Fill in score, agreement and KL from ``logits`` by (artifact, runtime, threads), which ``real`` rows leave.
+
+    They are the file's, whatever was timed: a row of another workload has those of its runtime and threads, and one
+    whose runtime was never asked at real lengths those of another. A row that was not measured has none.
+    """
     for row in rows:
-        found = logits.get((row["artifact"], row["runtime"], row["threads"]))
-        if row["workload"] != "real" or found is None:
+        mine = [key for key in logits if key[0] == row["artifact"] and row["round_p50_ms"]]
+        if not mine:
             continue
+        found = logits[min(mine, key=lambda key: (key[1] != row["runtime"], key[2] != row["threads"]))]
         row["score"] = score(found, labels[row["artifact"]])
         if not np.isfinite(found).all():
             reasons = ["some logits are not finite", row["why_invalid"]]

@@ -88,7 +88,7 @@ def _row(a: Mapping[str, Any], b: Mapping[str, Any], tests: list[int], same_data
     place = {name: a[name] for name in ("artifact", "runtime", "threads", "workload")}
     found: list[Change] = []
     for figure in figures.FIGURES:
-        one, two = a.get(figure.key), b.get(figure.key)
+        one, two = figures.value(a, figure), figures.value(b, figure)
         if one is None or two is None or (figure.key, a["artifact"]) == ("speedup_vs_teacher", "teacher_fp32"):
             continue  # the teacher's speed-up over itself is 1 by definition
         share = figure.key in SHARES
@@ -212,7 +212,7 @@ def _side_by_side(rows: Iterable[Change]) -> str:
     """Every figure of one condition, a line an artifact: ``0.900 → 0.990``, bold where it is more than noise."""
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        one, two = (figures.cell({row["figure"]: row[side]}, _FIGURE[row["figure"]]) for side in ("a", "b"))
+        one, two = (figures.cell({**row, row["figure"]: row[side]}, _FIGURE[row["figure"]]) for side in ("a", "b"))
         text = one if one == two else f"{one} → {two}"
         bold = row["verdict"] not in ("same", "unknown")
         lines.setdefault(row["artifact"], {})[row["figure"]] = f"**{text}**" if bold else text

@@ -47,6 +47,9 @@ FIGURES = (
 )
 """The columns of the rows table."""
 
+ANSWERS = ("score", "agreement", "kl")
+"""What a file answers on the test split: the same for every workload, so it is told at real lengths alone."""
+
 
 def artifact(name: str) -> str:
     """The artifact's name for people; an unknown one as it is."""
@@ -142,12 +145,17 @@ def span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
+def value(row: Row, figure: Figure) -> Any:
+    """A row's figure; None where it has none, or where another row of the same file tells it (``ANSWERS``)."""
+    return None if figure.key in ANSWERS and row["workload"] != "real" else row.get(figure.key)
+
+
 def cell(row: Row, figure: Figure) -> str:
     """A row's figure as text, without its unit (the heading has it) except for shares and ratios."""
-    value = row.get(figure.key)
+    found = value(row, figure)
     if figure.unit == "%":
-        return percent(value)
-    return ratio(value) if figure.unit == "x" else number(value)
+        return percent(found)
+    return ratio(found) if figure.unit == "x" else number(found)
 
 
 def heading(figure: Figure) -> str:

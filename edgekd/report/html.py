@@ -95,7 +95,7 @@ def _budget_row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns(report: Report) -> list[figures.Figure]:
-    return [f for f in figures.FIGURES if any(row[f.key] is not None for row in report["rows"])]
+    return [f for f in figures.FIGURES if any(figures.value(row, f) is not None for row in report["rows"])]
 
 
 def _races(report: Report) -> list[tuple[str, Mapping[str, Any]]]:

@@ -18,7 +18,7 @@ def render(report: Report) -> str:
     parts = [
         *_top(report),
         *_budget(report),
-        *_rows(report),
+        *measurements(report),
         *_sizes(report),
         *_training(report),
         *_vocabulary(report),
@@ -71,10 +71,11 @@ def _budget(report: Report) -> list[str]:
     return ["## Budget", table(["What", "Measured", "Asked", ""], body)]
 
 
-def _rows(report: Report) -> list[str]:
+def measurements(report: Report) -> list[str]:
+    """The section of all rows, of which ``rows`` and the machine's ``cpu`` are read."""
     parts = ["## Measurements", _how_measured(report)]
     for where, rows in figures.groups(report["rows"]):
-        columns = [f for f in figures.FIGURES if any(row[f.key] is not None for row in rows)]
+        columns = [f for f in figures.FIGURES if any(figures.value(row, f) is not None for row in rows)]
         head = ["Artifact", *(figures.heading(f) for f in columns), "Valid"]
         body = [
             [

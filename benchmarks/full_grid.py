@@ -1,0 +1,60 @@
+"""Every artifact of a finished run, in both runtimes, at every length, on one thread and on all: a report's full grid.
+
+    python benchmarks/full_grid.py RUN [--store runs] [--rounds 7] [--calls 100]
+
+A target times what fits its budget of minutes; this times the rest too. RUN is a run's name or folder. Prints the
+table that a report has, and keeps ``rows.json`` beside the samples in RUN/full_grid/: killed and started again, it goes
+on where it stopped. Needs an idle machine: on a busy one the rows are INVALID.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgekd import machine, store
+from edgekd.bench.measure import Artifact, measure
+from edgekd.cli.common import run_folder
+from edgekd.errors import EdgekdError
+from edgekd.progress import Progress
+from edgekd.report import markdown, schema
+from edgekd.stages.bench import ARTIFACTS
+
+RUNTIMES = ("ort_cpu", "openvino")
+WORKLOADS = ("real", "fixed16", "fixed64", "fixed128")
+
+
+def main() -> None:
+    """Time what has not been timed yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run's name, or its folder")
+    parser.add_argument("--store", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=100)
+    given = parser.parse_args()
+    try:
+        print(grid(run_folder(given.run, given.store), given.rounds, given.calls))
+    except EdgekdError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def grid(run: Path, rounds: int, calls: int) -> str:
+    """The table, in Markdown, of the run in this folder; ``rounds`` fresh processes a row, of ``calls`` each."""
+    export = run.parent / "store" / schema.load(run / "report.json")["stages"]["export"]["folder"]
+    inputs = {kind: export / "inputs" / f"{kind}.npz" for kind in ("teacher", "student")}
+    rows = measure(
+        [Artifact(name, export / name, inputs[name.partition("_")[0]]) for name in ARTIFACTS],
+        runtimes=RUNTIMES,
+        threads=tuple(dict.fromkeys((1, machine.usable_threads()))),
+        workloads=dict.fromkeys(RUNTIMES, WORKLOADS),
+        rounds=rounds,
+        calls=calls,
+        out=run / "full_grid",
+        progress=Progress(),
+    )
+    store.write_json(run / "full_grid" / "rows.json", rows)
+    return "\n\n".join(markdown.measurements({"rows": rows, "machine": {"cpu": machine.cpu_model()}}))
+
+
+if __name__ == "__main__":
+    main()
