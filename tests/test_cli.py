@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -132,6 +133,13 @@ def test_exit_codes_are_all_different() -> None:
     assert len(set(codes) | {0, 1, errors.INTERRUPTED}) == len(codes) + 3
 
 
+def test_the_readme_lists_every_exit_code_and_no_other() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Exit codes")[2].partition("\n## ")[0]
+    listed = [int(cell) for cell in re.findall(r"\|\s*(\d+)\s*(?=\|)", section)]
+    codes = [error.exit_code for error in errors.EdgekdError.__subclasses__()]
+    assert sorted(listed) == sorted([*codes, errors.INTERRUPTED])
+
+
 def test_ctrl_c_exits_with_130_and_the_command_that_resumes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,8 +147,20 @@ def test_ctrl_c_exits_with_130_and_the_command_that_resumes(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", interrupted)
-    assert main(["run", TARGET, "--smoke", "--fresh", "distill", "--store", "my runs"]) == 130
-    assert f"edgekd run {TARGET} --smoke --store 'my runs'\n" in capsys.readouterr().err
+    given = ["--to", "bench", "--smoke", "--device", "cpu", "--store", "my runs", "--out", "there", "--json"]
+    assert main(["run", TARGET, "--fresh", "distill", *given]) == 130  # and what was to be forgotten is: once is enough
+    resumes = f"edgekd run {TARGET} --to bench --smoke --device cpu --store 'my runs' --out there --json"
+    assert capsys.readouterr().err.endswith(f": {resumes}\n")
+    assert main(["run", TARGET]) == 130
+    assert capsys.readouterr().err.endswith(f": edgekd run {TARGET}\n")
+
+
+def test_a_store_where_no_folder_can_be_made_is_refused_at_once(elsewhere: Path) -> None:
+    code = "import sys; from edgekd.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = python(code, "run", TARGET, "--store", "/proc/nowhere", timeout=60)
+    assert done.returncode == errors.StoreError.exit_code
+    assert "cannot write to /proc/nowhere" in done.stderr
+    assert "--store" in done.stderr
 
 
 def test_a_full_disk_anywhere_exits_with_the_stores_code(
@@ -178,6 +198,15 @@ def test_list_shows_every_target_and_how_its_last_run_ended(
     shown = next(row for row in capsys.readouterr().out.splitlines() if row.startswith(TARGET + " "))
     assert "FAILED" in shown
     assert catalog.summary(TARGET)[:30] in shown
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"budget_met": "yes"}', '{"budget_met": []}'])
+def test_list_says_which_report_cannot_be_read(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (Path("runs") / TARGET).mkdir(parents=True)
+    (Path("runs") / TARGET / "report.json").write_text(content)
+    assert main(["list", "--json"]) == 0
+    rows = {row["name"]: row["budget"] for row in json.loads(capsys.readouterr().out)}
+    assert rows == dict.fromkeys(catalog.targets(), "not run") | {TARGET: "unreadable"}
 
 
 def test_plan_prints_a_line_for_each_stage_and_json_on_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,6 +293,20 @@ def test_a_report_is_printed_as_it_was_written(
     for name in (TARGET, str(folder), f"{TARGET}.py"):
         assert main(["report", name, "--format", format]) == 0
         assert capsys.readouterr().out == (folder / f"report.{format}").read_text()
+
+
+@pytest.mark.parametrize("format", ["md", "html"])
+def test_a_rendering_that_is_gone_is_made_again_from_the_report(
+    capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    import report_fixture
+
+    from edgekd.report import html, markdown
+
+    found = report_fixture.report()
+    store.write_json(Path("report.json"), found)
+    assert main(["report", ".", "--format", format]) == 0
+    assert capsys.readouterr().out == {"md": markdown, "html": html}[format].render(found)
 
 
 def test_report_without_a_name_is_that_of_the_latest_run(

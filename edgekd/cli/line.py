@@ -59,11 +59,7 @@ def list_targets(store: Store = RUNS, json: Json = False) -> None:
     """
     rows = []
     for name in catalog.targets():
-        report = store / name / "report.json"
-        state = "not run"
-        if report.is_file():
-            state = {True: "met", False: "FAILED", None: "undecided"}[read_json(report)["budget_met"]]
-        rows.append({"name": name, "summary": catalog.summary(name), "budget": state})
+        rows.append({"name": name, "summary": catalog.summary(name), "budget": _ended(store / name / "report.json")})
     if json:
         print_json(rows)
         return
@@ -71,6 +67,16 @@ def list_targets(store: Store = RUNS, json: Json = False) -> None:
     for row in rows:
         table.add_row(row["name"], row["summary"], row["budget"])
     stdout().print(table)
+
+
+def _ended(report: Path) -> str:
+    """How the run of this report ended, in a word."""
+    try:
+        return {True: "met", False: "FAILED", None: "undecided"}[read_json(report)["budget_met"]]
+    except FileNotFoundError:
+        return "not run"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unreadable"
 
 
 def plan(
@@ -134,6 +140,7 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
 
 
 def run(
+    ctx: typer.Context,
     target: TargetName,
     to: To = None,
     fresh: Fresh = None,
@@ -172,9 +179,7 @@ def run(
             found_target, to=to, fresh=fresh, device=device.value, folder=store, out=out, beside=path, progress=progress
         )
     except KeyboardInterrupt:
-        again = ["edgekd", "run", target, *(["--to", to] if to else []), *(["--smoke"] if smoke else [])]
-        again += ["--store", str(store)] if store != RUNS else []
-        progress.log(f"interrupted; finished stages are kept, and this resumes the rest: {shlex.join(again)}")
+        progress.log(f"interrupted; finished stages are kept, and this resumes the rest: {_again(ctx)}")
         raise typer.Exit(INTERRUPTED) from None
     if rank > 0:
         return  # rank 0 tells it
@@ -191,6 +196,19 @@ def run(
     if not result["report"]:
         last = list(result["stages"].values())[-1]
         print(f"stopped after {to}: {last['folder']}")
+
+
+def _again(ctx: typer.Context) -> str:
+    """The command that was given, but for ``--fresh``: what it was to forget is forgotten, and it would start over."""
+    words = ["edgekd", str(ctx.info_name)]
+    for option in ctx.command.params:
+        name = str(option.name)
+        source = ctx.get_parameter_source(name)
+        if name == "fresh" or source is None or source.name != "COMMANDLINE":
+            continue
+        words += option.opts[:1] if option.param_type_name == "option" else []
+        words += [] if ctx.params[name] is True else [str(ctx.params[name])]
+    return shlex.join(words)
 
 
 def report(
@@ -215,9 +233,17 @@ def report(
 
     folder = run_folder(target, store)
     found = load_report(folder / "report.json")
-    sys.stdout.write((folder / f"report.{format.value}").read_text(encoding="utf-8"))
+    written = folder / f"report.{format.value}"
+    sys.stdout.write(written.read_text(encoding="utf-8") if written.is_file() else _rendered(found, format))
     if check:
         _check(found)
+
+
+def _rendered(report: Any, format: Format) -> str:
+    """What the run wrote beside ``report.json``, where it has gone meanwhile."""
+    from edgekd.report import html, markdown
+
+    return html.render(report) if format is Format.html else markdown.render(report)
 
 
 def _check(found: Any) -> None:
