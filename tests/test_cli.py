@@ -5,9 +5,11 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -484,11 +486,13 @@ sys.exit(main(["run", sys.argv[1]]))
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, TARGET]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as run:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit it ignored
+    with subprocess.Popen(command, **pipes, text=True, env=env, preexec_fn=heard) as run:  # type: ignore[call-overload]
         assert run.stdout is not None
         assert run.stdout.readline() == "started\n"
         time.sleep(0.1)
-        run.send_signal(2)
+        run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "resumes the rest" in err
