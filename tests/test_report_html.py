@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -10,11 +14,13 @@ import report_fixture as made
 
 from edgekd import spec
 from edgekd.report import figures, html, plots
+from edgekd.store import write_json
 
 REPORT = made.report()
 PAGE = html.render(REPORT)
 EVIL = "</script><img src=x onerror=alert(1)>\"'&{{7*7}}"
 CHARTS = (plots.accuracy_against_size, plots.accuracy_against_latency, plots.latency, plots.size_by_kind)
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Tags(HTMLParser):
@@ -56,19 +62,29 @@ def everything_evil() -> dict[str, Any]:
     for row in report["rows"][:3]:
         row |= {"valid": False, "why_invalid": EVIL}
     report["rows"][4]["artifact"] = EVIL
+    report["sizes"][EVIL] = report["sizes"].pop("student_ptq")
     return report
 
 
 def test_the_page_loads_nothing_from_anywhere() -> None:
     for tag, given in Tags(PAGE).found:
-        assert tag not in ("img", "iframe", "object", "embed", "base", "audio", "video", "source", "use", "image"), tag
+        assert tag not in ("img", "iframe", "object", "embed", "base", "audio", "video", "source", "image"), tag
         for name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster", "background"):
-            assert given.get(name) in (None, "data:,"), (tag, given)
+            assert given.get(name) in (None, "data:,") or (given[name] or "").startswith("#"), (tag, given)
         assert tag != "script" or not given
-    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", PAGE)
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest|import\(", PAGE)
     addresses = set(re.findall(r"https?:[^\s\"'<>]+", PAGE))
     assert addresses <= {"http://www.w3.org/2000/svg"}  # a name space, never fetched
     assert "default-src 'none'" in PAGE  # and the browser is told so
+
+
+def test_what_a_chart_refers_to_is_in_the_page_once() -> None:
+    given = [attributes for _, attributes in Tags(PAGE).found]
+    ids = [attributes["id"] for attributes in given if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {(attributes.get("href") or "data:").removeprefix("#") for attributes in given} - {"data:", "data:,"}
+    links |= set(re.findall(r"url\(#([^)]+)\)", PAGE))
+    assert len(links) > 8 and links <= set(ids)
 
 
 def test_all_tags_close_in_order() -> None:
@@ -100,7 +116,7 @@ def test_the_headline_is_on_the_page_as_it_is_in_the_report() -> None:
     ],
 )
 def test_a_badge_says_whether_the_budget_is_met(budget: spec.Budget, smoke: bool, words: set[str]) -> None:
-    page = html.render(made.report(budget=budget, smoke=smoke))
+    page = html.render(made.report(budget=budget, smoke=smoke) | {"rows": [], "sizes": {}})  # no charts: quick
     assert set(re.findall(r'<span class="badge \w+">([^<]+)<', page)) == words
 
 
@@ -133,43 +149,88 @@ def test_an_empty_report_still_renders() -> None:
 # --------------------------------------------------------------------------------------------------------------- charts
 
 
+def drawn(chart: Any, report: dict[str, Any] = REPORT) -> ElementTree.Element:
+    """The chart, which must be there, as XML."""
+    return ElementTree.fromstring(chart(report) or "")
+
+
+def marks(chart: Any, report: dict[str, Any] = REPORT) -> dict[str, tuple[float, float]]:
+    """Mark's name -> where its (first) symbol is, in pixels from the left and from the top."""
+    groups = {g.get("id", "").partition("-")[2]: g.find(f".//{SVG}use") for g in drawn(chart, report).iter(f"{SVG}g")}
+    return {name: (float(use.get("x", 0)), float(use.get("y", 0))) for name, use in groups.items() if use is not None}
+
+
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
 @pytest.mark.parametrize("report", [REPORT, everything_evil()], ids=["plain", "evil"])
 def test_a_chart_is_well_formed_xml_within_its_frame(chart: Any, report: dict[str, Any]) -> None:
-    root = ElementTree.fromstring(chart(report))
+    root = drawn(chart, report)
     width, height = (float(part) for part in root.get("viewBox", "").split()[2:])
-    for node in root.iter():
-        for name in ("x", "x1", "x2", "cx"):
-            assert -60 <= float(node.get(name, 0)) <= width, (node.tag, node.attrib)
-        for name in ("y", "y1", "y2", "cy"):
-            assert 0 <= float(node.get(name, 0)) <= height
+    placed = [node for node in root.iter() if node.get("x") and node.tag != f"{SVG}path"]
+    assert len(placed) >= 8
+    for node in placed:
+        assert 0 <= float(node.get("x", 0)) <= width, (node.tag, node.attrib)
+        assert 0 <= float(node.get("y", 0)) <= height
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_every_mark_can_be_reached_by_keyboard_and_says_what_it_is(chart: Any) -> None:
-    root = ElementTree.fromstring(chart(REPORT))
-    marks = [node for node in root.iter() if node.get("data-tip")]
-    assert len(marks) >= 5
-    assert all(mark.get("tabindex") == "0" and mark.get("aria-label") == mark.get("data-tip") for mark in marks)
+def test_a_chart_is_one_named_image_in_the_pages_own_font_and_colours(chart: Any) -> None:
+    root = drawn(chart)
+    assert root.get("role") == "img" and root.get("aria-label")
+    texts = list(root.iter(f"{SVG}text"))
+    assert texts and all("var(--font)" in node.get("style", "") for node in texts)
+    styles = "".join(node.get("style", "") for node in root.iter())
+    assert "#" not in styles  # a colour that follows neither theme
+    used = set(re.findall(r"var\((--[\w-]+)\)", styles))
+    assert used and all(f"{name}:" in PAGE.partition("</style>")[0] for name in used)
+    assert not list(root.iter(f"{SVG}style"))
 
 
 def test_a_better_score_is_drawn_higher_and_a_slower_artifact_further_right() -> None:
-    root = ElementTree.fromstring(plots.accuracy_against_latency(REPORT) or "")
-    spots = {
-        node.get("data-tip", "").partition(":")[0]: next(c for c in node if c.get("class") == "dot")
-        for node in root.iter()
-        if node.get("data-tip")
+    found = marks(plots.accuracy_against_latency)
+    teacher, student = found["mark-teacher_fp32-ort_cpu"], found["mark-student_qad-ort_cpu"]
+    assert teacher[0] > student[0] and teacher[1] < student[1]
+    for name, (x, _) in found.items():  # SPEED: OpenVINO is the faster one
+        if name.startswith("mark-") and name.endswith("-openvino"):
+            assert x < found[name.replace("openvino", "ort_cpu")][0]
+
+
+def test_a_larger_file_is_drawn_further_right() -> None:
+    found = marks(plots.accuracy_against_size)
+    places = [found[f"mark-{name}-ort_cpu"][0] for name in figures.ARTIFACTS]
+    assert places == sorted(places, reverse=True)
+
+
+def test_runtimes_differ_in_shape() -> None:
+    root = drawn(plots.accuracy_against_latency)
+    shapes = {path.get("id"): path.get("d") for path in root.iter(f"{SVG}path") if path.get("id")}
+    used = {
+        g.get("id"): shapes[use.get("href", "#")[1:]]
+        for g in root.iter(f"{SVG}g")
+        if (use := g.find(f"./{SVG}g/{SVG}use")) is not None
     }
-    teacher, student = spots["teacher fp32, onnxruntime"], spots["student, QAD int8, onnxruntime"]
-    assert float(teacher.get("cy", 0)) < float(student.get("cy", 0))
-    assert float(teacher.get("cx", 0)) > float(student.get("cx", 0))
+    for name in figures.ARTIFACTS:
+        assert used[f"p50_ms-mark-{name}-ort_cpu"] != used[f"p50_ms-mark-{name}-openvino"]
+
+
+def test_percentiles_are_where_their_times_are_on_the_scale() -> None:
+    root, rows = drawn(plots.latency), {row["artifact"]: row for row in REPORT["rows"][:5]}
+    found = marks(plots.latency)
+    x = {name: found[f"p50-{name}"][0] for name in rows}
+    slow, fast = "teacher_fp32", "student_qad"
+    decade = (x[slow] - x[fast]) / math.log10(rows[slow]["p50_ms"] / rows[fast]["p50_ms"])
+    for name, row in rows.items():
+        tail = next(g for g in root.iter(f"{SVG}g") if g.get("id") == f"latency-tail-{name}")
+        p90, p99 = (float(use.get("x", 0)) for use in tail.iter(f"{SVG}use"))
+        assert p90 - x[name] == pytest.approx(decade * math.log10(row["p90_ms"] / row["p50_ms"]), abs=0.01)
+        assert p99 - x[name] == pytest.approx(decade * math.log10(row["p99_ms"] / row["p50_ms"]), abs=0.01)
 
 
 def test_invalid_rows_are_not_drawn_against_latency() -> None:
     table = made.rows()
     made.spoil(table[4], "unstable")
     report = made.report(table)
-    assert "student, QAD int8, onnxruntime" not in (plots.accuracy_against_latency(report) or "")
+    assert "mark-student_qad-ort_cpu" not in marks(plots.accuracy_against_latency, report)
+    assert "mark-student_qad-openvino" in marks(plots.accuracy_against_latency, report)
     assert "student, QAD int8" not in (plots.latency(report) or "")
 
 
@@ -178,41 +239,57 @@ def test_a_chart_without_anything_to_show_is_none() -> None:
     assert [chart(empty) for chart in CHARTS] == [None] * 4
 
 
+@pytest.mark.parametrize("score", [0.0, 1.0])
+@pytest.mark.parametrize("test", [{}, {"test": 50}])
+def test_a_single_row_with_an_extreme_score_is_drawn(score: float, test: dict[str, int]) -> None:
+    report = REPORT | {"rows": [REPORT["rows"][0] | {"score": score}], "task": REPORT["task"] | {"counts": test}}
+    assert "mark-teacher_fp32-ort_cpu" in marks(plots.accuracy_against_size, report)
+    assert "mark-teacher_fp32-ort_cpu" in marks(plots.accuracy_against_latency, report)
+
+
 def test_stacked_bars_are_as_long_as_the_bytes() -> None:
-    root = ElementTree.fromstring(
-        plots.size_by_kind(REPORT | {"sizes": {"student_qad": made.sizes()["student_qad"]}}) or ""
-    )
-    bars = {node.get("class"): float(node.get("width", 0)) for node in root.iter() if node.tag.endswith("rect")}
-    size = {f"k-{t['kind']}": t["bytes"] for t in made.sizes()["student_qad"]}
+    root = drawn(plots.size_by_kind, REPORT | {"sizes": {"student_qad": made.sizes()["student_qad"]}})
+    bars = {}
+    for group in root.iter(f"{SVG}g"):
+        if (found := re.fullmatch(r"size--(\w+)-student_qad", group.get("id", ""))) is not None:
+            path = next(group.iter(f"{SVG}path")).get("d", "")
+            xs = [float(x) for x in re.findall(r"[ML] (\S+) \S+", path)]
+            bars[found[1]] = max(xs) - min(xs)
+    size = dict.fromkeys(figures.KINDS, 0) | {t["kind"]: t["bytes"] for t in made.sizes()["student_qad"]}
     scale = sum(bars.values()) / sum(size.values())
     assert bars == {kind: pytest.approx(scale * count, abs=0.02) for kind, count in size.items()}
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "log"), [(0.9, 120, True), (1, 1.5, True), (0.96, 0.98, False), (0, 90, False)]
-)
-def test_an_axis_has_a_handful_of_round_ticks_within_it(low: float, high: float, log: bool) -> None:
-    from edgekd.report.svg import Axis
-
-    ticks = Axis(low, high, 0, 100, log).ticks()
-    assert 2 <= len(ticks) <= 7
-    assert all(low <= tick <= high for tick in ticks)
-    assert all(len(f"{tick:.6g}".replace(".", "").strip("0")) <= 3 for tick in ticks)
-
-
-def test_labels_do_not_cover_each_other() -> None:
-    from edgekd.report import svg
-
-    spots = [(100.0 + i, 100.0 + i, "a label of some length") for i in range(8)]
-    places = svg.place(spots, [], (0, 0, 600, 400))
-    boxes = [
-        (x, y - 11, x + svg.CHARACTER * len(text), y + 3) for (x, y), (_, _, text) in zip(places, spots, strict=True)
-    ]
-    for i, a in enumerate(boxes):
-        for b in boxes[:i]:
-            assert a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
+@pytest.mark.parametrize("spread", [1.0, 1.1, 1.5, 4, 1000])
+def test_a_time_axis_has_a_handful_of_values(spread: float) -> None:
+    rows = [REPORT["rows"][0] | {"p50_ms": 0.7}, REPORT["rows"][1] | {"p50_ms": 0.7 * spread}]
+    root = drawn(plots.accuracy_against_latency, REPORT | {"rows": rows})
+    ticks = [g for g in root.iter(f"{SVG}g") if re.fullmatch(r"p50_ms-xtick_\d+", g.get("id", ""))]
+    values = [float("".join(tick.itertext()).replace(",", "")) for tick in ticks]
+    assert 2 <= len(values) <= 12 and values == sorted(values)
 
 
 def test_artifacts_have_colours_in_both_themes() -> None:
     for name in (*(f"--a-{n}" for n in figures.ARTIFACTS), *(f"--k-{n}" for n in figures.KINDS)):
         assert PAGE.count(f"{name}: #") == 2
+
+
+def test_drawing_leaves_no_settings_behind_and_heeds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 40, "svg.fonttype": "path", "axes.grid": False}):
+        assert html.render(REPORT) == PAGE
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_page_is_drawn_without_a_home_and_without_pyplot(tmp_path: Path) -> None:
+    write_json(tmp_path / "report.json", REPORT)
+    script = "import json, sys; from edgekd.report import html; assert 'matplotlib' not in sys.modules;"
+    script += "page = html.render(json.load(open('report.json')));"
+    script += "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules;"
+    script += "open('page.html', 'w', encoding='utf-8').write(page)"
+    environment = {"HOME": "/dev/null/none", "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(html.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == PAGE

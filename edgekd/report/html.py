@@ -22,14 +22,10 @@ def render(report: Report) -> str:
     )
     template = environment.from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
     charts = [
-        (
-            "Score against size",
-            "One mark an artifact; bars are 95% intervals of the score.",
-            plots.accuracy_against_size,
-        ),
+        ("Score against size", "Bars are 95% intervals of the score.", plots.accuracy_against_size),
         (
             "Score against latency",
-            "Real lengths, one thread. The marks' area grows with the size of the file.",
+            "Real lengths, one thread. Marks grow with the file.",
             plots.accuracy_against_latency,
         ),
         ("How long a call takes", "Dot: p50; ticks: p90 and p99.", plots.latency),
@@ -46,8 +42,6 @@ def render(report: Report) -> str:
         reasons=figures.reasons(report["rows"]),
         rows=[row for _, part in figures.groups(report["rows"]) for row in part],
         charts=[(title, about, Markup(chart)) for title, about, chart in drawn if chart],
-        runtimes={name: plots.SHAPES[shape] for name, shape in plots.runtimes(report).items()},
-        kinds=plots.kinds(report),
         races=_races(report),
         training=[(n, report["training"][n]) for n in ("teacher", "distill", "quantize") if report["training"].get(n)],
         proofs={name: json.dumps(report[name], indent=1, ensure_ascii=False) for name in ("audit", "parity")},

@@ -1,39 +1,45 @@
-"""The charts of ``report.html``: pure functions from a report to SVG. Colours and type are the page's style sheet's.
+"""The charts of ``report.html``: pure functions from a report to SVG text; the door to matplotlib.
 
-Drawn by hand rather than by a plotting library: a few hundred bytes each, deterministic, following the page's light and
-dark themes, and each mark can be reached by keyboard. A chart that has nothing to show is None.
+Matplotlib is imported when a chart is drawn. Colours and font are the page's style variables, so that a chart follows
+the page's theme. A chart that has nothing to show is None.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
-from edgekd.report import figures, intervals, svg
-from edgekd.report.svg import Axis
+from edgekd.report import figures, intervals
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
-WIDTH, HEIGHT = 640.0, 400.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 622.0, 34.0, 350.0
+VARIABLES = ["ink", "soft", "line", "card", *(f"a-{name}" for name in figures.ARTIFACTS)]
+VARIABLES += [f"k-{kind}" for kind in figures.KINDS]
+"""The style variables of the page that the charts are drawn in."""
 
-SHAPES = {"circle": "●", "square": "■", "triangle": "▲", "diamond": "◆"}
-"""Markers of the runtimes, in order of appearance, and how the legend writes them."""
+FONT = "DejaVu Sans"  # comes with matplotlib, and is wider than what the page then writes in: labels keep their room
 
 
 def accuracy_against_size(report: Mapping[str, Any]) -> str | None:
     """Score on test against file size, one mark an artifact, in the runtime the budget is judged in."""
     rows = [row for row in _main(report["rows"]) if row["score"] is not None and row["size_mib"]]
-    return _scatter(report, rows, "size_mib", "Size (MiB, log scale)", "Score against size", by_runtime=False)
+    return _scatter(report, rows, "size_mib", "Size (MiB, log scale)", "Score against size")
 
 
 def accuracy_against_latency(report: Mapping[str, Any]) -> str | None:
-    """Score on test against p50 at real lengths, one thread; the marks' area grows with the file's size."""
+    """Score on test against p50 at real lengths, one thread; shapes tell runtimes, areas grow with the file's size."""
     rows = [r for r in report["rows"] if (r["workload"], r["threads"]) == ("real", 1)]
-    rows = [row for row in rows if row["valid"] and row["score"] is not None and row["p50_ms"]]
-    title = "p50 (ms, log scale)"
-    return _scatter(report, rows, "p50_ms", title, "Score against latency; area: size", by_runtime=True)
+    rows = [row for row in _ordered(rows) if row["valid"] and row["score"] is not None and row["p50_ms"]]
+    return _scatter(report, rows, "p50_ms", "p50 (ms, log scale)", "Score against latency")
 
 
 def latency(report: Mapping[str, Any]) -> str | None:
@@ -41,23 +47,22 @@ def latency(report: Mapping[str, Any]) -> str | None:
     rows = [row for row in _main(report["rows"]) if row["valid"] and row["p50_ms"]]
     if not rows:
         return None
-    lane, top, left = 56.0, 12.0, 168.0
-    bottom = top + lane * len(rows)
-    found = {figures.key(h): h for h in report["latency"]}
-    values = [row[name] for row in rows for name in ("p50_ms", "p90_ms", "p99_ms")]
-    for row in rows:
-        if h := found.get(figures.key(row)):
-            values += [h["first_ms"], h["first_ms"] * h["step"] ** len(h["counts"])]
-    axis = Axis(*svg.around(values, log=True, room=0.02), left, RIGHT, log=True)
-    parts = [svg.bottom_axis(axis, bottom, top, "Time of a call (ms, log scale)")]
-    for i, row in enumerate(rows):
-        base = top + lane * (i + 1) - 8
-        name = figures.artifact(row["artifact"])
-        parts += [svg.text(name, left - 10, base - 6, text_anchor="end", class_="name")]
-        times = ", ".join(f"{p} {figures.number(row[f'{p}_ms'])} ms" for p in ("p50", "p90", "p99"))
-        drawn = _lane(row, found.get(figures.key(row)), axis, base, lane - 18)
-        parts.append(svg.mark(drawn, f"{name}: {times}"))
-    return svg.chart("Distribution of latency", WIDTH, bottom + 46, parts)
+    histograms = {figures.key(h): h for h in report["latency"]}
+    with _figure("latency", 60 + 56 * len(rows)) as figure:
+        ax = figure.add_subplot()
+        _lanes(ax, [row["artifact"] for row in rows], above=0.9)
+        for i, row in enumerate(rows):
+            name, colour = row["artifact"], _colour(f"a-{row['artifact']}")
+            if h := histograms.get(figures.key(row)):
+                edges = [h["first_ms"] * h["step"] ** k for k in range(len(h["counts"]) + 1)]
+                levels = [i - 0.75 * count / max(h["counts"]) for count in h["counts"]]
+                ax.stairs(levels, edges, baseline=i, fill=True, color=colour, alpha=0.32, linewidth=0)
+            p50, p90, p99 = (row[f"{p}_ms"] for p in ("p50", "p90", "p99"))
+            ax.plot([p50, p99], [i, i], color=colour, linewidth=2)
+            ax.plot([p90, p99], [i, i], "|", color=colour, markersize=11, markeredgewidth=2, gid=f"tail-{name}")
+            ax.plot([p50], [i], "o", color=colour, markersize=9, markeredgecolor=_colour("card"), gid=f"p50-{name}")
+        _log_axis(ax, "Time of a call (ms, log scale)")
+        return _svg(figure, "latency", "Distribution of latency")
 
 
 def size_by_kind(report: Mapping[str, Any]) -> str | None:
@@ -65,135 +70,129 @@ def size_by_kind(report: Mapping[str, Any]) -> str | None:
     sizes = {name: found for name, found in figures.by_kind(report["sizes"]).items() if found}
     if not sizes:
         return None
+    from matplotlib.patches import Patch
+
     small = {name: found for name, found in sizes.items() if name.startswith("student")}
     most, least = (max((sum(v.values()) for v in part.values()), default=0) for part in (sizes, small))
-    panels = [("", sizes)]
+    panels = {"": sizes}
     if small and len(small) < len(sizes) and most > 3 * least:
-        panels = [("All at one scale", sizes), ("The students, enlarged", small)]
-    parts, y = [], 4.0
-    for title, shown in panels:
-        if title:
-            parts.append(svg.text(title, 168.0, y + 12, class_="title"))
-            y += 20
-        drawn, y = _bars(shown, y)
-        parts.append(drawn)
-    return svg.chart("Size by kind of tensor", WIDTH, y, parts)
-
-
-def kinds(report: Mapping[str, Any]) -> list[str]:
-    """The kinds of tensor that ``size_by_kind`` shows, for its legend."""
-    return figures.kinds(report["sizes"])
-
-
-def runtimes(report: Mapping[str, Any]) -> dict[str, str]:
-    """Runtime -> shape of its marks, for the legend of ``accuracy_against_latency``."""
-    names = list(dict.fromkeys(row["runtime"] for row in report["rows"] if row["valid"]))
-    return {name: list(SHAPES)[i % len(SHAPES)] for i, name in enumerate(names)}
+        panels = {"All at one scale": sizes, "The students, enlarged": small}
+    heights = [len(shown) for shown in panels.values()]
+    with _figure("size", 30 + sum(64 + 30 * height for height in heights)) as figure:
+        axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)
+        for ax, (title, shown) in zip(axes.flat, panels.items(), strict=True):
+            _lanes(ax, list(shown), above=0.5)
+            ax.set(title=title, xlabel="MiB", xmargin=0.12)  # the margin has room for the totals
+            ends = [0.0] * len(shown)
+            for kind in figures.KINDS:
+                part = [found.get(kind, 0) / 2**20 for found in shown.values()]
+                bars = ax.barh(range(len(shown)), part, height=0.66, left=ends, color=_colour(f"k-{kind}"))
+                for name, bar in zip(shown, bars, strict=True):
+                    bar.set_gid(f"{title[:3]}-{kind}-{name}")
+                ends = [end + more for end, more in zip(ends, part, strict=True)]
+            for i, end in enumerate(ends):
+                ax.annotate(figures.number(end), (end, i), (6, 0), textcoords="offset points", va="center")
+        handles = {kind: Patch(color=_colour(f"k-{kind}")) for kind in figures.kinds(report["sizes"])}
+        figure.legend(handles.values(), handles, loc="outside lower left", ncols=5)
+        return _svg(figure, "size", "Size by kind of tensor")
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing
 
 
+def _ordered(rows: Iterable[Row]) -> list[Row]:
+    return [row for _, part in figures.groups(rows) for row in part]
+
+
 def _main(rows: Sequence[Row]) -> list[Row]:
     """The rows of the first runtime at real lengths, one thread, in the artifacts' order."""
     first = rows[0]["runtime"] if rows else ""
-    wanted = [r for r in rows if (r["runtime"], r["threads"], r["workload"]) == (first, 1, "real")]
-    return [row for _, part in figures.groups(wanted) for row in part]
+    return _ordered(r for r in rows if (r["runtime"], r["threads"], r["workload"]) == (first, 1, "real"))
 
 
-def _scatter(
-    report: Mapping[str, Any], rows: Sequence[Row], key: str, x_title: str, label: str, by_runtime: bool
-) -> str | None:
+def _colour(name: str) -> str:
+    """What stands for a style variable until ``_svg`` names it; an artifact unknown to the page has no own colour."""
+    return f"#ed9e{VARIABLES.index(name if name in VARIABLES else 'soft'):02x}"
+
+
+def _scatter(report: Mapping[str, Any], rows: Sequence[Row], key: str, x_title: str, label: str) -> str | None:
     if not rows:
         return None
+    from matplotlib.lines import Line2D
+
     test = report["task"]["counts"].get("test", 0)
-    span = {figures.key(r): intervals.wilson(r["score"], test) if test else (r["score"],) * 2 for r in rows}
-    x = Axis(*svg.around([r[key] for r in rows], log=True), LEFT, RIGHT, log=True)
-    low, high = svg.around([end for ends in span.values() for end in ends], log=False)
-    y = Axis(max(0.0, low), min(1.0, high), BOTTOM, TOP)
-    shapes = runtimes(report)
-    parts = [svg.bottom_axis(x, BOTTOM, TOP, x_title), svg.left_axis(y, LEFT, RIGHT, "Score on test (%)", scale=100)]
-    taken: list[svg.Box] = []
-    labelled: list[tuple[tuple[float, float, str], Row]] = []
-    for row in rows:
-        at = x.at(row[key]), y.at(row["score"])
-        ends = [y.at(end) for end in span[figures.key(row)]]
-        radius = 3 + 2.2 * math.log2(1 + row["size_mib"]) if by_runtime and row["size_mib"] else 6.0
-        name = figures.artifact(row["artifact"]) + (f", {figures.runtime(row['runtime'])}" if by_runtime else "")
-        bar = svg.tag("line", x1=at[0], x2=at[0], y1=ends[0], y2=ends[1], class_="error")
-        shape = _marker(shapes[row["runtime"]] if by_runtime else "circle", *at, radius)
-        facts = [
-            figures.percent(row["score"]),
-            figures.amount(row["size_mib"], "MiB"),
-            figures.amount(row["p50_ms"], "ms"),
-        ]
-        facts = facts if row["valid"] else [*facts[:2], "times INVALID"]
-        parts.append(svg.tag("g", svg.mark(bar + shape, f"{name}: {', '.join(facts)}"), class_=_class(row)))
-        taken.append((at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius))
-        if all(other["artifact"] != row["artifact"] for _, other in labelled):  # in its other runtimes, its colour says
-            labelled.append(((*at, figures.artifact(row["artifact"])), row))
-    spots = [spot for spot, _ in labelled]
-    places = svg.place(spots, taken, (LEFT, TOP - 8, WIDTH, BOTTOM))
-    for (lx, ly), ((px, py, name), row) in zip(places, labelled, strict=True):
-        if abs(ly - 4 - py) > 12:
-            end = lx - 2 if lx > px else lx + svg.CHARACTER * len(name) + 2
-            parts.append(svg.tag("line", x1=px, y1=py, x2=end, y2=ly - 4, class_="leader"))
-        parts.append(svg.text(name, lx, ly, class_=f"label {_class(row)}"))
-    return svg.chart(label, WIDTH, HEIGHT, parts)
+    shapes = dict(zip(dict.fromkeys(row["runtime"] for row in rows), cycle("os^D"), strict=False))
+    with _figure(key, 430) as figure:
+        ax = figure.add_subplot(title="Score on test (%)")
+        handles = {}
+        for row in rows:
+            colour, name = _colour(f"a-{row['artifact']}"), f"{row['artifact']}-{row['runtime']}"
+            ends = [100 * end for end in (intervals.wilson(row["score"], test) if test else ())]
+            ax.plot([row[key]] * len(ends), ends, color=colour, alpha=0.45, gid=f"interval-{name}")
+            size = 9 if key == "size_mib" else 6 + 2 * math.sqrt(math.log2(1 + (row["size_mib"] or 0)))
+            look: dict[str, Any] = {"color": colour, "markeredgecolor": _colour("card"), "linestyle": "none"}
+            look |= {"marker": shapes[row["runtime"]], "clip_on": False, "zorder": 3, "gid": f"mark-{name}"}
+            ax.plot([row[key]], [100 * row["score"]], markersize=size, **look)
+            handles[figures.artifact(row["artifact"])] = Line2D([], [], color=colour, marker="o", linestyle="none")
+        for name, shape in shapes.items() if len(shapes) > 1 else ():
+            handles[figures.runtime(name)] = Line2D([], [], color=_colour("ink"), marker=shape, linestyle="none")
+        _log_axis(ax, x_title)
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(0.0, low), min(100.0, high))
+        figure.legend(handles.values(), handles, loc="outside lower left", ncols=3)
+        return _svg(figure, key, label)
 
 
-def _class(row: Row) -> str:
-    """The style sheet's class of an artifact; one it does not know has no colour of its own."""
-    return f"a-{row['artifact']}" if row["artifact"] in figures.ARTIFACTS else "a-other"
+def _log_axis(ax: Axes, title: str) -> None:
+    """A logarithmic x axis for what is drawn already, with a handful of round values, written as people do."""
+    from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullLocator
+
+    ax.set(xscale="log", xlabel=title)
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else AutoLocator())
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
-def _marker(shape: str, x: float, y: float, r: float) -> str:
-    if shape == "square":
-        return svg.tag("rect", x=x - r * 0.9, y=y - r * 0.9, width=r * 1.8, height=r * 1.8, class_="dot")
-    if shape == "circle":
-        return svg.tag("circle", cx=x, cy=y, r=r, class_="dot")
-    corners = [(x, y - 1.2 * r), (x + 1.1 * r, y + 0.8 * r), (x - 1.1 * r, y + 0.8 * r)]
-    if shape == "diamond":
-        corners = [(x, y - 1.3 * r), (x + 1.3 * r, y), (x, y + 1.3 * r), (x - 1.3 * r, y)]
-    return svg.tag("polygon", points=" ".join(f"{px:.1f},{py:.1f}" for px, py in corners), class_="dot")
+def _lanes(ax: Axes, names: Sequence[str], above: float) -> None:
+    """A lane an artifact, the first on top, with ``above`` of a lane's height left free over each."""
+    ax.set_yticks(range(len(names)), [figures.artifact(name) for name in names])
+    ax.set_ylim(len(names) - 0.5, -above)
+    ax.tick_params(axis="y", labelcolor=_colour("ink"))
+    ax.grid(visible=False, axis="y")
 
 
-def _lane(row: Row, histogram: Row | None, axis: Axis, base: float, height: float) -> str:
-    """One artifact's distribution over its baseline, with ticks at p50, p90 and p99."""
-    parts = []
-    if histogram is not None:
-        counts, edge = histogram["counts"], histogram["first_ms"]
-        top = max(counts)
-        path = f"M{axis.at(edge):.1f} {base:.1f}"
-        for count in counts:
-            level = base - height * count / top
-            path += f"V{level:.1f}"
-            edge *= histogram["step"]
-            path += f"H{axis.at(edge):.1f}"
-        parts.append(svg.tag("path", d=f"{path}V{base:.1f}Z", class_="fill"))
-    p50, p90, p99 = (axis.at(row[f"{p}_ms"]) for p in ("p50", "p90", "p99"))
-    parts.append(svg.tag("line", x1=p50, x2=p99, y1=base, y2=base, class_="whisker"))
-    parts += [svg.tag("line", x1=x, x2=x, y1=base - 5, y2=base + 5, class_="whisker") for x in (p90, p99)]
-    parts.append(svg.tag("circle", cx=p50, cy=base, r=4.5, class_="dot"))
-    return svg.tag("g", "".join(parts), class_=_class(row))
+@contextmanager
+def _figure(name: str, height: float) -> Iterator[Figure]:
+    """An empty figure, 640 by ``height`` pixels; until it is drawn, matplotlib's own style with ours on top."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    coloured = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+    bare = (*(f"axes.spines.{side}" for side in ("left", "right", "top", "bottom")), "xtick.bottom", "ytick.left")
+    ours: dict[str, Any] = dict.fromkeys(coloured, _colour("soft")) | dict.fromkeys((*bare, "legend.frameon"), False)
+    ours |= {"font.family": FONT, "font.size": 12, "axes.titlesize": 12, "axes.titlelocation": "left"}
+    ours |= {"axes.grid": True, "axes.axisbelow": True, "grid.color": _colour("line")}
+    ours |= {"text.parse_math": False, "figure.facecolor": "none", "axes.facecolor": "none"}
+    with style.context(["default", ours | {"svg.fonttype": "none", "svg.hashsalt": name}]):
+        yield Figure((640 / 72, height / 72), dpi=72, layout="constrained")
 
 
-def _bars(sizes: Mapping[str, Mapping[str, int]], y: float) -> tuple[str, float]:
-    """Stacked bars on an axis of their own from ``y`` down; and where the next may begin."""
-    left, step = 168.0, 30.0
-    axis = Axis(0.0, max(sum(found.values()) for found in sizes.values()) / 2**20 * 1.12, left, RIGHT)
-    bottom = y + step * len(sizes) + 4
-    parts = [svg.bottom_axis(axis, bottom, y, "MiB")]
-    for i, (name, found) in enumerate(sizes.items()):
-        top, mib = y + step * i + 6, 0.0
-        parts.append(svg.text(figures.artifact(name), left - 10, top + 15, text_anchor="end", class_="name"))
-        for kind in figures.KINDS:
-            size = found.get(kind, 0) / 2**20
-            if not size:
-                continue
-            box = {"x": axis.at(mib), "width": axis.at(mib + size) - axis.at(mib), "y": top, "height": step - 10}
-            tip = f"{figures.artifact(name)}, {kind}: {figures.amount(size, 'MiB')}"
-            parts.append(svg.mark(svg.tag("rect", class_=f"k-{kind}", **box), tip))
-            mib += size
-        parts.append(svg.text(figures.number(mib), axis.at(mib) + 6, top + 15, class_="tick"))
-    return "".join(parts), bottom + 46
+def _svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an element of the page: no prolog, the page's colours and font, ids that no other chart has."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    named = {repr(FONT): "var(--font)"} | {_colour(variable): f"var(--{variable})" for variable in VARIABLES}
+    root = ElementTree.fromstring(file.getvalue())
+    for node in root.iter():
+        node.tag = node.tag.rpartition("}")[2]
+        for key in [key for key in node.attrib if key.endswith("}href")]:
+            node.set("href", node.attrib.pop(key))
+        if node.tag == "g" and "id" in node.attrib:  # the other ids are hashes, salted with the chart's name
+            node.set("id", f"{name}-{node.attrib['id']}")
+        for drawn, meant in named.items() if "style" in node.attrib else ():
+            node.set("style", node.attrib["style"].replace(drawn, meant))
+    root.remove(next(node for node in root if node.find("style") is not None))  # it would style the whole page
+    root.attrib = {"xmlns": "http://www.w3.org/2000/svg", "class": "chart", "viewBox": root.attrib["viewBox"]}
+    root.attrib |= {"role": "img", "aria-label": label, "stroke-linejoin": "round"}
+    return ElementTree.tostring(root, encoding="unicode")
