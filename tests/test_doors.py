@@ -22,6 +22,7 @@ DOORS = {
     "onnxoptimizer": (),
     "optimum": ("onnxio/*",),
     "openvino": ("runtimes/openvino.py",),
+    "accelerate": (),
     "gguf": (),
     "datasets": ("tasks/*",),
     "huggingface_hub": ("assets.py", "sizes.py"),
@@ -151,6 +152,7 @@ def test_every_imported_package_is_a_declared_dependency_and_the_other_way_round
     third = used - set(sys.stdlib_module_names) - {"edgekd"}
     assert third <= packages
     needed_by_libraries = {
+        "accelerate",
         "gguf",
         "onnxoptimizer",
         "optimum",
