@@ -13,12 +13,12 @@ import argparse
 from pathlib import Path
 
 from edgekd import machine, store
-from edgekd.bench.measure import Artifact, measure
+from edgekd.bench.measure import measure
 from edgekd.cli.common import run_folder
 from edgekd.errors import EdgekdError
 from edgekd.progress import Progress
 from edgekd.report import markdown, schema
-from edgekd.stages.bench import ARTIFACTS
+from edgekd.stages.bench import artifacts
 
 RUNTIMES = ("ort_cpu", "openvino")
 WORKLOADS = ("real", "fixed16", "fixed64", "fixed128")
@@ -41,9 +41,8 @@ def main() -> None:
 def grid(run: Path, rounds: int, calls: int) -> str:
     """The table, in Markdown, of the run in this folder; ``rounds`` fresh processes a row, of ``calls`` each."""
     export = run.parent / "store" / schema.load(run / "report.json")["stages"]["export"]["folder"]
-    inputs = {kind: export / "inputs" / f"{kind}.npz" for kind in ("teacher", "student")}
     rows = measure(
-        [Artifact(name, export / name, inputs[name.partition("_")[0]]) for name in ARTIFACTS],
+        artifacts(export),
         runtimes=RUNTIMES,
         threads=tuple(dict.fromkeys((1, machine.usable_threads()))),
         workloads=dict.fromkeys(RUNTIMES, WORKLOADS),

@@ -3,7 +3,7 @@
     python benchmarks/recipes.py STORE/teacher-<key> STORE/labels-<key> STORE/assets-<key> TARGET...
 
 Each TARGET (a name or a file) is a copy with another student or another way to distil. All learn from the same
-finished label store, on four fifths of the training split; the last fifth and the validation split judge them, since
+finished label store, on four fifths of the training documents; the others and the validation split judge them, since
 validation alone is too small to tell recipes apart. One line each, of the epoch with the lowest KL.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ import torch
 
 from edgekd import catalog
 from edgekd.distill import evaluate, loop
-from edgekd.distill.data import Ints, Tokens, tokenise
+from edgekd.distill.data import Ints, Tokens
 from edgekd.distill.labels import LabelStore
-from edgekd.distill.losses import Learner
 from edgekd.models import loading
 from edgekd.models import student as student_builder
 from edgekd.progress import Progress
-from edgekd.store import read_json
+from edgekd.stages.common import set_lesson, tokenise_splits
+from edgekd.store import Context, Stage
 from edgekd.tasks import text_classification
 
 HELD_OUT = 5  # one example in so many
@@ -63,37 +64,40 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     data = text_classification.read(given.assets)
     big = loading.load_classifier(given.teacher / "model", data.labels, finetuned=True)
-    index = read_json(given.labels / "index.json")
-    shape = {"layers": index["teacher_layers"], "hidden": index["teacher_hidden"]} if index["layers"] else None
-    store = LabelStore(given.labels, "train", index["layers"])
-    held = np.sort(np.random.default_rng(7).permutation(len(store.logits))[: len(store.logits) // HELD_OUT])
-    kept = np.setdiff1d(np.arange(len(store.logits)), held)
-    truth = np.concatenate([LabelStore(given.labels, "validation").logits, store.logits[held]])
+    documents = np.array([name.partition("#")[0] for name in data.taught.ids])  # of each text, windows too
+    held = np.sort(np.random.default_rng(7).permutation(len(data.train))[: len(data.train) // HELD_OUT])
+    kept = np.flatnonzero(~np.isin(documents, documents[held]))
+    truth = np.concatenate(
+        [LabelStore(given.labels, "validation").logits, LabelStore(given.labels, "taught").logits[held]]
+    )
     for name in given.targets:
         target = catalog.load(name)
         length = target.task.max_length
         model, tokenizer, summary = student_builder.build(
             target.student, big, given.teacher / "model", data, length, target.seed
         )
-        train, validation = (
-            tokenise(tokenizer.backend_tokenizer, part.texts, part.labels, length, tokenizer.pad_token_id)
-            for part in (data.train, data.validation)
+        tokens = tokenise_splits(
+            tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, length, ("taught", "validation")
         )
-        judges = (validation, only(train, held))
+        judges = (tokens["validation"], only(tokens["taught"], held))
 
         def judge(model: Any = model, judges: tuple[Tokens, ...] = judges) -> dict[str, float]:
             found = np.concatenate([evaluate.logits(model, part) for part in judges])
             return evaluate.compare(found, np.concatenate([part.labels for part in judges]), truth)
 
-        learner = Learner(model, target.distill.losses, shape)
         with tempfile.TemporaryDirectory() as out:
+            context = Context(out=Path(out), device="cpu", threads=given.threads, progress=Progress())
+            lesson, _ = set_lesson(
+                context, name, model, tokens, target.distill.losses, Stage("labels", "", given.labels)
+            )
+            some = only(tokens["taught"], kept), Rows(lesson.teacher, tokens["taught"], kept)
             done = loop.fit(
-                loop.Task(name, learner, only(train, kept), Rows(store, train, kept), judge),
+                replace(lesson, tokens=some[0], teacher=some[1], evaluate=judge),
                 epochs=target.distill.epochs,
                 options=target.distill.optimizer,
                 seed=target.seed,
-                out=Path(out),
-                progress=Progress(),
+                out=context.out,
+                progress=context.progress,
             )
         best = done["best"]
         print(

@@ -21,6 +21,7 @@ DROPOUT: Range = {"at least": 0, "below": 1}
 RANGES: dict[str, Range] = {
     "TextClassification.validation_fraction": {"above": 0, "below": 1},
     "TextClassification.max_length": {"at least": 8},
+    "TextClassification.transfer_words": {"at least": 8},
     "TextClassification.limit": COUNT,
     "Optimizer.learning_rate": POSITIVE,
     "Optimizer.weight_decay": NOT_NEGATIVE,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd import store
+from edgekd import sizes, store
 from edgekd.runner import Step
 
 Facts = Mapping[str, Any]
@@ -25,8 +25,9 @@ ALIKE: dict[str, tuple[str, ...]] = {
 
 WORK: dict[str, Callable[[Facts], float]] = {
     "teacher": lambda f: _epochs(f["teacher"]["finetune"]) * f["counts"]["train"] + f["counts"]["test"],
-    "distill": lambda f: _epochs(f["distill"]) * f["counts"]["train"],
-    "quantize": lambda f: _epochs(f["quant"]) * f["counts"]["train"] + f["counts"]["validation"],
+    "labels": lambda f: sizes.taught(f["counts"]) + f["counts"]["validation"],
+    "distill": lambda f: _epochs(f["distill"]) * sizes.taught(f["counts"]),
+    "quantize": lambda f: _epochs(f["quant"]) * sizes.taught(f["counts"]) + f["counts"]["validation"],
     "bench": lambda f: f["bench"]["rounds"] * f["bench"]["calls"] * _sessions(f["bench"]),
 }
 """The work in a stage, in any unit of its own; a stage that is not here takes the same time whatever its epochs."""

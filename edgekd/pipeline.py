@@ -38,7 +38,7 @@ def graph(
         "assets": dict(
             task=t.task,
             teacher_source=t.teacher.source,
-            teacher_files=(t.teacher.gguf_file,) if t.teacher.gguf_file else (),
+            teacher_files=t.teacher.files,
             source_fingerprints=sources,
             seed=t.seed,
         ),

@@ -104,7 +104,7 @@ def labels_bytes(
         return int(built["bytes"])
     if counts is None or classes is None:
         return None
-    examples = counts["train"] + counts["validation"]
+    examples = taught(counts) + counts["validation"]
     logits = examples * (4 * classes + 8)
     inputs = next(step.inputs for step in line if step.stage.name == "labels")
     wanted: Any = inputs["taps"]
@@ -115,6 +115,11 @@ def labels_bytes(
     task: Any = inputs["task"]
     layers = len(taps.hidden_layers(wanted, teacher["layers"]))
     return int(logits + examples * task.max_length * (layers * teacher["hidden"] * 2 + 4))
+
+
+def taught(counts: Mapping[str, int]) -> int:
+    """How many examples a student is taught on: the training split's, and the transfer set's."""
+    return counts["train"] + counts.get("transfer", 0)
 
 
 def label_count(target: Target, line: Sequence[Step]) -> int | None:

@@ -23,6 +23,8 @@ class TextClassification:
     ``train`` and ``test`` (and ``validation``, if the data has one) are locators, see ``edgekd.assets``. Without
     ``validation``, a stratified ``validation_fraction`` of the training split is held out, the same rows for one seed.
     ``labels`` fixes the label names and their order; by default they are the sorted names found in the training split.
+    ``transfer_words`` adds a transfer set: unlabelled text that student and teacher go through together, beside the
+    training split. It is what training documents say beyond their first so many words, in windows of as many.
     """
 
     train: str
@@ -33,6 +35,7 @@ class TextClassification:
     label_column: str = "label"
     labels: tuple[str, ...] | None = None
     max_length: int = 128
+    transfer_words: int | None = None
     licence: str | None = None
     limit: int | None = None  # at most this many examples per split (a smoke run's)
     kind: Literal["text_classification"] = "text_classification"
@@ -74,6 +77,11 @@ class Teacher:
     finetune: Finetune | None = None
     licence: str | None = None
     gguf_file: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What must be in the source's folder besides what transformers asks for."""
+        return (self.gguf_file,) if self.gguf_file else ()
 
 
 @dataclass(frozen=True, kw_only=True)

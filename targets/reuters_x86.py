@@ -28,6 +28,7 @@ TARGET = Target(
         text_column="Text",
         label_column="Category",
         max_length=64,
+        transfer_words=50,
         licence="Reuters-21578, distribution 1.0: free for research",
     ),
     teacher=Teacher(
@@ -36,11 +37,11 @@ TARGET = Target(
         licence="Apache-2.0",
     ),
     student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
-    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=16, optimizer=Optimizer(learning_rate=3e-4)),
+    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=5, optimizer=Optimizer(learning_rate=4e-4)),
     quant=Quant(
         scheme="u8s8_static",
         calibration="reuters_r8",
-        epochs=2,
+        epochs=1,
         optimizer=Optimizer(learning_rate=1e-4),
         keep_float=("*.attention.self.MatMul*", "classifier"),
     ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +103,22 @@ def test_accumulated_micro_batches_train_as_the_big_batch(tmp_path: Path) -> Non
         torch.testing.assert_close(grad, grads[1][name], rtol=1e-4, atol=1e-6)
 
 
+def spoil(given: loop.Task, call: int, how: Callable[[torch.Tensor], torch.Tensor]) -> loop.Task:
+    """The same task, whose loss is changed by ``how`` at the call of that number, counted from 1."""
+    forward = given.module.forward
+    calls = itertools.count(1)
+
+    def spoiled(batch: Any) -> torch.Tensor:
+        loss: torch.Tensor = forward(batch)
+        return how(loss) if next(calls) == call else loss
+
+    given.module.forward = spoiled  # type: ignore[method-assign]
+    return given
+
+
 def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     model = tiny.bert(num_hidden_layers=1)
-    given = task(model)
-    forward = given.module.forward
-    calls = 0
-
-    def poisoned(batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return forward(batch) * (float("nan") if calls == 9 else 1.0)
-
-    given.module.forward = poisoned  # type: ignore[method-assign]
+    given = spoil(task(model), 9, lambda loss: loss * float("nan"))
     with pytest.raises(TrainingError, match=r"nan at step 8.*last good checkpoint is .*checkpoint\.safetensors"):
         loop.fit(given, epochs=3, options=OPTIONS, seed=0, out=tmp_path, progress=QUIET)
     assert (tmp_path / "checkpoint.safetensors").exists()
@@ -136,17 +142,8 @@ def test_a_gradient_that_is_not_finite_stops_and_no_weights_after_it_are_saved(
 ) -> None:
     monkeypatch.setitem(loop.LOSS_LAG, "cpu", lag)
     model = tiny.bert(num_hidden_layers=1)
-    given = task(model)
-    forward = given.module.forward
-    calls = 0
-
-    def poisoned(batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        none = (next(model.parameters()).sum() * 0).sqrt()  # 0, with the gradient 0 * infinity
-        return forward(batch) + (none if calls == 9 else 0)
-
-    given.module.forward = poisoned  # type: ignore[method-assign]
+    # adds 0, with the gradient 0 * infinity
+    given = spoil(task(model), 9, lambda loss: loss + (next(model.parameters()).sum() * 0).sqrt())
     with pytest.raises(TrainingError, match=r"the gradient's norm is nan at step 8; the last good checkpoint is"):
         loop.fit(given, epochs=3, options=OPTIONS, seed=0, out=tmp_path, progress=QUIET)
     tensors, state = checkpoint.unseal(tmp_path / loop.LATEST)

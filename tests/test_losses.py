@@ -12,6 +12,7 @@ from torch import Tensor
 from edgekd import spec
 from edgekd.distill.losses import LOSSES, total
 from edgekd.distill.signal import Batch, Signal
+from edgekd.tasks import text_classification
 
 OPTIONS = [
     spec.KL(1.0, temperature=1.0),
@@ -73,6 +74,17 @@ def test_a_loss_equals_its_formula_in_float64(option: spec.Loss) -> None:
     assert LOSSES[type(option)](option, student, teacher, given).item() == pytest.approx(
         reference(option, student, teacher, given), rel=1e-5
     )
+
+
+def test_an_example_without_a_label_adds_nothing_to_the_cross_entropy() -> None:
+    student, given = signal(0, grad=True), batch()
+    given.labels_B[1] = text_classification.UNLABELLED
+    loss = LOSSES[spec.CE](spec.CE(), student, None, given)
+    loss.backward()
+    log_q = np.log(softmax64(student.logits_BC.detach().numpy().astype(np.float64)))
+    assert loss.item() == pytest.approx(-sum(log_q[i, given.labels_B[i]] for i in (0, 2, 3)) / B, rel=1e-5)
+    assert student.logits_BC.grad is not None
+    assert student.logits_BC.grad[1].eq(0).all() and student.logits_BC.grad[0].ne(0).all()
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if not isinstance(o, spec.CE)], ids=str)

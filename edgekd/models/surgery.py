@@ -52,12 +52,8 @@ def student_config(teacher: Any, student: spec.Student, positions: int, vocabula
     config = copy.deepcopy(teacher)
     layers = _layers(student.layers, teacher.num_hidden_layers)
     config.num_hidden_layers = len(layers)
-    for name, value in (
-        ("hidden_size", student.hidden),
-        ("num_attention_heads", student.heads),
-        ("intermediate_size", student.ffn),
-    ):
-        if value is not None:
+    for name, field in shape.WIDTHS.items():
+        if (value := getattr(student, field)) is not None:
             setattr(config, name, value)
     if teacher.model_type == "electra":
         config.embedding_size = config.hidden_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgekd import assets, spec, tasks
 from edgekd.store import Context
 
-REVISION = 2
+REVISION = 3
 
 
 def run(
@@ -26,5 +26,5 @@ def run(
     data = module.load(task, seed, ctx.progress)
     assets.resolve(teacher_source, also=teacher_files, progress=ctx.progress)
     module.write(data, ctx.out)
-    sizes = ", ".join(f"{len(getattr(data, split).ids)} {split}" for split in ("train", "validation", "test"))
+    sizes = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     ctx.progress.log(f"assets: {len(data.labels)} labels; {sizes} examples")

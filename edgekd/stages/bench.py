@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from edgekd import machine as this_machine
 from edgekd import runtimes, spec, store
 from edgekd.bench.measure import Artifact, measure
 
-REVISION = 2
+REVISION = 3
 
 ARTIFACTS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
 """In the order in which they take turns."""
+
+
+def artifacts(export: Path) -> list[Artifact]:
+    """What the ``export`` stage left in its folder, as ``measure`` takes it."""
+    inputs = {kind: export / "inputs" / f"{kind}.npz" for kind in ("teacher", "student")}
+    return [Artifact(name, export / name, inputs[name.partition("_")[0]]) for name in ARTIFACTS]
 
 
 def run(
@@ -30,10 +37,8 @@ def run(
     another key. ``environment.json`` holds it with the versions used, and ``missing_features``: what the device has and
     this machine lacks; where that is not empty the figures are a stand-in's.
     """
-    inputs = {kind: export.path / "inputs" / f"{kind}.npz" for kind in ("teacher", "student")}
-    artifacts = [Artifact(name, export.path / name, inputs[name.partition("_")[0]]) for name in ARTIFACTS]
     rows = measure(
-        artifacts,
+        artifacts(export.path),
         runtimes=bench.runtimes,
         threads=bench.threads,
         workloads=bench.workloads,

@@ -51,4 +51,6 @@ def set_lesson(
         found = evaluate.logits(model, tokens["validation"], progress=ctx.progress, name=f"{name}: scoring validation")
         return evaluate.compare(found, tokens["validation"].labels, truth)
 
-    return loop.Task(name, learner, tokens["train"], LabelStore(labels.path, "train", index["layers"]), judge), learner
+    return loop.Task(
+        name, learner, tokens["taught"], LabelStore(labels.path, "taught", index["layers"]), judge
+    ), learner

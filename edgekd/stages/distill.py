@@ -15,7 +15,7 @@ from edgekd.models import student as student_builder
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 3
+REVISION = 4
 PROJECTIONS = "projections.safetensors"
 
 
@@ -38,7 +38,7 @@ def run(
     )
     del big
     tokens = tokenise_splits(
-        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation")
+        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("taught", "validation")
     )
     lesson, learner = set_lesson(ctx, "distill", model, tokens, distill.losses, labels)
     training = loop.fit(

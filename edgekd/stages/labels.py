@@ -1,4 +1,4 @@
-"""The teacher's outputs on training and validation examples, computed once; later stages only read them."""
+"""The teacher's outputs on what students are taught on and on validation, computed once; later stages read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgekd.distill.taps import hidden_layers
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 1
+REVISION = 2
 
 
 def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, teacher: Stage) -> None:
@@ -22,7 +22,7 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
     device = torch.device(ctx.device)
     model.to(device)
     tokens = tokenise_splits(
-        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation")
+        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("taught", "validation")
     )
     size = sum(
         label_store.estimate_bytes(len(t), len(t.ids), len(data.labels), len(layers), int(config.hidden_size))
@@ -36,7 +36,7 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
             split,
             part,
             model,
-            layers if split == "train" else (),
+            layers if split == "taught" else (),
             device,
             ctx.progress,
             ctx.rank,

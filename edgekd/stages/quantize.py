@@ -17,7 +17,7 @@ from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokeni
 from edgekd.stages.distill import load_projections
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 2
+REVISION = 3
 
 
 def run(
@@ -38,12 +38,12 @@ def run(
     model, tokenizer = load_stage_model(distill, data.labels)
     model.to(ctx.device)
     tokens = tokenise_splits(
-        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("train", "validation")
+        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("taught", "validation")
     )
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     prepare(model, quant)
     lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec.losses, labels)
-    observed = {"ptq": calibrate(model, quant, tokens["train"], rows, ctx.progress)}
+    observed = {"ptq": calibrate(model, quant, tokens["taught"], rows, ctx.progress)}
     scores = {"ptq": lesson.evaluate()}
     save_tensors(model.state_dict(), ctx.out / "ptq.safetensors")
     load_projections(learner, distill)
@@ -51,7 +51,7 @@ def run(
 
     def observe(epoch: int) -> None:
         if 0 < epoch < moving:
-            calibrate(model, quant, tokens["train"], rows, ctx.progress)
+            calibrate(model, quant, tokens["taught"], rows, ctx.progress)
 
     training = loop.fit(
         replace(lesson, before_epoch=observe),

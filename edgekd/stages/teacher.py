@@ -12,15 +12,13 @@ from edgekd.models import loading
 from edgekd.stages.common import read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 3
+REVISION = 4
 
 
 def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, seed: int) -> None:
     """Write ``model/`` (a Hugging Face folder), ``scores.json`` and, if it was trained, ``history.jsonl``."""
     data = read_data(task, assets)
-    folder = asset_cache.resolve(
-        teacher.source, also=(teacher.gguf_file,) if teacher.gguf_file else (), progress=ctx.progress
-    )
+    folder = asset_cache.resolve(teacher.source, also=teacher.files, progress=ctx.progress)
     torch.manual_seed(seed)
     fresh = teacher.finetune is not None
     model = loading.load_classifier(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,17 +20,20 @@ from edgekd.progress import Progress
 from edgekd.spec import TextClassification
 from edgekd.store import read_json, write_json
 from edgekd.tasks import tables
+from edgekd.tasks.sampling import holdout, stratified
 
 Ints = NDArray[np.int64]
 SPLITS = ("train", "validation", "test")
 SCHEMA = "edgekd.dataset/1"
+UNLABELLED = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
     """``ids[i]`` is ``source/row``: the task's source (``train``, ``validation``, ``test``) and the 0-based row in it.
 
-    ``labels`` are int64 indices into the data set's ``labels``, shape (N,).
+    A window of its text has ``#n`` behind that. ``labels`` are int64 indices into the data set's ``labels``, or
+    ``UNLABELLED``, shape (N,).
     """
 
     ids: list[str]
@@ -48,7 +52,8 @@ class Examples:
 class Dataset:
     """The three splits. A validation split held out of the training source keeps its ``train/...`` ids.
 
-    ``uncut_ids`` are those of the training split before a limit cut it; ``None`` if nothing was cut, or once read back.
+    ``transfer`` is unlabelled text for the teacher to label, if the task has any. ``uncut_ids`` are those of the
+    training split before a limit cut it; ``None`` if nothing was cut, or once read back.
     """
 
     train: Examples
@@ -57,13 +62,28 @@ class Dataset:
     labels: tuple[str, ...]
     licence: str | None = None
     uncut_ids: list[str] | None = None
+    transfer: Examples | None = None
+
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """What there is, by name."""
+        found = {name: getattr(self, name) for name in SPLITS}
+        return found if self.transfer is None else found | {"transfer": self.transfer}
+
+    @property
+    def taught(self) -> Examples:
+        """What a student is taught on: the training split, and behind it the transfer set."""
+        first, more = self.train, self.transfer
+        if more is None:
+            return first
+        labels = np.concatenate([first.labels, more.labels])
+        return Examples(first.ids + more.ids, first.texts + more.texts, labels)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the label names and every id, label and text, in order."""
         digest = hashlib.sha256(json.dumps(self.labels).encode())
-        for name in SPLITS:
-            split: Examples = getattr(self, name)
+        for name, split in self.splits.items():
             for record in zip(split.ids, split.labels.tolist(), split.texts, strict=True):
                 digest.update(json.dumps([name, *record]).encode() + b"\n")
         return digest.hexdigest()
@@ -71,7 +91,7 @@ class Dataset:
     @property
     def counts(self) -> dict[str, int]:
         """Examples per split."""
-        return {name: len(getattr(self, name)) for name in SPLITS}
+        return {name: len(split) for name, split in self.splits.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
@@ -104,7 +124,8 @@ def load(task: TextClassification, seed: int, progress: Progress | None = None) 
         for name, split in splits.items():
             count = max(task.limit, len(np.unique(split.labels)))
             splits[name] = split.take(stratified(split.labels, count, seed))
-    return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence, uncut_ids)
+    transfer = None if task.transfer_words is None else windows(splits["train"], task.transfer_words)
+    return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence, uncut_ids, transfer)
 
 
 def _read(
@@ -162,37 +183,21 @@ def _index(ids: list[str], names: list[str | int], labels: tuple[str, ...], posi
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 
-def holdout(labels: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Mark the rows held out: about ``fraction`` of each class, at least one and never all; none of a class of one."""
-    if not 0 < fraction < 1:
-        raise DataError(f"validation_fraction is {fraction}; it must be between 0 and 1")
-    marked = np.zeros(len(labels), np.bool_)
-    for rows in _shuffled_by_class(labels, seed):
-        if len(rows) > 1:
-            marked[rows[: min(max(int(len(rows) * fraction + 0.5), 1), len(rows) - 1)]] = True
-    if not marked.any():
-        raise DataError("no class has two training examples, so none can be held out; give a validation source")
-    return marked
+def windows(examples: Examples, words: int) -> Examples:
+    """What each text says beyond its first ``words`` words, in windows of as many, without labels.
 
-
-def stratified(labels: Ints, count: int, seed: int) -> Ints:
-    """Draw ``count`` rows (all, if there are fewer), ascending, each class in proportion to its size.
-
-    Every class has one at least where ``count`` allows it; what rounding leaves goes to the largest remainders.
+    Words are what white space parts. A last window of less than a fifth of ``words`` is left out.
     """
-    if count >= len(labels):
-        return np.arange(len(labels), dtype=np.int64)
-    classes = _shuffled_by_class(labels, seed)
-    sizes = np.array([len(rows) for rows in classes])
-    share = count * sizes / sizes.sum()
-    taken = np.floor(share).astype(np.int64)
-    if count >= len(sizes):
-        taken = np.maximum(taken, 1)
-    while taken.sum() > count:  # the classes raised to one are paid for by those furthest above their share
-        taken[np.argmax(np.where(taken > 1, taken - share, -np.inf))] -= 1
-    while taken.sum() < count:
-        taken[np.argmax(np.where(taken < sizes, share - taken, -np.inf))] += 1
-    return np.sort(np.concatenate([rows[:number] for rows, number in zip(classes, taken, strict=True)]))
+    ids: list[str] = []
+    texts: list[str] = []
+    for name, text in zip(examples.ids, examples.texts, strict=True):
+        spans = [match.span() for match in re.finditer(r"\S+", text)]
+        for number, first in enumerate(range(words, len(spans), words), 1):
+            window = spans[first : first + words]
+            if 5 * len(window) >= words:
+                ids.append(f"{name}#{number}")
+                texts.append(text[window[0][0] : window[-1][1]])
+    return Examples(ids, texts, np.full(len(ids), UNLABELLED, np.int64))
 
 
 def draw_calibration(dataset: Dataset, count: int, seed: int) -> tuple[str, ...]:
@@ -203,16 +208,6 @@ def draw_calibration(dataset: Dataset, count: int, seed: int) -> tuple[str, ...]
     if not 0 < count <= len(dataset.train):
         raise DataError(f"cannot draw {count} calibration examples from {len(dataset.train)} training examples")
     return tuple(dataset.train.ids[row] for row in stratified(dataset.train.labels, count, seed))
-
-
-def _shuffled_by_class(labels: Ints, seed: int) -> list[Ints]:
-    """The rows of each class, in an order that only ``seed`` and the number of rows decide.
-
-    Sorted by the raw stream of a bit generator, which NumPy keeps the same over its versions; its ``permutation``
-    may change, and with it which calibration ids are training examples.
-    """
-    order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
-    return [order[labels[order] == label] for label in np.unique(labels)]
 
 
 # ------------------------------------------------------------------------------------------------------- write and read
@@ -228,8 +223,7 @@ def write(dataset: Dataset, out: Path) -> None:
 
     schema = pyarrow.schema([("id", pyarrow.string()), ("text", pyarrow.string()), ("label", pyarrow.int32())])
     (out / "data").mkdir(parents=True, exist_ok=True)
-    for name in SPLITS:
-        split: Examples = getattr(dataset, name)
+    for name, split in dataset.splits.items():
         table = pyarrow.table([split.ids, split.texts, split.labels.astype(np.int32)], schema=schema)
         parquet.write_table(table, out / "data" / f"{name}.parquet", compression="zstd")
     if dataset.uncut_ids is not None:
@@ -247,7 +241,7 @@ def read(stage_path: Path) -> Dataset:
     try:
         head = read_json(stage_path / "dataset.json")
         splits: dict[str, Any] = {}
-        for name in SPLITS:
+        for name in head["counts"]:
             columns = parquet.ParquetFile(stage_path / "data" / f"{name}.parquet").read()
             ids, texts, labels = columns["id"].to_pylist(), columns["text"].to_pylist(), columns["label"].to_numpy()
             splits[name] = Examples(ids, texts, labels.astype(np.int64))
