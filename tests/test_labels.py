@@ -51,6 +51,18 @@ def test_stored_signals_equal_the_live_teacher(tmp_path: Path) -> None:
         )
 
 
+def test_bf16_labels_are_those_of_the_teacher_under_autocast(tmp_path: Path) -> None:
+    model, tokens = tiny.bert(), tiny.tokens(tiny.split(40, 0))
+    labels.compute(tmp_path, "train", tokens, model, (), CPU, QUIET, bf16=True)
+    rows = np.argsort(tokens.lengths, kind="stable")
+    ids, mask, _ = tokens.gather(rows)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        live = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask.astype(np.int64))).logits
+    stored = labels.LabelStore(tmp_path, "train").logits[rows]
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored, live.float().numpy())
+
+
 def test_a_killed_store_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "BLOCK", 16)
     model, tokens = tiny.bert(), tiny.tokens(tiny.split(100, 0))

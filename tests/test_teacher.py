@@ -16,7 +16,7 @@ from edgekd.store import Context, Stage, read_json
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_on_a_cpu_bf16_is_for_training_only_and_scores_are_taken_in_float32(
+def test_a_teacher_is_trained_and_scored_in_bf16_where_the_machine_multiplies_it(
     tmp_path: Path, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading.save_model(tiny.bert(), tiny.fast(tiny.wordpiece()), tmp_path / "teacher")
@@ -44,6 +44,6 @@ def test_on_a_cpu_bf16_is_for_training_only_and_scores_are_taken_in_float32(
         assets=Stage("assets", "0", tmp_path),
         seed=0,
     )
-    assert trained == [bf16] and scored == [False, False]
+    assert trained == [bf16] and scored == [bf16, bf16]
     assert bars.done == bars.total == {"teacher: scoring validation": 24, "teacher: scoring test": 24}
     assert np.isfinite(read_json(tmp_path / "out" / "scores.json")["test"]["score"])

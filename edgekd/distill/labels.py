@@ -41,12 +41,13 @@ def compute(
     progress: Progress,
     rank: int = 0,
     world_size: int = 1,
+    bf16: bool = False,
 ) -> None:
     """Run the teacher over one split and write its logits and the hidden states of ``layers`` into ``out``.
 
     Ranks share the work block by block; each block is marked done after it is on disk, so a killed run goes on where
-    it stopped, also with another number of ranks. bf16 on a GPU, float32 on a CPU. A full disk is an ``OSError`` before
-    any work is done; ``TrainingError`` for an output that is not finite, or too large for float16.
+    it stopped, also with another number of ranks. ``bf16``: matrix products in bfloat16. A full disk is an ``OSError``
+    before any work is done; ``TrainingError`` for an output that is not finite, or too large for float16.
     """
     blocks = by_length(tokens, BLOCK)
     ready, done_path = out / f"{split}.ready.tmp", out / f"{split}.done.tmp"  # the store drops *.tmp at the end
@@ -63,7 +64,8 @@ def compute(
     model.eval()
     with progress.bar(f"labels: {split}", total=len(mine), unit="block") as advance:
         for i in mine:
-            _block(fields, split, tokens, blocks[i], model, layers, device)
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                _block(fields, split, tokens, blocks[i], model, layers, device)
             for field in fields.values():
                 field.flush()
             done[i] = 1
@@ -102,9 +104,7 @@ def _block(
 ) -> None:
     ids, mask, flat = tokens.gather(rows)
     inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    with torch.inference_mode(), autocast:
-        result = model(**{k: v.to(device) for k, v in inputs.items()}, output_hidden_states=bool(layers))
+    result = model(**{k: v.to(device) for k, v in inputs.items()}, output_hidden_states=bool(layers))
     logits = result.logits.float().cpu().numpy()
     _refuse(~np.isfinite(logits).all(1), rows, split, "logits are not finite: look at that text, or at the teacher")
     fields["logits"][rows] = logits

@@ -41,6 +41,7 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
             ctx.progress,
             ctx.rank,
             ctx.world_size,
+            ctx.bf16,
         )
     if ctx.rank == 0:
         index = {

@@ -35,7 +35,7 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
 
     def judge(split: str) -> dict[str, float]:
         found = evaluate.logits(
-            model, tokens[split], autocast=ctx.device == "cuda", progress=ctx.progress, name=f"teacher: scoring {split}"
+            model, tokens[split], autocast=ctx.bf16, progress=ctx.progress, name=f"teacher: scoring {split}"
         )
         return evaluate.compare(found, tokens[split].labels, None)
 
