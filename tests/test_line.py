@@ -54,6 +54,8 @@ def test_the_report_is_valid_and_holds_every_contender(report: Any) -> None:
     for row in report["rows"]:
         assert row["p50_ms"] > 0 and row["size_bytes"] > 0 and 0 <= row["score"] <= 1
         assert row["valid"] == (row["why_invalid"] is None)
+    assert len(report["latency"]) == len(report["rows"])  # the raw samples were found again,
+    assert report["verdicts"]["quality"]["examples"] == report["task"]["counts"]["test"]  # and the answers
 
 
 def test_the_teacher_learned_and_the_student_follows_it(report: Any) -> None:

@@ -88,3 +88,20 @@ def test_a_checkout_installs_by_its_makefile_with_the_pinned_torch_first() -> No
     installs = [line for line in text.splitlines() if "pip install" in line]
     assert f"-c constraints.txt torch=={pins['torch']}" in installs[0]
     assert all("-c constraints.txt" in line for line in installs)
+
+
+def test_the_readme_has_a_line_for_every_file_of_the_package() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The tree")[2].partition("\n## ")[0]
+    told: set[str] = set()
+    folders: dict[int, str] = {}
+    for line in section.splitlines():
+        name, depth = line.strip().partition(" ")[0], len(line) - len(line.lstrip())
+        if not name or depth > 10:  # a description on a line of its own
+            continue
+        path = "".join(folder for level, folder in sorted(folders.items()) if level < depth) + name
+        if name.endswith("/"):
+            folders = {level: folder for level, folder in folders.items() if level < depth} | {depth: name}
+        told.add(path)
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "edgekd").rglob("*.*") if "__" not in p.as_posix()}
+    ours = {path for path in ours if (ROOT / path).is_file()}
+    assert {path for path in told if path.startswith("edgekd/") and not path.endswith("/")} == ours

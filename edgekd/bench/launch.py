@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,20 @@ from edgekd.errors import BenchError
 
 class ChildFailed(Exception):
     """The child crashed, gave up or took too long; the message is the reason for the row."""
+
+
+def times_file(raw: Path, artifact: str, cell: rows.Cell, number: int) -> Path:
+    """Where round ``number`` of a cell leaves ``call_ns`` and ``null_ns`` of an artifact."""
+    return raw / f"{artifact}.{_in_a_name(cell.runtime)}.t{cell.threads}.{cell.workload}.r{number}.npz"
+
+
+def logits_file(raw: Path, artifact: str, runtime: str) -> Path:
+    """Where an artifact's ``logits`` on the test split are left."""
+    return raw / f"{artifact}.{_in_a_name(runtime)}.score.npz"
+
+
+def _in_a_name(runtime: str) -> str:
+    return re.sub(r"\W+", "-", runtime)[-40:]
 
 
 def digest(job: dict[str, Any], contents: dict[str, str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -153,7 +152,6 @@ def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, co
     """One job per round."""
     made = []
     for number in range(rounds):
-        name = f"{artifact.name}.{_in_a_name(cell.runtime)}.t{cell.threads}.{cell.workload}.r{number}.npz"
         job: dict[str, Any] = {
             "runtime": cell.runtime,
             "model": str(artifact.folder / runtime_table.entry(cell.runtime).file),
@@ -164,7 +162,7 @@ def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, co
             "calls": calls,
             "warmup": child.WARMUP,
             "score": False,
-            "samples": str(raw / name),
+            "samples": str(launch.times_file(raw, artifact.name, cell, number)),
         }
         made.append(_Job(job, launch.digest(job, contents)))
     return made
@@ -177,13 +175,9 @@ def _scoring(artifact: Artifact, runtime: str, raw: Path, contents: dict[str, st
         "inputs": str(artifact.inputs),
         "threads": 1,
         "score": True,
-        "samples": str(raw / f"{artifact.name}.{_in_a_name(runtime)}.score.npz"),
+        "samples": str(launch.logits_file(raw, artifact.name, runtime)),
     }
     return _Job(job, launch.digest(job, contents))
-
-
-def _in_a_name(runtime: str) -> str:
-    return re.sub(r"\W+", "-", runtime)[-40:]
 
 
 def _score(

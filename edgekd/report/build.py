@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 import edgekd
 from edgekd import store
+from edgekd.bench import launch
+from edgekd.bench.rows import Cell
 from edgekd.errors import StoreError
 from edgekd.report import headline, limits, verdicts
 from edgekd.report.schema import SCHEMA
@@ -150,21 +152,13 @@ def _word(lines: list[dict[str, Any]], runtime: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
-def _samples(raw: Path, artifact: str, runtime: str, threads: int, workload: str) -> list[Path]:
-    """A row's raw files, one a round, in order."""
-    found = raw.glob(f"{artifact}.{runtime}.t{threads}.{workload}.r*.npz")
-    return sorted(found, key=lambda path: int(path.stem.rpartition(".r")[2]))
-
-
 def _right(folders: Mapping[str, Path], artifact: str, runtime: str) -> NDArray[np.bool_] | None:
-    """Which test examples the artifact answers rightly (shape (N,)), by its first round's logits; None if gone."""
-    raw = _samples(folders["bench"] / "raw", artifact, runtime, 1, "real")
+    """Which test examples the artifact answers rightly (shape (N,)), by its logits; None if gone."""
+    logits = launch.logits_file(folders["bench"] / "raw", artifact, runtime)
     inputs = folders["export"] / "inputs" / "student.npz"
-    if not raw or not inputs.is_file():
+    if not logits.is_file() or not inputs.is_file():
         return None
-    with np.load(raw[0], allow_pickle=False) as file, np.load(inputs, allow_pickle=False) as given:
-        if "logits" not in file.files:
-            return None
+    with np.load(logits, allow_pickle=False) as file, np.load(inputs, allow_pickle=False) as given:
         answers, labels = file["logits"].argmax(axis=1), given["labels"]
     return np.asarray(answers == labels, bool) if answers.shape == labels.shape else None
 
@@ -172,10 +166,13 @@ def _right(folders: Mapping[str, Path], artifact: str, runtime: str) -> NDArray[
 def _histogram(raw: Path, row: Mapping[str, Any]) -> dict[str, Any] | None:
     """The calls of a row in bins of equal ratio, without the slowest thousandth; None without samples."""
     place = {name: row[name] for name in ("artifact", "runtime", "threads", "workload")}
+    cell = Cell(row["runtime"], row["threads"], row["workload"])
     times = []
-    for path in _samples(raw, **place)[: row["rounds"]]:
-        with np.load(path, allow_pickle=False) as file:
-            times.append(file["call_ns"] / 1e6)
+    for number in range(row["rounds"]):
+        path = launch.times_file(raw, row["artifact"], cell, number)
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as file:
+                times.append(file["call_ns"] / 1e6)
     if not times:
         return None
     logs = np.log(np.sort(np.concatenate(times)))
