@@ -180,11 +180,12 @@ def _samples(found: Mapping[str, Path], table: list[dict[str, Any]]) -> None:
     for row in table:
         for number, p50 in enumerate(row["round_p50_ms"]):
             times = p50 * np.exp(rng.normal(0, 0.35, row["calls"]))
+            arrays: dict[str, Any] = {"call_ns": (1e6 * times).astype(np.int64)}
+            if row["workload"] == "real" and number == 0:
+                seed = list(ARTIFACTS).index(row["artifact"])
+                arrays["logits"] = answers(ARTIFACTS[row["artifact"]][2], labels, seed)
             cell = Cell(row["runtime"], row["threads"], row["workload"])
-            file = launch.times_file(found["bench"] / "raw", row["artifact"], cell, number)
-            np.savez(file, call_ns=(1e6 * times).astype(np.int64))
-        file = launch.logits_file(found["bench"] / "raw", row["artifact"], row["runtime"])
-        np.savez(file, logits=answers(ARTIFACTS[row["artifact"]][2], labels, list(ARTIFACTS).index(row["artifact"])))
+            np.savez(launch.samples_file(found["bench"] / "raw", row["artifact"], cell, number), **arrays)
 
 
 def info(found: Mapping[str, Path]) -> dict[str, dict[str, Any]]:

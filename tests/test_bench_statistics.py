@@ -243,17 +243,17 @@ def test_without_a_teacher_there_is_no_ratio_and_the_row_stays_valid():
 def test_logits_that_are_not_finite_make_a_row_invalid():
     table = [_row("student", [1.0] * 5)]
     found = np.array([[np.nan, 1.0], [0.0, 1.0]], np.float32)
-    rows.add_scores(table, {("student", "ort_cpu"): found}, {"student": np.array([1, 1])}, None, statistics.accuracy)
+    rows.add_scores(table, {("student", "ort_cpu", 1): found}, {"student": np.array([1, 1])}, None, statistics.accuracy)
     assert not table[0]["valid"] and "not finite" in table[0]["why_invalid"] and table[0]["kl"] is None
 
 
 def test_a_score_is_the_files_whatever_was_timed():
-    cells = [("ort_cpu", 1, "real"), ("ort_cpu", 2, "fixed16"), ("openvino", 1, "fixed64")]
+    cells = [("ort_cpu", 1, "real"), ("ort_cpu", 1, "fixed16"), ("ort_cpu", 2, "fixed16"), ("openvino", 1, "fixed64")]
     table = [{**_row("student", [1.0]), **dict(zip(("runtime", "threads", "workload"), c, strict=True))} for c in cells]
     table.append(rows.empty("student", Cell("ort_cpu", 4, "real"), 2**20, "4 threads asked for"))
     right, half = (np.array([[0, 1], found], np.float32) for found in ([0, 1], [1, 0]))
-    logits = {("student", "ort_cpu"): right, ("student", "openvino"): half}
+    logits = {("student", "ort_cpu", 1): right, ("student", "ort_cpu", 2): half}
     rows.add_scores(table, logits, {"student": np.array([1, 1])}, right, statistics.accuracy)
-    assert [row["score"] for row in table] == [1.0, 1.0, 0.5, None]
-    assert [row["agreement"] for row in table] == [1.0, 1.0, 0.5, None]
-    assert [row["kl"] is not None for row in table] == [True, True, True, False]
+    assert [row["score"] for row in table] == [1.0, 1.0, 0.5, 1.0, None]
+    assert [row["agreement"] for row in table] == [1.0, 1.0, 0.5, 1.0, None]
+    assert [row["kl"] is not None for row in table] == [True, True, True, True, False]

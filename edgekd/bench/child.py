@@ -1,11 +1,11 @@
 """One measurement in a process of its own: ``python -m edgekd.bench.child`` with a JSON job on stdin.
 
-The job: ``runtime``, ``model`` and ``inputs`` (paths), ``threads``, ``samples`` (the ``.npz`` to write), ``parent``
-(the process that started this one) and ``score``: whether to answer the whole test split, which leaves ``logits``
-float32 (examples, classes) in the ``.npz``, or to time, which leaves ``call_ns`` int64 (calls,) and ``null_ns`` int64
-(the same loop around nothing). To time there are also ``workload``, ``calls``, ``cpus`` (to run on), ``warmup`` (see
-``warm_up``) and ``calm_ns`` (the ``Canary.best_ns`` of the processes before this one, or null). The answer is one line
-of JSON on stdout; whatever a library prints goes to stderr.
+The job: ``runtime``, ``model`` and ``inputs`` (paths), ``workload``, ``threads``, ``cpus`` (to run on), ``calls``,
+``warmup`` (see ``warm_up``), ``score`` (whether to go on over the whole test split), ``samples`` (the ``.npz`` to
+write), ``calm_ns`` (the ``Canary.best_ns`` of the processes before this one, or null) and ``parent`` (the process that
+started this one). The answer is one line of JSON on stdout; whatever a library prints goes to stderr. In the ``.npz``:
+``call_ns`` int64 (calls,), ``null_ns`` int64 (the same loop around nothing) and, if asked for, ``logits`` float32
+(examples, classes).
 """
 
 from __future__ import annotations
@@ -37,17 +37,8 @@ PAUSES_S = (0.0, 0.3, 0.9)
 """Before the first attempt at timing, and before those that follow a disturbed one."""
 
 
-def score(job: dict[str, Any]) -> dict[str, Any]:
-    """Answer the test split, one example a call; nothing is timed, so that others may run beside it."""
-    inputs = workloads.load(Path(job["inputs"]))
-    session = runtimes.get(job["runtime"]).load(Path(job["model"]), job["threads"])
-    rows = [np.array(session.run(workloads.feeds(inputs[i], session.inputs)), np.float32) for i in range(len(inputs))]
-    _save(Path(job["samples"]), {"logits": np.concatenate(rows)})
-    return {}
-
-
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Time the calls and return the answer; times in milliseconds, memory in MiB.
+    """Do the job and return the answer; times in milliseconds, memory in MiB.
 
     ``import_rss_mib`` is the resident memory with the interpreter, numpy, the runtime and the inputs loaded, but no
     model; ``peak_rss_mib`` is how far the peak (VmHWM, reset at that point) then rose above it: what the model costs.
@@ -76,10 +67,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     _, usage, call_ns, disturbed = min(attempts, key=lambda attempt: attempt[0])
     gc.enable()
 
+    arrays = {"call_ns": call_ns, "null_ns": null_ns}
+    if job["score"]:
+        arrays["logits"] = _logits(session, inputs)
     _, peak_mib = proc.memory_mib()
     if "torch" in sys.modules:
         raise BenchError("torch was imported into a timed process; its thread pool disturbs the runtime's")
-    _save(Path(job["samples"]), {"call_ns": call_ns, "null_ns": null_ns})
+    _save(Path(job["samples"]), arrays)
     return {
         "version": runtime.version(),
         "load_ms": load_ms,
@@ -166,6 +160,11 @@ def _nothing(feeds: Feeds) -> NDArray[Any]:
 _NO_LOGITS = np.zeros((1, 1), np.float32)
 
 
+def _logits(session: runtimes.Session, inputs: workloads.Inputs) -> NDArray[np.float32]:
+    rows = [np.array(session.run(workloads.feeds(inputs[i], session.inputs)), np.float32) for i in range(len(inputs))]
+    return np.concatenate(rows)
+
+
 def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as stream:
@@ -182,7 +181,7 @@ def main() -> int:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries in other languages print where they like
     try:
-        result = score(job) if job["score"] else run(job)
+        result = run(job)
     except EdgekdError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -25,18 +25,10 @@ class ChildFailed(Exception):
     """The child crashed, gave up or took too long; the message is the reason for the row."""
 
 
-def times_file(raw: Path, artifact: str, cell: rows.Cell, number: int) -> Path:
-    """Where round ``number`` of a cell leaves ``call_ns`` and ``null_ns`` of an artifact."""
-    return raw / f"{artifact}.{_in_a_name(cell.runtime)}.t{cell.threads}.{cell.workload}.r{number}.npz"
-
-
-def logits_file(raw: Path, artifact: str, runtime: str) -> Path:
-    """Where an artifact's ``logits`` on the test split are left."""
-    return raw / f"{artifact}.{_in_a_name(runtime)}.score.npz"
-
-
-def _in_a_name(runtime: str) -> str:
-    return re.sub(r"\W+", "-", runtime)[-40:]
+def samples_file(raw: Path, artifact: str, cell: rows.Cell, number: int) -> Path:
+    """Where round ``number`` of a cell leaves an artifact's samples: ``call_ns``, and ``logits`` if it was to score."""
+    runtime = re.sub(r"\W+", "-", cell.runtime)[-40:]
+    return raw / f"{artifact}.{runtime}.t{cell.threads}.{cell.workload}.r{number}.npz"
 
 
 def digest(job: dict[str, Any], contents: dict[str, str]) -> str:
@@ -47,22 +39,21 @@ def digest(job: dict[str, Any], contents: dict[str, str]) -> str:
 
 
 def kept(job: dict[str, Any], wanted: str) -> dict[str, Any] | None:
-    """What an earlier child found for the same job, or ``None``."""
+    """The figures that an earlier child found for the same job, or ``None``."""
     samples = Path(job["samples"])
     try:
         found = store.read_json(samples.with_suffix(".json"))
         if found["digest"] != wanted:
             return None
-        return _found(job, found["answer"])
+        return rows.summary(found["answer"], samples)
     except (*UNREADABLE, TypeError):
         return None
 
 
 def launch(job: dict[str, Any], wanted: str, timeout_s: float, calm_ns: int | None = None) -> dict[str, Any]:
-    """Run the job in a fresh process, keep its answer beside the samples, and return what it found.
+    """Run the job in a fresh process, keep its answer beside the samples, and return the figures.
 
-    That is ``logits`` of a job that scores, else ``rows.summary``. ``calm_ns`` is the quickest ``Canary`` loop of the
-    processes before it.
+    ``calm_ns`` is the quickest ``Canary`` loop of the processes before it.
 
     Raises ``ChildFailed``; then nothing is kept. Raises ``StoreError`` where the disk is full, and
     ``BenchError`` where no process can be started at all.
@@ -84,19 +75,17 @@ def launch(job: dict[str, Any], wanted: str, timeout_s: float, calm_ns: int | No
         raise ChildFailed(reason)
     try:
         answer = json.loads(done.stdout)
-        found = _found(job, answer)
+        figures = rows.summary(answer, samples)
     except UNREADABLE as error:
         raise ChildFailed(f"ended without an answer ({error})") from None
     store.write_json(samples.with_suffix(".json"), {"digest": wanted, "answer": answer})
-    return found
+    return figures
 
 
-def _found(job: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    samples = Path(job["samples"])
-    if not job["score"]:
-        return rows.summary(answer, samples)
+def logits(samples: Path) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    """The logits of the whole test split, if that child was to score it."""
     with np.load(samples, allow_pickle=False) as file:
-        return {"logits": file["logits"]}
+        return file["logits"] if "logits" in file.files else None
 
 
 def _env(job: dict[str, Any]) -> dict[str, str]:

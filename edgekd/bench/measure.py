@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,17 +58,16 @@ def measure(
 ) -> list[Row]:
     """Measure; one row per artifact, runtime, thread count and workload (given by runtime; ``real`` by default).
 
-    First every artifact answers the whole test split in every runtime, as many side by side as there are CPUs: all rows
-    have those scores. ``agreement`` and ``kl`` compare with the ``baseline`` artifact in onnxruntime on the CPU. Then
-    come the times, with nothing beside them. A round goes through all cells (runtime, threads, workload) and, within a
-    cell, through all artifacts, each in a fresh process on the same examples; every other round backwards, so that a
-    machine that slowly heats up favours nobody.
+    A round goes through all cells (runtime, threads, workload) and, within a cell, through all artifacts, each in a
+    fresh process on the same examples; every other round backwards, so that a machine that slowly heats up favours
+    nobody. In round 0 the session that was timed on ``real`` goes on over the whole test split for the scores.
+    The rows of all workloads have them. ``agreement`` and ``kl`` compare with the ``baseline`` artifact in onnxruntime
+    on the CPU.
 
-    ``out/raw/`` keeps what each process found, and a second call reuses it, times in whole rounds of a cell: a ratio is
-    of times taken side by side. A process that crashes or exceeds ``timeout_s`` ends its artifact in that cell (in all
-    of that runtime's, if it was to score), and the row says so; nothing of it is kept. A runtime that is not installed
-    gets one row per artifact, with the command that installs it. Raises ``BenchError`` for an unknown runtime or
-    workload, or unreadable inputs.
+    ``out/raw/`` keeps what each process found, and a second call reuses it, in whole rounds of a cell: a ratio is of
+    times taken side by side. A process that crashes or exceeds ``timeout_s`` ends its artifact in that cell, and the
+    row says so; nothing of it is kept. A runtime that is not installed gets one row per artifact, with the command
+    that installs it. Raises ``BenchError`` for an unknown runtime or workload, or unreadable inputs.
     """
     (out / "raw").mkdir(parents=True, exist_ok=True)
     labels = {artifact.name: load_inputs(artifact.inputs).labels for artifact in artifacts}
@@ -86,18 +84,10 @@ def measure(
         for artifact in artifacts
         if (cell, artifact.name) not in refused
     }
-    scoring = {
-        (artifact.name, runtime): _scoring(artifact, runtime, out / "raw", contents(artifact, runtime))
-        for artifact in artifacts
-        for runtime in runtimes
-        if any(name == artifact.name and cell.runtime == runtime for cell, name in jobs)
-    }
-    logits, unscored = _score(scoring, timeout_s, progress)
-    failed = {place: unscored[key] for place in jobs if (key := (place[1], place[0].runtime)) in unscored}
-    figures, crashed = _run({p: job for p, job in jobs.items() if p not in failed}, rounds, timeout_s, progress)
-    failed |= crashed
+    figures, failed = _run(jobs, rounds, timeout_s, progress)
 
     table: list[Row] = []
+    logits: dict[tuple[str, str, int], Logits] = {}
     for cell in every_cell:
         for artifact in artifacts:
             place = (cell, artifact.name)
@@ -106,8 +96,11 @@ def measure(
                 table.append(rows.empty(artifact.name, cell, size, reason))
             elif place in figures and size is not None:
                 table.append(rows.measured(artifact.name, cell, size, calls, figures[place]))
+                if (found := launch.logits(Path(jobs[place][0].job["samples"]))) is not None:
+                    logits[artifact.name, cell.runtime, cell.threads] = found
     rows.compare(table, baseline)
-    rows.add_scores(table, logits, labels, logits.get((baseline, REFERENCE_RUNTIME)), score)
+    reference = next((found for key, found in logits.items() if key[:2] == (baseline, REFERENCE_RUNTIME)), None)
+    rows.add_scores(table, logits, labels, reference, score)
     return table
 
 
@@ -118,7 +111,6 @@ class _Job:
 
 
 Place = tuple[Cell, str]  # a cell, and an artifact's name
-Scored = tuple[str, str]  # the names of an artifact and a runtime
 
 
 def _refused(artifacts: Sequence[Artifact], cells: Mapping[str, Sequence[Cell]]) -> dict[Place, str | None]:
@@ -161,52 +153,11 @@ def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, co
             "cpus": machine.pick_cpus(cell.threads),
             "calls": calls,
             "warmup": child.WARMUP,
-            "score": False,
-            "samples": str(launch.times_file(raw, artifact.name, cell, number)),
+            "score": number == 0 and cell.workload == "real",
+            "samples": str(launch.samples_file(raw, artifact.name, cell, number)),
         }
         made.append(_Job(job, launch.digest(job, contents)))
     return made
-
-
-def _scoring(artifact: Artifact, runtime: str, raw: Path, contents: dict[str, str]) -> _Job:
-    job: dict[str, Any] = {
-        "runtime": runtime,
-        "model": str(artifact.folder / runtime_table.entry(runtime).file),
-        "inputs": str(artifact.inputs),
-        "threads": 1,
-        "score": True,
-        "samples": str(launch.logits_file(raw, artifact.name, runtime)),
-    }
-    return _Job(job, launch.digest(job, contents))
-
-
-def _score(
-    jobs: Mapping[Scored, _Job], timeout_s: float, progress: Progress
-) -> tuple[dict[Scored, Logits], dict[Scored, str]]:
-    """The answers of every job, and the reason of every one that failed."""
-    logits: dict[Scored, Logits] = {}
-    failed: dict[Scored, str] = {}
-    with (
-        ThreadPoolExecutor(machine.usable_threads()) as pool,
-        progress.bar("bench: scoring", total=len(jobs), unit="process") as advance,
-    ):
-
-        def answers(job: _Job) -> Logits:
-            found = launch.kept(job.job, job.digest) or launch.launch(job.job, job.digest, timeout_s)
-            logits: Logits = found["logits"]
-            return logits
-
-        asked = {pool.submit(answers, job): key for key, job in jobs.items()}
-        try:
-            for future in as_completed(asked):
-                try:
-                    logits[asked[future]] = future.result()
-                except launch.ChildFailed as error:
-                    failed[asked[future]] = str(error)
-                advance(1)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-    return logits, failed
 
 
 def _run(

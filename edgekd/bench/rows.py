@@ -144,16 +144,21 @@ def compare(rows: list[Row], baseline: str) -> None:
 
 def add_scores(
     rows: list[Row],
-    logits: dict[tuple[str, str], NDArray[np.float32]],
+    logits: dict[tuple[str, str, int], NDArray[np.float32]],
     labels: dict[str, NDArray[np.int64]],
     reference: NDArray[np.float32] | None,
     score: Callable[[NDArray[np.float32], NDArray[np.int64]], float],
 ) -> None:
-    """Fill in score, agreement and KL from ``logits`` by (artifact, runtime); a row that was not timed has none."""
+    """Fill in score, agreement and KL from ``logits`` by (artifact, runtime, threads), which ``real`` rows leave.
+
+    They are the file's, whatever was timed: a row of another workload has those of its runtime and threads, and one
+    whose runtime was never asked at real lengths those of another. A row that was not measured has none.
+    """
     for row in rows:
-        found = logits.get((row["artifact"], row["runtime"]))
-        if found is None or not row["round_p50_ms"]:
+        mine = [key for key in logits if key[0] == row["artifact"] and row["round_p50_ms"]]
+        if not mine:
             continue
+        found = logits[min(mine, key=lambda key: (key[1] != row["runtime"], key[2] != row["threads"]))]
         row["score"] = score(found, labels[row["artifact"]])
         if not np.isfinite(found).all():
             reasons = ["some logits are not finite", row["why_invalid"]]

@@ -153,12 +153,14 @@ def _word(lines: list[dict[str, Any]], runtime: str) -> str:
 
 
 def _right(folders: Mapping[str, Path], artifact: str, runtime: str) -> NDArray[np.bool_] | None:
-    """Which test examples the artifact answers rightly (shape (N,)), by its logits; None if gone."""
-    logits = launch.logits_file(folders["bench"] / "raw", artifact, runtime)
+    """Which test examples the artifact answers rightly (shape (N,)), by its first round's logits; None if gone."""
+    samples = launch.samples_file(folders["bench"] / "raw", artifact, Cell(runtime, 1, "real"), 0)
     inputs = folders["export"] / "inputs" / "student.npz"
-    if not logits.is_file() or not inputs.is_file():
+    if not samples.is_file() or not inputs.is_file():
         return None
-    with np.load(logits, allow_pickle=False) as file, np.load(inputs, allow_pickle=False) as given:
+    with np.load(samples, allow_pickle=False) as file, np.load(inputs, allow_pickle=False) as given:
+        if "logits" not in file.files:
+            return None
         answers, labels = file["logits"].argmax(axis=1), given["labels"]
     return np.asarray(answers == labels, bool) if answers.shape == labels.shape else None
 
@@ -169,7 +171,7 @@ def _histogram(raw: Path, row: Mapping[str, Any]) -> dict[str, Any] | None:
     cell = Cell(row["runtime"], row["threads"], row["workload"])
     times = []
     for number in range(row["rounds"]):
-        path = launch.times_file(raw, row["artifact"], cell, number)
+        path = launch.samples_file(raw, row["artifact"], cell, number)
         if path.is_file():
             with np.load(path, allow_pickle=False) as file:
                 times.append(file["call_ns"] / 1e6)

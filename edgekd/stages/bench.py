@@ -9,7 +9,7 @@ from edgekd import machine as this_machine
 from edgekd import runtimes, spec, store
 from edgekd.bench.measure import Artifact, measure
 
-REVISION = 3
+REVISION = 2
 
 ARTIFACTS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
 """In the order in which they take turns."""
