@@ -6,7 +6,6 @@ the stages read these values, and the run store hashes them. Quantities carry th
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -160,14 +159,15 @@ class Distill:
 class Quant:
     """Eight-bit quantization, calibrated and then trained.
 
-    ``scheme`` is ``u8s8_static`` (x86: unsigned activations) or ``s8s8_static`` (ARM: signed symmetric activations);
-    weights are signed, symmetric, one scale per output channel. ``calibration`` names a list in ``calibration/``
+    ``scheme`` is ``u8s8_static`` (x86 with VNNI: unsigned activations), ``u8s7_static`` (x86 without: 7-bit weights, so
+    that no sum of two products leaves 16 bits) or ``s8s8_static`` (ARM: signed symmetric activations); weights are
+    signed, symmetric, one scale per output channel. ``calibration`` names a list in ``calibration/``
     (ids of the training split); ``method`` is how a range is chosen from what was observed. ``keep_float`` holds glob
     patterns of modules and graph nodes (dots between the parts) that stay in float; each must match something.
     During the first ``1 - frozen_fraction`` of the training the ranges are observed anew at every epoch, then frozen.
     """
 
-    scheme: Literal["u8s8_static", "s8s8_static"] = "u8s8_static"
+    scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static"] = "u8s8_static"
     calibration: str = ""
     method: Literal["percentile", "mse", "minmax"] = "mse"
     percentile: float = 99.99
@@ -195,6 +195,18 @@ class Device:
     isa: Literal["x86_64", "aarch64"]
     features: tuple[str, ...] = ()  # CPU flags the scheme's speed relies on, as Linux spells them
     memory_mib: int | None = None
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The quantization schemes whose kernels it has, best first.
+
+        Unsigned activations do not fuse on ARM, signed ones not on x86. x86 without VNNI adds two u8 x s8 products in
+        16 bits, where they saturate.
+        """
+        if self.isa == "aarch64":
+            return ("s8s8_static",)
+        without_vnni = self.features and not any("vnni" in feature for feature in self.features)
+        return ("u8s7_static",) if without_vnni else ("u8s8_static", "u8s7_static")
 
 
 X86_VNNI = Device(name="x86 with VNNI", isa="x86_64", features=("avx512_vnni|avx_vnni",))
@@ -267,9 +279,9 @@ def _problems(target: Target) -> Iterator[str]:
         yield f"student.positions {positions} is below task.max_length {task.max_length}"
     if not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
-    expected = "s8s8_static" if target.device.isa == "aarch64" else "u8s8_static"
-    if quant.scheme != expected:
-        yield f"scheme {quant.scheme} does not fuse on {target.device.isa}: use {expected}"
+    expected = target.device.schemes
+    if quant.scheme not in expected:
+        yield f"scheme {quant.scheme} does not suit {target.device.name}: use {' or '.join(expected)}"
     unknown = [name for name in (*target.bench.runtimes, *target.bench.workloads) if name not in RUNTIMES]
     if unknown:
         yield f"unknown runtime {unknown[0]!r}: there are {', '.join(RUNTIMES)}"
@@ -278,21 +290,3 @@ def _problems(target: Target) -> Iterator[str]:
             yield f"unknown workload {workload!r}: use 'real' or 'fixed<tokens>'"
         elif workload != "real" and int(workload[5:]) > positions:
             yield f"workload {workload} is longer than the student's {positions} positions: raise student.positions"
-
-
-def smoke(target: Target) -> Target:
-    """The same line cut to minutes: few examples and steps, every stage real. Its report is stamped SMOKE."""
-    replace = dataclasses.replace
-    teacher = target.teacher
-    if teacher.finetune:
-        teacher = replace(teacher, finetune=replace(teacher.finetune, epochs=min(1.0, teacher.finetune.epochs)))
-    return replace(
-        target,
-        smoke=True,
-        task=replace(target.task, limit=min(256, target.task.limit or 256)),
-        teacher=teacher,
-        distill=replace(target.distill, epochs=min(2.0, target.distill.epochs)),
-        quant=replace(target.quant, epochs=min(1.0, target.quant.epochs)),
-        export=replace(target.export, parity_examples=128, min_agreement=0.98, max_score_gap=0.02),
-        bench=replace(target.bench, workloads=dict.fromkeys(target.bench.runtimes, ("real",)), rounds=3, calls=50),
-    )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgekd import checks, spec
 from edgekd.errors import TargetError
+from edgekd.smoke import smoke
 
 BASE = spec.Target(
     name="base",
@@ -167,5 +168,22 @@ def test_the_operator_sets_are_those_that_the_exporter_knows() -> None:
 
 
 def test_a_smoke_run_never_has_more_examples_than_the_target_asks_for() -> None:
-    assert spec.smoke(BASE).task.limit == 256
-    assert spec.smoke(changed(BASE, "task.limit", 20)).task.limit == 20
+    assert smoke(BASE).task.limit == 256
+    assert smoke(changed(BASE, "task.limit", 20)).task.limit == 20
+
+
+@pytest.mark.parametrize(
+    ("device", "scheme", "wanted"),
+    [
+        (spec.X86_VNNI, "s8s8_static", "use u8s8_static or u8s7_static"),
+        (spec.X86_AVX2, "u8s8_static", "use u8s7_static"),
+        (spec.ARM64_DOTPROD, "u8s8_static", "use s8s8_static"),
+    ],
+)
+def test_a_scheme_that_the_device_has_no_kernels_for_is_refused_with_the_one_to_use(
+    device: spec.Device, scheme: str, wanted: str
+) -> None:
+    with pytest.raises(TargetError, match=f"scheme {scheme} does not suit {device.name}: {wanted}$"):
+        dataclasses.replace(BASE, device=device, quant=spec.Quant(calibration="base", scheme=scheme))  # type: ignore[arg-type]
+    for fitting in device.schemes:
+        dataclasses.replace(BASE, device=device, quant=spec.Quant(calibration="base", scheme=fitting))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from edgekd.onnxio.audit import audit, session, signed
 from edgekd.onnxio.names import matches, module_path, named_in
 
 ATTENTION = ("*.attention.self.MatMul*",)
-SCHEMES = ("u8s8_static", "s8s8_static")
+SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static")
 
 
 @pytest.fixture(scope="module")

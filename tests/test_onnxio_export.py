@@ -17,7 +17,7 @@ from edgekd.onnxio.audit import session
 from edgekd.onnxio.files import read
 
 SHAPES = [feed(1, 1), feed(1, 64, seed=1), feed(3, 17, seed=2, padding=16)]
-SCHEMES = ("u8s8_static", "s8s8_static")
+SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,18 @@ def test_onnxruntime_answers_what_torch_answers(files: Any, name: str, optimize:
         assert np.isfinite(found).all()
         np.testing.assert_allclose(found, expected, atol=1e-5 if name == "float" else 0.02 * np.abs(expected).max())
         np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.parametrize(("name", "saturates"), [("u8s8_static", True), ("u8s7_static", False)])
+def test_seven_bit_weights_never_leave_the_16_bits_of_avx2(files: Any, name: str, saturates: bool) -> None:
+    graph = read(files[name][1]).graph
+    tensors = {t.name: onnx.numpy_helper.to_array(t).astype(np.int64) for t in graph.initializer}
+    scaled = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    weights = [tensors[scaled[node.input[1]]] for node in graph.node if node.op_type == "Gemm"]
+    assert len(weights) == 14
+    # VPMADDUBSW adds the products of two neighbours along the inner dimension; 255 is the largest activation.
+    worst = max(int(np.abs(w[::2] + w[1::2]).max()) for w in weights)
+    assert (255 * worst > 2**15 - 1) is saturates
 
 
 @pytest.mark.parametrize("name", ["float", *SCHEMES])

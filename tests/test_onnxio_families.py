@@ -80,7 +80,7 @@ def test_a_student_of_another_family_is_exported_whole_too(name: str, tmp_path: 
     np.testing.assert_allclose(session(read(path)).run(None, arrays)[0], expected, atol=0.02 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("scheme", ["u8s8_static", "s8s8_static"])
+@pytest.mark.parametrize("scheme", ["u8s8_static", "u8s7_static", "s8s8_static"])
 @pytest.mark.parametrize("keep", [(), ("classifier",)], ids=["whole", "float classifier"])
 def test_a_layer_before_a_relu_runs_in_int8(scheme: str, keep: tuple[str, ...], tmp_path: Path) -> None:
     model = quantized(family("DistilBert", activation="relu"), scheme, keep)

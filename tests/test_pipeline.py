@@ -18,6 +18,7 @@ from edgekd import pipeline, runner, spec, store
 from edgekd import ship as shipping
 from edgekd.errors import BudgetError, BundleError, DataError, StoreError, UsageError
 from edgekd.progress import Progress
+from edgekd.smoke import smoke
 from edgekd.store import Stage
 
 ROOT = Path(pipeline.__file__).resolve().parents[1]
@@ -122,7 +123,7 @@ def test_sources_calibration_machine_and_revisions_reach_what_comes_after_them()
 
 
 def test_a_smoke_run_shares_the_store_but_no_stage_with_the_real_one() -> None:
-    small = spec.smoke(target())
+    small = smoke(target())
     assert pipeline.run_name(small) == "toy-smoke"
     assert not set(keys(small).values()) & set(keys(target()).values())
 

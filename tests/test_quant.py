@@ -114,13 +114,14 @@ def test_query_key_and_value_share_one_quantizer() -> None:
     assert len(replace.act_quantizers(model)) == 4 * 4 + 1
 
 
-def test_weights_are_int8_per_channel_and_symmetric() -> None:
-    layer = quantized().bert.encoder.layer[0].intermediate.dense
+@pytest.mark.parametrize(("scheme", "most"), [("u8s8_static", 127), ("u8s7_static", 63), ("s8s8_static", 127)])
+def test_weights_are_integers_per_channel_and_symmetric(scheme: str, most: int) -> None:
+    layer = quantized(scheme).bert.encoder.layer[0].intermediate.dense
     layer.weight_quant.skip_create_quant_tensor = False
     weight = layer.quant_weight()
     integers = weight.int()
-    assert integers.abs().max() == 127 and (weight.zero_point == 0).all()
-    expected = layer.weight.abs().amax(1, keepdim=True) / 127
+    assert integers.abs().max() == most and (weight.zero_point == 0).all()
+    expected = layer.weight.abs().amax(1, keepdim=True) / most
     torch.testing.assert_close(weight.scale, expected)
     torch.testing.assert_close((integers * expected).float(), weight.value)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from edgekd import catalog, spec
 from edgekd.errors import UsageError
+from edgekd.smoke import smoke as smoke_of
 
 TargetName = Annotated[
     str, typer.Argument(metavar="TARGET", help="A name that `edgekd list` shows, or the path of a target file.")
@@ -45,7 +46,7 @@ def print_json_line(value: object) -> None:
 def load(name: str, smoke: bool) -> tuple[spec.Target, Path]:
     """The target and its file."""
     target = catalog.load(name)
-    return spec.smoke(target) if smoke else target, catalog.path_of(name)
+    return smoke_of(target) if smoke else target, catalog.path_of(name)
 
 
 def run_folder(name: str | None, store: Path) -> Path:

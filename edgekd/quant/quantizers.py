@@ -1,8 +1,8 @@
 """Which Brevitas quantizers stand for which scheme: the door to brevitas.
 
 Activations get static per-tensor scales held as parameters, set by calibration (``edgekd.quant.calibrate``) and not
-trained by gradient; weights get one symmetric scale per output channel, the channel's maximum over 127, recomputed
-as the weights move.
+trained by gradient; weights get one symmetric scale per output channel, the channel's maximum over 127 (63 in seven
+bits), recomputed as the weights move.
 """
 
 from __future__ import annotations
@@ -55,11 +55,22 @@ class WeightS8(Int8WeightPerChannelFloat):  # type: ignore[misc]
     """Signed, symmetric, per output channel, -127..127."""
 
 
+class WeightS7(Int8WeightPerChannelFloat):  # type: ignore[misc]
+    """The same in -63..63: 2 x 255 x 63 stays below 2**15, where x86 without VNNI adds two products."""
+
+    bit_width = 7
+
+
 class EmbeddingS8(Int8WeightPerTensorFloat):  # type: ignore[misc]
     """Signed, symmetric, one scale for the whole table, so that a gathered row needs no scale of its own."""
 
 
-ACTIVATIONS: dict[str, Any] = {"u8s8_static": ActU8, "s8s8_static": ActS8}
+SCHEMES: dict[str, tuple[Any, Any]] = {
+    "u8s8_static": (ActU8, WeightS8),
+    "u8s7_static": (ActU8, WeightS7),
+    "s8s8_static": (ActS8, WeightS8),
+}
+"""The quantizers of a linear layer's input and of its weight."""
 
 
 def act_parameters(proxy: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter | None]:

@@ -11,7 +11,7 @@ from brevitas.nn import QuantEmbedding, QuantLinear
 from torch import nn
 
 from edgekd.errors import TargetError
-from edgekd.quant.quantizers import ACTIVATIONS, EmbeddingS8, WeightS8, act_parameters
+from edgekd.quant.quantizers import SCHEMES, EmbeddingS8, act_parameters
 
 
 def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[str, torch.Tensor]) -> Any:
@@ -23,7 +23,7 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
     """
     patterns = tuple(keep_float)
     shared = _shared_inputs(model, example)
-    act = ACTIVATIONS[scheme]
+    act, weight = SCHEMES[scheme]
     proxies: dict[int, Any] = {}
     count = 0
     for name, module in list(model.named_modules()):
@@ -36,7 +36,7 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
                 module.in_features,
                 module.out_features,
                 bias=module.bias is not None,
-                weight_quant=WeightS8,
+                weight_quant=weight,
                 input_quant=proxies.get(group, act),
             )
             if group >= 0:

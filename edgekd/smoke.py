@@ -1,0 +1,24 @@
+"""A target cut to minutes, to see the whole line work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgekd.spec import Target
+
+
+def smoke(target: Target) -> Target:
+    """The same line on few examples and steps, every stage real. Its report is stamped SMOKE."""
+    teacher = target.teacher
+    if teacher.finetune:
+        teacher = replace(teacher, finetune=replace(teacher.finetune, epochs=min(1.0, teacher.finetune.epochs)))
+    return replace(
+        target,
+        smoke=True,
+        task=replace(target.task, limit=min(256, target.task.limit or 256)),
+        teacher=teacher,
+        distill=replace(target.distill, epochs=min(2.0, target.distill.epochs)),
+        quant=replace(target.quant, epochs=min(1.0, target.quant.epochs)),
+        export=replace(target.export, parity_examples=128, min_agreement=0.98, max_score_gap=0.02),
+        bench=replace(target.bench, workloads=dict.fromkeys(target.bench.runtimes, ("real",)), rounds=3, calls=50),
+    )
