@@ -37,11 +37,11 @@ TARGET = Target(
         licence="Apache-2.0",
     ),
     student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
-    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=4, optimizer=Optimizer(learning_rate=4e-4)),
+    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=6, optimizer=Optimizer(learning_rate=4e-4)),
     quant=Quant(
         scheme="u8s8_static",
         calibration="reuters_r8",
-        epochs=1,
+        epochs=0.5,
         optimizer=Optimizer(learning_rate=1e-4),
         keep_float=("*.attention.self.MatMul*", "classifier"),
     ),
