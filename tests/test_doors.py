@@ -37,7 +37,7 @@ DOORS = {
 
 LAYERS = (
     ("errors.py", "__init__.py"),
-    ("spec.py", "checks.py"),
+    ("spec.py", "checks.py", "smoke.py"),
     (
         "progress.py",
         "machine.py",
@@ -61,20 +61,10 @@ LAYERS = (
 
 IMPORT_NAMES = {"optimum-onnx": "optimum", "onnx-ir": "onnx_ir"}
 
-LIGHT = ("cli/*", "catalog.py", "plan.py", "pipeline.py", "sizes.py", "history.py", "shape.py", "store.py", "runner.py")
 LIGHT = (
-    *LIGHT,
-    "progress.py",
-    "machine.py",
-    "assets.py",
-    "wheels.py",
-    "downloads.py",
-    "report/*",
-    "ship.py",
-    "deploy.py",
-    "bundle.py",
-    "spec.py",
-    "checks.py",
+    *("cli/*", "report/*", "assets.py", "bundle.py", "catalog.py", "checks.py", "deploy.py", "downloads.py"),
+    *("history.py", "machine.py", "pipeline.py", "plan.py", "progress.py", "runner.py", "shape.py", "ship.py"),
+    *("sizes.py", "smoke.py", "spec.py", "store.py", "wheels.py"),
 )
 
 
