@@ -76,9 +76,7 @@ def main() -> None:
         model, tokenizer, summary = student_builder.build(
             target.student, big, given.teacher / "model", data, length, target.seed
         )
-        tokens = tokenise_splits(
-            tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, length, ("taught", "validation")
-        )
+        tokens = tokenise_splits(tokenizer, data, length, ("taught", "validation"))
         judges = (tokens["validation"], only(tokens["taught"], held))
 
         def judge(model: Any = model, judges: tuple[Tokens, ...] = judges) -> dict[str, float]:
@@ -90,9 +88,9 @@ def main() -> None:
             lesson, _ = set_lesson(
                 context, name, model, tokens, target.distill.losses, Stage("labels", "", given.labels)
             )
-            some = only(tokens["taught"], kept), Rows(lesson.teacher, tokens["taught"], kept)
+            teacher = Rows(lesson.teacher, tokens["taught"], kept)
             done = loop.fit(
-                replace(lesson, tokens=some[0], teacher=some[1], evaluate=judge),
+                replace(lesson, tokens=only(tokens["taught"], kept), teacher=teacher, evaluate=judge),
                 epochs=target.distill.epochs,
                 options=target.distill.optimizer,
                 seed=target.seed,

@@ -22,11 +22,11 @@ def read_data(task: spec.Task, assets: Stage) -> Any:
     return tasks.TASKS[task.kind].read(assets.path)
 
 
-def tokenise_splits(
-    tokenizer: Any, pad_id: int, data: Any, max_length: int, splits: tuple[str, ...] = SPLITS
-) -> dict[str, Tokens]:
-    """Each split as ragged token arrays."""
-    return {s: tokenise(tokenizer, getattr(data, s).texts, getattr(data, s).labels, max_length, pad_id) for s in splits}
+def tokenise_splits(tokenizer: Any, data: Any, max_length: int, splits: tuple[str, ...] = SPLITS) -> dict[str, Tokens]:
+    """Each split as ragged token arrays, by a tokenizer of transformers."""
+    fast, pad_id = tokenizer.backend_tokenizer, tokenizer.pad_token_id
+    parts = {name: getattr(data, name) for name in splits}
+    return {name: tokenise(fast, part.texts, part.labels, max_length, pad_id) for name, part in parts.items()}
 
 
 def load_stage_model(stage: Stage, labels: Any, attention: str | None = None) -> tuple[Any, Any]:
@@ -51,6 +51,5 @@ def set_lesson(
         found = evaluate.logits(model, tokens["validation"], progress=ctx.progress, name=f"{name}: scoring validation")
         return evaluate.compare(found, tokens["validation"].labels, truth)
 
-    return loop.Task(
-        name, learner, tokens["taught"], LabelStore(labels.path, "taught", index["layers"]), judge
-    ), learner
+    teacher = LabelStore(labels.path, "taught", index["layers"])
+    return loop.Task(name, learner, tokens["taught"], teacher, judge), learner

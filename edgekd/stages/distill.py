@@ -37,9 +37,7 @@ def run(
         student, big, teacher.path / "model", data, task.max_length, seed, ctx.progress
     )
     del big
-    tokens = tokenise_splits(
-        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("taught", "validation")
-    )
+    tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     lesson, learner = set_lesson(ctx, "distill", model, tokens, distill.losses, labels)
     training = loop.fit(
         replace(lesson, autocast=ctx.device == "cuda"),

@@ -78,9 +78,7 @@ def run(
 
 
 def _tokens(tokenizer: Any, data: Any, task: spec.Task) -> dict[str, Tokens]:
-    return tokenise_splits(
-        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("validation", "test")
-    )
+    return tokenise_splits(tokenizer, data, task.max_length, ("validation", "test"))
 
 
 def _place(ctx: Context, name: str, source: Stage, data: Any) -> Path:

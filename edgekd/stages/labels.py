@@ -21,9 +21,7 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
     layers = hidden_layers(taps, int(config.num_hidden_layers))
     device = torch.device(ctx.device)
     model.to(device)
-    tokens = tokenise_splits(
-        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("taught", "validation")
-    )
+    tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     size = sum(
         label_store.estimate_bytes(len(t), len(t.ids), len(data.labels), len(layers), int(config.hidden_size))
         for t in tokens.values()

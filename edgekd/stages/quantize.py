@@ -37,9 +37,7 @@ def run(
     data = read_data(task, assets)
     model, tokenizer = load_stage_model(distill, data.labels)
     model.to(ctx.device)
-    tokens = tokenise_splits(
-        tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length, ("taught", "validation")
-    )
+    tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     prepare(model, quant)
     lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec.losses, labels)

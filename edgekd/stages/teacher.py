@@ -31,7 +31,7 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
     tokenizer = loading.load_tokenizer(folder, teacher.gguf_file)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.to(ctx.device)
-    tokens = tokenise_splits(tokenizer.backend_tokenizer, tokenizer.pad_token_id, data, task.max_length)
+    tokens = tokenise_splits(tokenizer, data, task.max_length)
 
     def judge(split: str) -> dict[str, float]:
         found = evaluate.logits(

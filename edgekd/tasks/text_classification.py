@@ -20,9 +20,8 @@ from edgekd.progress import Progress
 from edgekd.spec import TextClassification
 from edgekd.store import read_json, write_json
 from edgekd.tasks import tables
-from edgekd.tasks.sampling import holdout, stratified
+from edgekd.tasks.sampling import Ints, holdout, stratified
 
-Ints = NDArray[np.int64]
 SPLITS = ("train", "validation", "test")
 SCHEMA = "edgekd.dataset/1"
 UNLABELLED = -1
