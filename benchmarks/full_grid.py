@@ -19,6 +19,7 @@ from edgekd.errors import EdgekdError
 from edgekd.progress import Progress
 from edgekd.report import markdown, schema
 from edgekd.stages.bench import artifacts
+from edgekd.tasks import text_classification
 
 RUNTIMES = ("ort_cpu", "openvino")
 WORKLOADS = ("real", "fixed16", "fixed64", "fixed128")
@@ -50,6 +51,7 @@ def grid(run: Path, rounds: int, calls: int) -> str:
         calls=calls,
         out=run / "full_grid",
         progress=Progress(),
+        score=text_classification.score,
     )
     store.write_json(run / "full_grid" / "rows.json", rows)
     return "\n\n".join(markdown.measurements({"rows": rows, "machine": {"cpu": machine.cpu_model()}}))

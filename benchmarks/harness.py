@@ -26,6 +26,7 @@ from edgekd import machine
 from edgekd.bench.measure import Artifact, measure
 from edgekd.bench.statistics import verdict
 from edgekd.progress import Progress
+from edgekd.tasks.text_classification import score
 
 RUNTIMES = Path(__file__).with_name("known_runtimes.py")
 PROGRESS = Progress(quiet=True)
@@ -172,6 +173,7 @@ def _measure(
         calls=calls,
         out=out,
         progress=PROGRESS,
+        score=score,
     )
 
 

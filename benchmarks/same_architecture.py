@@ -72,6 +72,7 @@ def main() -> None:
             calls=given.calls,
             out=out / "bench",
             progress=Progress(),
+            score=text_classification.score,
             baseline="fp32",
         )
     for workload in LENGTHS:

@@ -112,7 +112,8 @@ def run(
     "action", "seconds"}}, "report", "bundle"}``; the last two are ``None`` when ``to`` stops before them. Raises any
     ``EdgekdError``; what was finished by then stays finished.
     """
-    last, name = ENDS.index(known(to or ENDS[-1])), run_name(target)
+    again, last = span(fresh, to)
+    name = run_name(target)
     bundle = out or Path("dist") / name
     rank, _ = runner.ranks()
     progress = progress or Progress(quiet=rank > 0)
@@ -122,12 +123,12 @@ def run(
 
         ship.refuse_to_overwrite(bundle)  # now, not when everything has been done
     sizes.check(target, line)
+    wanted = line[: last + 1]
     context = runner.torch_context(device, progress)
-    if fresh and rank == 0:
-        for step in line[ENDS.index(known(fresh)) :]:
+    if rank == 0:
+        for step in wanted[again:]:
             store.discard(folder, step.stage.name, step.stage.key)
     runner.meet()
-    wanted = line[: last + 1]
     walk = partial(runner.walk, folder=folder, function=stage_function, context=context, progress=progress)
     actions = walk(wanted[:1])
     _check_calibration(target, line)
@@ -168,6 +169,18 @@ def known(stage: str) -> str:
     if stage not in ENDS:
         raise UsageError(f"there is no stage {stage!r}; the stages are {', '.join(ENDS)}")
     return stage
+
+
+def span(fresh: str | None, to: str | None) -> tuple[int, int]:
+    """Places in ``ENDS``: the first stage to be done anew (after the last if there is none) and the last one wanted.
+
+    Raises ``UsageError`` for names that are none, and where ``fresh`` would discard what ``to`` does not make again.
+    """
+    last = ENDS.index(known(to or ENDS[-1]))
+    first = ENDS.index(known(fresh)) if fresh else len(ENDS)
+    if fresh and first > last:
+        raise UsageError(f"--fresh {fresh} would discard what --to {to} does not make again; leave one of them out")
+    return first, last
 
 
 def stage_revision(name: str) -> int:

@@ -19,8 +19,8 @@ def plan(
     (the budgets that cannot be met by construction) are those of ``edgekd.sizes``.
     """
     line = pipeline.steps(target, folder, beside=beside)
-    wanted = line[: pipeline.ENDS.index(pipeline.known(to)) + 1] if to else line
-    again = line[pipeline.ENDS.index(pipeline.known(fresh)) :] if fresh else []
+    first, last = pipeline.span(fresh, to)
+    wanted, again = line[: last + 1], line[first:]
     past = history.History(folder, line, "cpu" if machine.gpu() is None else "cuda")
     stages = []
     for step in wanted:

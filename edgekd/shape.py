@@ -7,13 +7,13 @@ can cut out of a teacher is decided here too: that needs no more than the config
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgekd import spec
 from edgekd.errors import TargetError
+from edgekd.globs import named_in
 
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")
 BERTS = ("bert", *ROBERTAS, "electra")
@@ -158,7 +158,7 @@ def int8_bytes(shape: Sequence[Tensor], keep_float: Sequence[str] = ()) -> tuple
     least = scales = 0
     for tensor in shape:
         module = tensor.name.rpartition(".")[0]
-        whole = tensor.kind in ("bias", "norm") or any(fnmatch.fnmatch(module, pattern) for pattern in keep_float)
+        whole = tensor.kind in ("bias", "norm") or named_in(module, keep_float)
         least += tensor.count * (4 if whole else 1)
         scales += 0 if whole else 5 * tensor.rows if tensor.kind == "linear" else 5
     graph = GRAPH_BYTES_PER_WEIGHT * sum(tensor.kind in ("linear", "embedding") for tensor in shape)

@@ -13,11 +13,10 @@ import numpy as np
 from edgekd import store
 from edgekd.bundle import MANIFEST, MODEL, SCHEMA, contents, describe, read_manifest, verify_files
 from edgekd.errors import BundleError
+from edgekd.onnxio.layout import TOKENIZER_FILES
 from edgekd.report import figures, schema, verdicts
 
 __all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
-
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 SCORE_TOLERANCE = 0.003
 """Another CPU rounds otherwise, so an answer may tip over: a score within this of the claimed one is the same."""
@@ -51,10 +50,10 @@ def pack(report: Mapping[str, Any], export: Path, out: Path) -> Path:
     refuse_to_overwrite(out)
     source = export / verdicts.SHIPPED
     graph = _check_source(source, report)
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".partial-{out.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         _write(report, source, graph, partial)
         _swap(partial, out)
     except OSError as error:
@@ -69,7 +68,7 @@ def _write(report: Mapping[str, Any], source: Path, graph: Mapping[str, Any], fo
 
     (folder / MODEL).parent.mkdir(parents=True)
     _copy(source / "model.onnx", folder / MODEL)
-    for name in ("config.json", *TOKENIZER):
+    for name in ("config.json", *TOKENIZER_FILES):
         _copy(source / name, folder / name)
     manifest = _manifest(report, graph)
     store.write_text(folder / "README.md", card.render(report, manifest))
@@ -129,7 +128,10 @@ def _minimum(graph: Mapping[str, Any], measured: str) -> str:
 
 def _check_source(source: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """Raise ``BundleError`` where something is missing or contradicts the report; return the model's signature."""
-    needed = [*(source / name for name in ("model.onnx", "config.json", *TOKENIZER)), source.parent / "signature.json"]
+    needed = [
+        *(source / name for name in ("model.onnx", "config.json", *TOKENIZER_FILES)),
+        source.parent / "signature.json",
+    ]
     missing = [path.name for path in needed if not path.is_file()]
     if missing:
         what = ", ".join(missing)

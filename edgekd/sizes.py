@@ -42,7 +42,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     parts = shape.tensors(small, labels)
     if parts is None:
         return teacher, None
-    least, expected = shape.int8_bytes(parts, target.quant.keep_float)
+    expected = shape.int8_bytes(parts, target.quant.keep_float)[1]
     return teacher, {
         "parameters": shape.parameters(parts),
         "layers": kept,
@@ -51,7 +51,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
         "ffn": small.get("intermediate_size", small.get("hidden_dim")),
         "vocabulary": small["vocab_size"],
         "int8_bytes": expected,
-        "int8_bytes_least": least,
+        "int8_bytes_least": _least(target, small, labels, bool(built)),
     }
 
 
@@ -77,7 +77,14 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
 def _least_bytes(target: Target) -> int:
     """What the numbers that the target itself gives take in int8, whatever its teacher turns out to be; 0: unknown."""
     smallest = shape.smallest_teacher(target.student, target.task.max_length)
-    parts = shape.tensors(shape.student_config(target.student, smallest, target.task.max_length), 2)
+    return _least(target, shape.student_config(target.student, smallest, target.task.max_length), 2, built=False)
+
+
+def _least(target: Target, config: Mapping[str, Any], labels: int, built: bool) -> int:
+    """Before a vocabulary has been trimmed nobody knows how few of its tokens occur in the corpus."""
+    if target.student.vocabulary is not None and not built:
+        config = {**config, "vocab_size": 0}
+    parts = shape.tensors(config, labels)
     return shape.int8_bytes(parts, target.quant.keep_float)[0] if parts else 0
 
 

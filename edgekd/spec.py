@@ -164,7 +164,8 @@ class Quant:
     signed, symmetric, one scale per output channel. ``calibration`` names a list in ``calibration/``
     (ids of the training split); ``method`` is how a range is chosen from what was observed. ``keep_float`` holds glob
     patterns of modules and graph nodes (dots between the parts) that stay in float; each must match something.
-    During the first ``1 - frozen_fraction`` of the training the ranges are observed anew at every epoch, then frozen.
+    During the first ``1 - frozen_fraction`` of the training the ranges are observed anew four times, then frozen. The
+    calibrated model as it was before training is kept where no epoch came closer to the teacher.
     """
 
     scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static"] = "u8s8_static"

@@ -24,6 +24,7 @@ from edgekd.bench.measure import Artifact
 from edgekd.errors import BenchError, StoreError
 from edgekd.progress import Progress
 from edgekd.stages import bench as bench_stage
+from edgekd.tasks.text_classification import score
 
 KNOWN = f"{Path(__file__).parents[1] / 'benchmarks' / 'known_runtimes.py'}:known"
 QUIET = Progress(quiet=True)
@@ -69,7 +70,7 @@ def told(folder: Path, inputs: Path, name: str, **behaviour: object) -> Artifact
 
 
 def run(artifacts, out, **change):
-    options = {"runtimes": [KNOWN], "threads": [1], "workloads": {}, "rounds": 1, "calls": 5, **change}
+    options = {"runtimes": [KNOWN], "threads": [1], "workloads": {}, "rounds": 1, "calls": 5, "score": score, **change}
     return measure.measure(artifacts, out=out, progress=QUIET, **options)
 
 
@@ -335,9 +336,10 @@ import json, sys
 from pathlib import Path
 from edgekd.bench.measure import Artifact, measure
 from edgekd.progress import Progress
+from edgekd.tasks.text_classification import score
 folder, runtime = Path(sys.argv[1]), sys.argv[2]
 artifacts = [Artifact(name, folder / name, folder / "inputs.npz") for name in ("teacher_fp32", "slow")]
-options = dict(runtimes=[runtime], threads=[1], workloads={}, rounds=2, calls=5, out=folder / "out")
+options = dict(runtimes=[runtime], threads=[1], workloads={}, rounds=2, calls=5, out=folder / "out", score=score)
 table = measure(artifacts, progress=Progress(quiet=True), **options)
 print(json.dumps([row["rounds"] for row in table]))
 """

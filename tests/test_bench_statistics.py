@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from edgekd.bench import rows, statistics
 from edgekd.bench.rows import Cell
+from edgekd.tasks.text_classification import score
 
 times = st.floats(1e-3, 1e4)
 rounds = st.integers(2, 12).flatmap(
@@ -178,9 +179,8 @@ def test_kl_of_extreme_logits_is_finite():
     assert statistics.kl(sure, opposite) == pytest.approx(2e4)
 
 
-def test_agreement_and_accuracy_count_first_places():
+def test_agreement_counts_first_places():
     found = np.array([[0.1, 0.9], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3]])
-    assert statistics.accuracy(found, np.array([1, 0, 0, 0])) == 0.75
     assert statistics.agreement(found, -found) == 0.0
     assert statistics.agreement(found, found * 3 + 1) == 1.0
 
@@ -243,7 +243,7 @@ def test_without_a_teacher_there_is_no_ratio_and_the_row_stays_valid():
 def test_logits_that_are_not_finite_make_a_row_invalid():
     table = [_row("student", [1.0] * 5)]
     found = np.array([[np.nan, 1.0], [0.0, 1.0]], np.float32)
-    rows.add_scores(table, {("student", "ort_cpu", 1): found}, {"student": np.array([1, 1])}, None, statistics.accuracy)
+    rows.add_scores(table, {("student", "ort_cpu", 1): found}, {"student": np.array([1, 1])}, None, score)
     assert not table[0]["valid"] and "not finite" in table[0]["why_invalid"] and table[0]["kl"] is None
 
 
@@ -253,7 +253,7 @@ def test_a_score_is_the_files_whatever_was_timed():
     table.append(rows.empty("student", Cell("ort_cpu", 4, "real"), 2**20, "4 threads asked for"))
     right, half = (np.array([[0, 1], found], np.float32) for found in ([0, 1], [1, 0]))
     logits = {("student", "ort_cpu", 1): right, ("student", "ort_cpu", 2): half}
-    rows.add_scores(table, logits, {"student": np.array([1, 1])}, right, statistics.accuracy)
+    rows.add_scores(table, logits, {"student": np.array([1, 1])}, right, score)
     assert [row["score"] for row in table] == [1.0, 1.0, 0.5, 1.0, None]
     assert [row["agreement"] for row in table] == [1.0, 1.0, 0.5, 1.0, None]
     assert [row["kl"] is not None for row in table] == [True, True, True, True, False]

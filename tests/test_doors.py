@@ -36,7 +36,7 @@ DOORS = {
 """Who may import what."""
 
 LAYERS = (
-    ("errors.py", "__init__.py"),
+    ("errors.py", "globs.py", "__init__.py"),
     ("spec.py", "checks.py", "smoke.py"),
     (
         "progress.py",

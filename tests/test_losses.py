@@ -25,6 +25,10 @@ OPTIONS = [
 B, T, C, H = 4, 6, 5, 3
 
 
+def test_every_loss_is_tested_here() -> None:
+    assert {type(option) for option in OPTIONS} == set(LOSSES)
+
+
 def signal(seed: int, scale: float = 1.0, grad: bool = False, padded: int = 0) -> Signal:
     rng = torch.Generator().manual_seed(seed)
     logits = (torch.randn(B, C, generator=rng) * scale).requires_grad_(grad)
@@ -39,7 +43,7 @@ def batch(rows: slice = slice(None), padded: int = 0, mask: Tensor | None = None
     lengths = torch.tensor([6, 4, 1, 3])
     valid = torch.arange(T + padded)[None] < lengths[:, None] if mask is None else mask
     inputs = {"input_ids": torch.zeros(B, T + padded, dtype=torch.long)[rows], "attention_mask": valid.long()[rows]}
-    return Batch(inputs, torch.tensor([0, 1, 4, 2])[rows], torch.arange(B)[rows], B, int(lengths.sum()))
+    return Batch(inputs, torch.tensor([0, 1, 4, 2])[rows], B, int(lengths.sum()))
 
 
 def part(given: Signal, rows: slice) -> Signal:

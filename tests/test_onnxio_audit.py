@@ -11,9 +11,10 @@ import pytest
 from tiny_onnx import classifier, quantized
 
 from edgekd.errors import ExportError
+from edgekd.globs import matches, named_in
 from edgekd.onnxio import export, files
 from edgekd.onnxio.audit import audit, session, signed
-from edgekd.onnxio.names import matches, module_path, named_in
+from edgekd.onnxio.names import module_path
 
 ATTENTION = ("*.attention.self.MatMul*",)
 SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static")

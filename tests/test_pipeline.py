@@ -218,6 +218,15 @@ def test_fresh_does_that_stage_and_all_after_it_again(toys: dict[str, Any], fres
     assert {n for n, entry in result["stages"].items() if entry["action"] == "run"} == set(again)
 
 
+def test_fresh_discards_nothing_that_to_does_not_make_again(toys: dict[str, Any]) -> None:
+    run()
+    kept = {step.stage.path: step.stage.path.stat().st_mtime_ns for step in pipeline.steps(target(), Path("runs"))[3:]}
+    with pytest.raises(UsageError, match="--fresh bench would discard what --to labels does not make again"):
+        run(fresh="bench", to="labels")
+    run(fresh="labels", to="labels")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_fresh_also_forgets_what_a_killed_stage_left(toys: dict[str, Any], tmp_path: Path) -> None:
     run(to="labels")
     step = pipeline.steps(target(), Path("runs"))[3]

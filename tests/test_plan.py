@@ -214,6 +214,13 @@ def test_a_student_that_is_too_big_at_one_byte_a_weight_cannot_meet_its_budget()
         sizes.check(tight, pipeline.steps(tight, Path("runs"), beside=Path("mine.py")))
 
 
+def test_a_vocabulary_that_the_corpus_may_not_fill_does_not_count_against_the_budget() -> None:
+    small, large = (
+        made(target(student=dataclasses.replace(target().student, vocabulary=n)))["student"] for n in (90, 95)
+    )
+    assert small["int8_bytes_least"] == large["int8_bytes_least"] and small["int8_bytes"] < large["int8_bytes"]
+
+
 def test_a_budget_below_what_the_target_itself_gives_is_refused_before_the_teacher_is_known(workplace: Path) -> None:
     source = f"pypi:some-model==1.0#sha256={'0' * 64}/some/model"
     student = made(target())["student"]

@@ -17,6 +17,7 @@ from edgekd import spec
 from edgekd.errors import DataError, TargetError, TrainingError
 from edgekd.quant import calibrate, observe, replace
 from edgekd.quant.quantizers import act_parameters
+from edgekd.stages.quantize import observation_steps
 
 KEEP = ("classifier",)
 
@@ -145,6 +146,15 @@ def test_a_range_that_cannot_be_quantized_names_its_tensor() -> None:
         model.bert.encoder.layer[1].attention.output.dense.weight.fill_(float("inf"))
     with pytest.raises(TrainingError, match=r"bert\.encoder\.layer\.1\..*keep_float"):
         calibrate.calibrate(model, spec.Quant(calibration="x"), tiny.tokens(tiny.split(8, 0)), np.arange(8))
+
+
+@given(st.integers(1, 400), st.floats(0, 1))
+def test_ranges_are_observed_at_even_distances_and_never_after_they_are_frozen(last: int, frozen: float) -> None:
+    steps = observation_steps(spec.Quant(frozen_fraction=frozen), last)
+    assert list(steps) == sorted(set(steps)) and len(steps) <= 4
+    assert all(0 < step <= (1 - frozen) * last and step < last for step in steps)
+    if steps and frozen > 0 and len(steps) == 4:
+        assert steps[-1] == int((1 - frozen) * last) and max(np.diff([0, *steps])) - min(np.diff([0, *steps])) <= 1
 
 
 def test_padding_is_not_observed() -> None:

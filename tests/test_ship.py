@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from edgekd import ship
 from edgekd.bundle import contents
 from edgekd.errors import BundleError, DataError, StoreError
+from edgekd.onnxio import layout
 from edgekd.onnxio.signature import signature
 from edgekd.report import schema
 from edgekd.store import write_json
@@ -159,7 +160,7 @@ def test_what_is_not_a_bundle_is_never_overwritten(export: Path, tmp_path: Path,
     assert mine.read_text() == "years of work"
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "config.json", *ship.TOKENIZER, "signature.json"])
+@pytest.mark.parametrize("name", ["model.onnx", "config.json", *layout.TOKENIZER_FILES, "signature.json"])
 def test_an_export_that_lacks_something_is_not_shipped(export: Path, tmp_path: Path, name: str) -> None:
     next(path for path in export.rglob("*") if path.name == name).unlink()
     with pytest.raises(BundleError, match=name):
@@ -172,6 +173,12 @@ def test_labels_that_contradict_the_report_are_not_shipped(export: Path, tmp_pat
     report["task"]["labels"] = report["task"]["labels"][::-1]
     with pytest.raises(BundleError, match="not the report's"):
         ship.pack(report, export, tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_made_is_an_error_of_the_bundle(export: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BundleError, match=r"cannot write the bundle .*choose another --out"):
+        ship.pack(tiny_bundle.report(), export, tmp_path / "file" / "deep" / "out")
 
 
 def test_a_failure_half_way_leaves_the_old_bundle_and_no_rubbish(

@@ -27,6 +27,11 @@ def test_a_pair_outside_either_model_is_refused_by_name(pair: tuple[int, int]) -
         layer_map((pair,), 4, 6)
 
 
+def test_a_student_deeper_than_its_teacher_has_no_uniform_map() -> None:
+    with pytest.raises(TargetError, match=r"cannot pair 7 layers with the teacher's 6.*explicit"):
+        layer_map("uniform", 7, 6)
+
+
 def test_hidden_states_are_stored_only_when_a_loss_needs_them() -> None:
     student = spec.Student(layers=4)
     assert taps(spec.Distill(losses=(spec.KL(), spec.CE())), student) == ("logits",)

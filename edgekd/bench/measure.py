@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgekd import machine, store
 from edgekd import runtimes as runtime_table
-from edgekd.bench import child, launch, rows, statistics
+from edgekd.bench import child, launch, rows
 from edgekd.bench.rows import Cell, Row
 from edgekd.bench.workloads import fixed_length
 from edgekd.bench.workloads import load as load_inputs
@@ -52,8 +52,8 @@ def measure(
     calls: int,
     out: Path,
     progress: Progress,
+    score: Callable[[Logits, NDArray[np.int64]], float],
     baseline: str = BASELINE,
-    score: Callable[[Logits, NDArray[np.int64]], float] = statistics.accuracy,
     timeout_s: float = 900.0,
 ) -> list[Row]:
     """Measure; one row per artifact, runtime, thread count and workload (given by runtime; ``real`` by default).
@@ -62,7 +62,7 @@ def measure(
     fresh process on the same examples; every other round backwards, so that a machine that slowly heats up favours
     nobody. In round 0 the session that was timed on ``real`` goes on over the whole test split for the scores.
     The rows of all workloads have them. ``agreement`` and ``kl`` compare with the ``baseline`` artifact in onnxruntime
-    on the CPU.
+    on the CPU; ``score(logits, labels)`` is the task's.
 
     ``out/raw/`` keeps what each process found, and a second call reuses it, in whole rounds of a cell: a ratio is of
     times taken side by side. A process that crashes or exceeds ``timeout_s`` ends its artifact in that cell, and the

@@ -117,8 +117,3 @@ def kl(reference: NDArray[Any], logits: NDArray[Any]) -> float:
 def agreement(reference: NDArray[Any], logits: NDArray[Any]) -> float:
     """The share of examples on which both name the same class first."""
     return float((np.argmax(reference, axis=-1) == np.argmax(logits, axis=-1)).mean())
-
-
-def accuracy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """The share of examples whose highest logit is the label's."""
-    return float((np.argmax(logits, axis=-1) == labels).mean())

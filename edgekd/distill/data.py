@@ -86,7 +86,7 @@ def micro_batches(tokens: Tokens, rows: Ints, size: int | None, teacher: Any = N
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         signal = teacher.signal(part, tokens, mask, flat) if teacher is not None else None
         labels = torch.from_numpy(tokens.labels[part])
-        yield Batch(inputs, labels, torch.from_numpy(part), len(rows), total_tokens, signal)
+        yield Batch(inputs, labels, len(rows), total_tokens, signal)
 
 
 def by_length(tokens: Tokens, batch_size: int) -> list[Ints]:

@@ -13,18 +13,17 @@ from torch import Tensor
 class Signal:
     """One model's outputs. Suffixes name the axes: B examples, T tokens, C classes, H channels.
 
-    ``hidden`` maps a layer (0: embedding output, n: output of block n) to its states, ``mask_BT`` is true on tokens.
-    In a teacher's signal the states already stand at the *student's* tokens (see ``edgekd.distill.labels``).
+    ``hidden`` maps a layer (0: embedding output, n: output of block n) to its states. In a teacher's signal these
+    already stand at the *student's* tokens (see ``edgekd.distill.labels``).
     """
 
     logits_BC: Tensor
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
-    mask_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch. ``rows`` index the split; the totals count the *whole* step, over all its micro-batches.
+    """A micro-batch. The totals count the *whole* step, over all its micro-batches.
 
     Losses are sums over the micro-batch divided by these totals, so that accumulating k micro-batches gives the
     gradient of the big batch exactly, whatever their sizes and lengths.
@@ -32,7 +31,6 @@ class Batch:
 
     inputs: dict[str, Tensor]
     labels_B: Tensor
-    rows: Tensor
     total_examples: int
     total_tokens: int
     teacher: Signal | None = None
@@ -51,6 +49,6 @@ class Batch:
         teacher = self.teacher
         if teacher is not None:
             hidden = {layer: move(states) for layer, states in teacher.hidden.items()}
-            teacher = Signal(move(teacher.logits_BC), hidden, None)
+            teacher = Signal(move(teacher.logits_BC), hidden)
         inputs = {name: move(value) for name, value in self.inputs.items()}
-        return Batch(inputs, move(self.labels_B), self.rows, self.total_examples, self.total_tokens, teacher)
+        return Batch(inputs, move(self.labels_B), self.total_examples, self.total_tokens, teacher)

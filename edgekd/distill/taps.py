@@ -15,9 +15,14 @@ def layer_map(layers: Layers, student_layers: int, teacher_layers: int) -> tuple
     """(student layer, teacher layer) pairs; 0 is the embedding output, n the output of block n.
 
     ``"uniform"`` pairs both embeddings and spreads the student's blocks over the teacher's: s -> round(s·T/S).
-    Raises ``TargetError`` for an explicit pair outside either model.
+    Raises ``TargetError`` for an explicit pair outside either model, and for a student deeper than its teacher.
     """
     if layers == "uniform":
+        if student_layers > teacher_layers:
+            raise TargetError(
+                f'HiddenMSE: "uniform" cannot pair {student_layers} layers with the teacher\'s {teacher_layers}, since '
+                "each of those may be paired once; give explicit (student, teacher) pairs"
+            )
         return tuple((s, round(s * teacher_layers / student_layers)) for s in range(student_layers + 1))
     for s, t in layers:
         if not (0 <= s <= student_layers and 0 <= t <= teacher_layers):

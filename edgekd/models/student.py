@@ -16,6 +16,7 @@ from edgekd.errors import TargetError
 from edgekd.models import surgery, vocabulary
 from edgekd.models.loading import load_tokenizer, parameters, wrap
 from edgekd.progress import Progress
+from edgekd.tasks.sampling import stratified
 
 SAMPLE = 256  # training examples that decide what surgery keeps
 
@@ -52,8 +53,10 @@ def build(
         if student.init == "random":
             model = type(teacher)(config)
         else:
-            tokens = tokenise(whole, data.train.texts[:SAMPLE], data.train.labels[:SAMPLE], max_length, pad_id)
-            scores = surgery.importance(teacher, tokens, SAMPLE, progress)
+            rows = stratified(data.train.labels, SAMPLE, seed)
+            texts = [data.train.texts[row] for row in rows]
+            tokens = tokenise(whole, texts, data.train.labels[rows], max_length, pad_id)
+            scores = surgery.importance(teacher, tokens, progress)
             model = surgery.cut(teacher, config, layers, old_ids, scores, principal=student.init == "principal")
     config = model.config
     unknown = tokenizer.unk_token_id

@@ -73,8 +73,8 @@ def _layers(wanted: int | tuple[int, ...] | None, available: int) -> tuple[int, 
 
 
 @torch.inference_mode()
-def importance(model: Any, tokens: Tokens, examples: int = 256, progress: Progress | None = None) -> dict[str, Tensor]:
-    """Mean |activation| on the first ``examples`` rows: ``hidden`` (H,), and per layer ``heads.i`` (heads, width) of
+def importance(model: Any, tokens: Tokens, progress: Progress | None = None) -> dict[str, Tensor]:
+    """Mean |activation| over ``tokens``: ``hidden`` (H,), and per layer ``heads.i`` (heads, width) of
     the attention output before its projection, ``ffn.i`` (F,) of the neurons after their non-linearity. Beside them
     ``covariance`` (H, H), the second moment of the hidden states of all layers, float64.
     """
@@ -99,17 +99,16 @@ def importance(model: Any, tokens: Tokens, examples: int = 256, progress: Progre
             layer.register_forward_hook(lambda m, a, out: states(out[0] if isinstance(out, tuple) else out)),
         ]
     device = next(model.parameters()).device
-    rows = torch.arange(min(examples, len(tokens))).numpy()
     model.eval()
     try:
-        with (progress or Progress(quiet=True)).bar("building the student", total=len(rows), unit="example") as advance:
-            for part in by_length(tokens, 32):
-                part = part[part < len(rows)]
-                if len(part):
-                    ids, valid, _ = tokens.gather(part)
-                    mask = torch.from_numpy(valid).to(device)
-                    model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
-                    advance(len(part))
+        with (progress or Progress(quiet=True)).bar(
+            "building the student", total=len(tokens), unit="example"
+        ) as advance:
+            for rows in by_length(tokens, 32):
+                ids, valid, _ = tokens.gather(rows)
+                mask = torch.from_numpy(valid).to(device)
+                model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
+                advance(len(rows))
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,9 +13,10 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgekd.errors import ExportError
+from edgekd.globs import matches, named_in
 from edgekd.onnxio import files
 from edgekd.onnxio.graph import attribute, dims, infer
-from edgekd.onnxio.names import matches, module_path, named_in
+from edgekd.onnxio.names import module_path
 
 BATCH, SEQUENCE = 1, 64
 """The shape at which multiply-accumulate operations are counted."""

@@ -20,8 +20,9 @@ from brevitas.export import export_onnx_qcdq
 from torch import Tensor, nn
 
 from edgekd.errors import ExportError
+from edgekd.globs import named_in
 from edgekd.onnxio import branches, files, passes
-from edgekd.onnxio.names import module_path, named_in
+from edgekd.onnxio.names import module_path
 from edgekd.onnxio.passes.names import WRAPPER
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ from brevitas.nn import QuantEmbedding, QuantLinear
 from torch import nn
 
 from edgekd.errors import TargetError
+from edgekd.globs import named_in
 from edgekd.quant.quantizers import SCHEMES, EmbeddingS8, act_parameters
 
 
@@ -27,7 +27,7 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
     proxies: dict[int, Any] = {}
     count = 0
     for name, module in list(model.named_modules()):
-        if kept(name, patterns):
+        if named_in(name, patterns):
             continue
         new: Any
         if type(module) is nn.Linear:
@@ -62,13 +62,6 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
                 parameter.requires_grad_(False)
     model.to(next(model.parameters()).device)
     return model
-
-
-def kept(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a module path, or a module that contains it, matches one of the globs."""
-    parts = name.split(".")
-    prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
 
 
 def act_quantizers(model: nn.Module) -> dict[str, Any]:

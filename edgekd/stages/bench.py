@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edgekd import machine as this_machine
-from edgekd import runtimes, spec, store
+from edgekd import runtimes, spec, store, tasks
 from edgekd.bench.measure import Artifact, measure
 
 REVISION = 2
@@ -46,6 +46,7 @@ def run(
         calls=bench.calls,
         out=ctx.out,
         progress=ctx.progress,
+        score=tasks.TASKS[task.kind].score,
     )
     missing = this_machine.missing_features(device)
     if missing:

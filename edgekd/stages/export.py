@@ -16,8 +16,9 @@ from edgekd.onnxio.signature import signature
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
 from edgekd.store import Context, Stage, write_json
+from edgekd.tasks.sampling import stratified
 
-REVISION = 3
+REVISION = 4
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 
@@ -93,7 +94,8 @@ def _write_inputs(path: Path, tokens: Tokens) -> None:
 
 
 def _parity(model: Any, path: Path, tokens: Tokens, export: spec.Export) -> dict[str, Any]:
-    rows = np.argsort(tokens.lengths[: export.parity_examples], kind="stable")
+    rows = stratified(tokens.labels, export.parity_examples, 0)
+    rows = rows[np.argsort(tokens.lengths[rows], kind="stable")]
     names = exporter.accepted_inputs(model)
     feeds = []
     for i in range(0, len(rows), PARITY_BATCH):

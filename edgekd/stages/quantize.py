@@ -17,7 +17,9 @@ from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokeni
 from edgekd.stages.distill import load_projections
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 3
+REVISION = 4
+OBSERVATIONS = 4
+"""How often the moving weights' ranges are observed anew, at even distances, before they are frozen."""
 
 
 def run(
@@ -45,14 +47,13 @@ def run(
     scores = {"ptq": lesson.evaluate()}
     save_tensors(model.state_dict(), ctx.out / "ptq.safetensors")
     load_projections(learner, distill)
-    moving = math.ceil((1 - quant.frozen_fraction) * quant.epochs)
 
-    def observe(epoch: int) -> None:
-        if 0 < epoch < moving:
+    def observe(step: int, last: int) -> None:
+        if step in observation_steps(quant, last):
             calibrate(model, quant, tokens["taught"], rows, ctx.progress)
 
     training = loop.fit(
-        replace(lesson, before_epoch=observe),
+        replace(lesson, start=scores["ptq"], before_step=observe),
         epochs=quant.epochs,
         options=quant.optimizer,
         seed=seed + 1,
@@ -61,6 +62,8 @@ def run(
     )
     scores["qad"], observed["qad"] = lesson.evaluate(), ranges(model)
     save_tensors(model.state_dict(), ctx.out / "qad.safetensors")
+    if not training["best"]["step"]:
+        ctx.progress.log("quantize: no epoch came closer to the teacher than the calibrated student, which is kept")
     fp32 = read_json(distill.path / "scores.json")
     found = {"fp32": fp32["validation"], "PTQ": scores["ptq"], "QAD": scores["qad"]}
     ctx.progress.log("quantize: validation " + ", ".join(f"{name} {row['score']:.4f}" for name, row in found.items()))
@@ -68,6 +71,12 @@ def run(
     ratio = training["step_ms"] / fp32["training"]["step_ms"]
     write_json(ctx.out / "scores.json", scores | {"training": training, "qat_step_time_ratio": round(ratio, 3)})
     loop.clean(ctx.out)
+
+
+def observation_steps(quant: spec.Quant, last: int) -> tuple[int, ...]:
+    """The training steps, of ``last``, before which ranges are observed anew; the last of them freezes them."""
+    moving = math.floor((1 - quant.frozen_fraction) * last)
+    return tuple(sorted({round(moving * i / OBSERVATIONS) for i in range(1, OBSERVATIONS + 1)} - {0, last}))
 
 
 def prepare(model: Any, quant: spec.Quant) -> Any:

@@ -270,15 +270,6 @@ def score(predictions: NDArray[Any], labels: Ints) -> float:
     return float((_classes(predictions, labels) == labels).mean())
 
 
-def macro_f1(predictions: NDArray[Any], labels: Ints) -> float:
-    """Return the unweighted mean, over the classes that occur in either argument, of each class's F1."""
-    found = _classes(predictions, labels)
-    classes = np.union1d(found, labels)
-    both = [np.sum((found == c) & (labels == c)) for c in classes]
-    either = [np.sum(found == c) + np.sum(labels == c) for c in classes]
-    return float(np.mean([2 * hits / total for hits, total in zip(both, either, strict=True)]))
-
-
 def _classes(predictions: NDArray[Any], labels: Ints) -> NDArray[Any]:
     found = np.asarray(predictions)
     found = found.argmax(1) if found.ndim == 2 else found

@@ -1,0 +1,17 @@
+"""Which modules and graph nodes a target's globs name, such as those of ``keep_float``."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+
+
+def named_in(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a dotted path of a module or node, or of a module that contains it, matches one of the globs."""
+    return any(matches(path, pattern) for pattern in patterns)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """The same for one glob."""
+    parts = path.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
