@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import venv
 import warnings
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,27 @@ def test_versions_compare_by_their_numbers(older: str, newer: str) -> None:
     assert deploy._parts(older) < deploy._parts(newer)
 
 
-def test_a_bundle_runs_where_only_onnxruntime_tokenizers_and_numpy_are_installed(bundle: Path) -> None:
+@pytest.mark.slow
+def test_a_bundle_runs_in_an_environment_of_its_own_without_torch(bundle: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "env", with_pip=True)
+    python, source = tmp_path / "env/bin/python", Path(edgekd.__file__).parents[1]
+    pip = [python, "-m", "pip", "install", "--quiet", "-c", source / "constraints.txt"]
+    made = subprocess.run([*pip, "onnxruntime", "tokenizers", "numpy"], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"the package registry gave no onnxruntime, tokenizers and numpy: {made.stderr[-300:]}")
+    script = f"""
+        import importlib.util
+        assert importlib.util.find_spec("torch") is None and importlib.util.find_spec("onnx") is None
+        from edgekd import deploy
+        print(deploy.load({str(bundle)!r})("Oil prices rose")[0].label)
+    """
+    done = subprocess.run(
+        [python, "-c", textwrap.dedent(script)], env={"PYTHONPATH": str(source)}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == tiny_bundle.LABELS[int(tiny_bundle.expected("oil prices rose").argmax())], done.stderr
+
+
+def test_deploying_imports_onnxruntime_tokenizers_and_numpy_alone(bundle: Path) -> None:
     """In a fresh interpreter in which every other installed package fails to import."""
     script = f"""
         import sys

@@ -174,6 +174,16 @@ def test_two_runs_with_one_seed_give_the_same_bytes(line: Path, tmp_path: Path) 
     assert artifact(tmp_path) == artifact(line)
 
 
+@pytest.mark.gpu
+def test_the_line_trains_on_a_gpu_and_measures_on_the_cpu(line: Path, tmp_path: Path) -> None:
+    edgekd("run", str(line / "tiny_line.py"), "--device", "cuda", cwd=tmp_path)
+    stages = json.loads((tmp_path / "runs/tiny_line/stages.json").read_text())
+    for name in ("teacher", "labels", "distill", "quantize"):
+        manifest = json.loads((tmp_path / "runs/store" / stages[name] / "manifest.json").read_text())
+        assert manifest["device"] == "cuda", name
+    assert edgekd("verify", "dist/tiny_line", cwd=tmp_path).returncode == 0
+
+
 @pytest.mark.slow
 def test_two_ranks_under_torchrun_write_the_labels_of_one_process(line: Path, tmp_path: Path) -> None:
     stages = json.loads((line / "runs/tiny_line/stages.json").read_text())

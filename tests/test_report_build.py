@@ -9,7 +9,7 @@ import report_fixture as made
 
 from edgekd import spec
 from edgekd.errors import StoreError
-from edgekd.report import build, schema, verdicts
+from edgekd.report import build, limits, schema, verdicts
 from edgekd.store import read_json, write_json
 
 
@@ -101,6 +101,13 @@ def test_what_the_figures_do_not_say_is_listed() -> None:
     assert "The teacher's licence is not stated" in limits
     assert "2.40 % of the test split's tokens are unknown" in limits
     assert "one of them is 0.05 points" in limits
+    assert "weights of plain PTQ" not in limits
+
+
+def test_a_student_that_training_under_quantization_did_not_better_is_said_to_be_the_calibrated_one() -> None:
+    report = made.report()
+    report["training"]["quantize"]["best"] = {"epoch": 0, "step": 0, "loss": None, "score": 0.97}
+    assert "the calibrated one, with the weights of plain PTQ" in " ".join(limits.limits(report))
 
 
 def test_a_teacher_taken_as_it_comes_has_no_training(tmp_path: Path) -> None:

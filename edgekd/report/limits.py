@@ -24,7 +24,7 @@ def limits(report: Mapping[str, Any]) -> list[str]:
     if test:
         found.append(f"The test split has {test:,} examples: one of them is {100 / test:.2f} points of score.")
     found.append("One training run with one seed: another seed moves the scores, by how much was not measured.")
-    found += _text(report)
+    found += _model(report)
     for what, name in (("teacher", "The teacher's"), ("data", "The data's")):
         if not report["licences"][what]:
             found.append(f"{name} licence is not stated in the target: look it up before you ship.")
@@ -44,8 +44,13 @@ def _rows(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _text(report: Mapping[str, Any]) -> list[str]:
+def _model(report: Mapping[str, Any]) -> list[str]:
     found = [f"Documents are cut to {report['task']['max_length']} tokens."]
+    if ((report["training"].get("quantize") or {}).get("best") or {}).get("step") == 0:
+        found.append(
+            "Training under quantization came no closer to the teacher on validation than calibration alone: the "
+            "shipped student is the calibrated one, with the weights of plain PTQ."
+        )
     unknown = (report["student"]["vocabulary"].get("unknown_rate") or {}).get("test")
     if unknown:
         found.append(
