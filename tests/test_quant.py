@@ -108,6 +108,39 @@ def test_fake_quantized_activations_stand_on_the_grid_that_calibration_set(metho
     assert (np.abs(got - grid) > scale * 0.01).mean() < 0.01
 
 
+@pytest.mark.parametrize("scheme", ["u8s8_static", "s8s8_static"])
+def test_activations_are_quantized_in_training_as_in_evaluation_and_gradients_pass_only_inside(scheme: str) -> None:
+    proxy = next(iter(replace.act_quantizers(quantized(scheme)).values()))
+    scale, shift = act_parameters(proxy)
+    for largest in (3.0, 5.0):  # changed ranges are noticed
+        scale.fill_(largest)
+        low = -128 / 128 * largest
+        if shift is not None:
+            shift.fill_(1.0)
+            low = -round(255 / largest) * largest / 255
+        high = low + 255 * largest / (128 if shift is None else 255)
+        x = torch.linspace(-8, 8, 4001).requires_grad_()
+        y = proxy.train()(x)
+        torch.testing.assert_close(y, proxy.eval()(x), rtol=0, atol=1e-6)
+        y.sum().backward()
+        assert x.grad is not None and set(x.grad.tolist()) == {0.0, 1.0}
+        passed = x.detach()[x.grad == 1]
+        step = (high - low) / 255
+        assert abs(passed.min() - (low - step / 2)) < 0.005 and abs(passed.max() - (high + step / 2)) < 0.005
+
+
+@pytest.mark.parametrize("scheme", ["u8s8_static", "u8s7_static", "s8s8_static"])
+def test_weights_are_quantized_in_training_as_in_evaluation_and_every_gradient_passes(scheme: str) -> None:
+    model = quantized(scheme)
+    for layer in (model.bert.encoder.layer[0].intermediate.dense, model.bert.embeddings.word_embeddings):
+        weight = layer.weight.detach().clone().requires_grad_()
+        y = layer.weight_quant.train()(weight)
+        torch.testing.assert_close(y, layer.weight_quant.eval()(weight), rtol=0, atol=1e-7)
+        assert (y - weight).abs().max() > 0
+        y.sum().backward()
+        assert weight.grad is not None and (weight.grad == 1).all()
+
+
 def test_query_key_and_value_share_one_quantizer() -> None:
     model = quantized()
     layer = model.bert.encoder.layer[0].attention.self

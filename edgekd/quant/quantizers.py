@@ -24,6 +24,8 @@ from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from brevitas.quant.base import IntQuant
 from brevitas.quant.solver.act import ActQuantSolver
 
+from edgekd.quant.fused import ActQuant, WeightQuant
+
 
 class _StaticScale(ExtendedInjector):  # type: ignore[misc]
     scaling_impl_type = ScalingImplType.PARAMETER
@@ -31,6 +33,7 @@ class _StaticScale(ExtendedInjector):  # type: ignore[misc]
     restrict_scaling_type = RestrictValueType.FP
     bit_width = 8
     scaling_init = 1.0
+    tensor_quant = ActQuant
 
 
 class ActU8(_StaticScale, ActQuantSolver):  # type: ignore[misc]
@@ -54,15 +57,20 @@ class ActS8(IntQuant, _StaticScale, ActQuantSolver):  # type: ignore[misc]
 class WeightS8(Int8WeightPerChannelFloat):  # type: ignore[misc]
     """Signed, symmetric, per output channel, -127..127."""
 
+    tensor_quant = WeightQuant
+
 
 class WeightS7(Int8WeightPerChannelFloat):  # type: ignore[misc]
     """The same in -63..63: 2 x 255 x 63 stays below 2**15, where x86 without VNNI adds two products."""
 
+    tensor_quant = WeightQuant
     bit_width = 7
 
 
 class EmbeddingS8(Int8WeightPerTensorFloat):  # type: ignore[misc]
     """Signed, symmetric, one scale for the whole table, so that a gathered row needs no scale of its own."""
+
+    tensor_quant = WeightQuant
 
 
 SCHEMES: dict[str, tuple[Any, Any]] = {

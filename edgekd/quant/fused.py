@@ -1,0 +1,83 @@
+"""Fake quantization in few passes over memory, for training on a CPU; all else takes Brevitas' own way.
+
+Brevitas makes an operation of every step (divide, shift, round, clip, shift back, multiply) and of its gradient, each
+over the whole tensor and the small ones anew at every call: on a CPU that costs nearly as much as the student itself.
+The values are the same; a weight's scale, its largest magnitude, gets no gradient here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from brevitas.core.quant import RescalingIntQuant
+from torch import Tensor
+
+Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
+"""What Brevitas expects of a quantizer: fake-quantized values, scale, zero point, bit width."""
+
+
+class Round(torch.autograd.Function):
+    """``round(x / scale) * scale``, half to even; the gradient passes straight through (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:  # noqa: D102 (autograd's protocol)
+        return torch.div(x, scale).round_().mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+        return grads[0], None
+
+
+class RoundAndClip(torch.autograd.Function):
+    """``clip(round(x / scale), low, high) * scale``; no gradient passes where ``x`` is clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, low: float, high: float) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(x)
+        ctx.bounds = (low - 0.5) * scale, (high + 0.5) * scale
+        return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
+        return torch.ops.aten.hardtanh_backward(grads[0], *ctx.saved_tensors, *ctx.bounds), None, None, None
+
+
+class WeightQuant(RescalingIntQuant):  # type: ignore[misc]
+    """A weight's quantizer, symmetric, whose scale is the largest magnitude over the largest integer: nothing clips."""
+
+    def forward(self, x: Tensor) -> Quantized:
+        """``x`` fake-quantized."""
+        if not self.training or x.device.type != "cpu":
+            quantized: Quantized = super().forward(x)
+            return quantized
+        with torch.no_grad():
+            bits = self.msb_clamp_bit_width_impl()
+            scale = self.scaling_impl(x, self.int_scaling_impl(bits))
+            zero_point = self.zero_point_impl(x, scale, bits)
+        return Round.apply(x, scale), scale, zero_point, bits
+
+
+class ActQuant(RescalingIntQuant):  # type: ignore[misc]
+    """An activation's quantizer with a static range, which is worked out anew only when its parameters have changed."""
+
+    _known: tuple[Any, ...] | None = None
+
+    def forward(self, x: Tensor) -> Quantized:
+        """``x`` fake-quantized."""
+        if not self.training or x.device.type != "cpu":
+            quantized: Quantized = super().forward(x)
+            return quantized
+        versions = [parameter._version for parameter in self.parameters()]
+        if self._known is None or self._known[0] != versions:
+            self._known = (versions, *self._range(x))
+        _, floats, tensors = self._known
+        return (RoundAndClip.apply(x, *floats), *tensors)
+
+    @torch.no_grad()
+    def _range(self, x: Tensor) -> tuple[tuple[float, ...], tuple[Tensor, ...]]:
+        bits = self.msb_clamp_bit_width_impl()
+        scale = self.scaling_impl(x, self.int_scaling_impl(bits))
+        zero_point = self.zero_point_impl(x, scale, bits)
+        low, high = (bound - zero_point for bound in (self.int_quant.min_int(bits), self.int_quant.max_int(bits)))
+        return (float(scale), float(low), float(high)), (scale, zero_point, bits)
