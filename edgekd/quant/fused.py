@@ -55,7 +55,7 @@ class WeightQuant(RescalingIntQuant):  # type: ignore[misc]
             bits = self.msb_clamp_bit_width_impl()
             scale = self.scaling_impl(x, self.int_scaling_impl(bits))
             zero_point = self.zero_point_impl(x, scale, bits)
-        return Round.apply(x, scale), scale, zero_point, bits
+        return Round.apply(x, scale), scale, zero_point, bits  # type: ignore[no-untyped-call]
 
 
 class ActQuant(RescalingIntQuant):  # type: ignore[misc]
@@ -72,7 +72,7 @@ class ActQuant(RescalingIntQuant):  # type: ignore[misc]
         if self._known is None or self._known[0] != versions:
             self._known = (versions, *self._range(x))
         _, floats, tensors = self._known
-        return (RoundAndClip.apply(x, *floats), *tensors)
+        return (RoundAndClip.apply(x, *floats), *tensors)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _range(self, x: Tensor) -> tuple[tuple[float, ...], tuple[Tensor, ...]]:
