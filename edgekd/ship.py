@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgekd import store
 from edgekd.bundle import MANIFEST, MODEL, SCHEMA, contents, describe, read_manifest, verify_files
 from edgekd.errors import BundleError
 from edgekd.onnxio.layout import TOKENIZER_FILES
+from edgekd.progress import Progress
 from edgekd.report import figures, schema, verdicts
 
 __all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
@@ -190,7 +189,7 @@ def _failed(out: Path, error: OSError) -> BundleError:
 # ---------------------------------------------------------------------------------------------------------------- proof
 
 
-def rescore(bundle: Path) -> dict[str, Any]:
+def rescore(bundle: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Read the test split again from its source, score the bundle on it, and compare with what the bundle claims.
 
     Returns ``{"score", "claimed", "examples"}``. Raises ``BundleError`` if the score is not the claimed one within
@@ -198,7 +197,7 @@ def rescore(bundle: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(bundle)
     dataset = _dataset(manifest)
-    found = score(bundle, dataset.test.texts, [dataset.labels[i] for i in dataset.test.labels])
+    found = score(bundle, dataset.test.texts, [dataset.labels[i] for i in dataset.test.labels], progress)
     claimed, count = manifest["score"]["test"], len(dataset.test.texts)
     if claimed is None or abs(found - claimed) > max(SCORE_TOLERANCE, 1 / count) + 1e-9:
         raise BundleError(
@@ -208,7 +207,7 @@ def rescore(bundle: Path) -> dict[str, Any]:
     return {"score": found, "claimed": claimed, "examples": count}
 
 
-def score(bundle: Path, texts: Sequence[str], labels: Sequence[str]) -> float:
+def score(bundle: Path, texts: Sequence[str], labels: Sequence[str], progress: Progress | None = None) -> float:
     """The share of ``texts`` that the bundle gives the label of the same place in ``labels`` (names).
 
     Raises ``BundleError`` for a label that the bundle does not know, or no texts.
@@ -220,8 +219,12 @@ def score(bundle: Path, texts: Sequence[str], labels: Sequence[str]) -> float:
     if unknown or not texts or len(texts) != len(labels):
         what = f"it does not know the label {unknown[0]!r}" if unknown else f"{len(texts)} texts, {len(labels)} labels"
         raise BundleError(f"{bundle} cannot be scored: {what}")
-    answers = np.array(classify.labels)[classify.logits(texts).argmax(axis=1)]
-    return float((answers == np.array(labels)).mean())
+    right = 0
+    with (progress or Progress(quiet=True)).bar("scoring the test split", total=len(texts), unit="example") as advance:
+        for text, label in zip(texts, labels, strict=True):
+            right += classify.labels[int(classify.logits(text).argmax())] == label
+            advance(1)
+    return right / len(texts)
 
 
 def _dataset(manifest: Mapping[str, Any]) -> Any:

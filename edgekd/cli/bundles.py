@@ -11,6 +11,7 @@ import typer
 
 from edgekd.cli.common import RUNS, Json, Store, print_json, print_json_line, run_folder
 from edgekd.errors import UsageError
+from edgekd.progress import Progress
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A shipped folder, such as dist/reuters_x86.")]
 
@@ -57,7 +58,7 @@ def verify(
     shipping.verify_files(bundle)
     result: dict[str, Any] = {"bundle": str(bundle), "files": "intact"}
     if not files_only:
-        result |= shipping.rescore(bundle)
+        result |= shipping.rescore(bundle, Progress())
     if json:
         print_json(result)
     else:
