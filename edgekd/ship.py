@@ -28,7 +28,8 @@ IR_VERSIONS = {8: "1.10", 9: "1.16", 10: "1.18"}
 def ship(run_folder: Path, out: Path) -> Path:
     """Write the bundle of a finished run (``runs/<run>``) to ``out`` and return ``out``. See ``pack``.
 
-    Raises ``StoreError`` without a report, ``BundleError`` if the export stage's folder is gone from the store.
+    Raises ``StoreError`` without a report, ``BundleError`` if the export stage's folder is gone from the store or not
+    what it was when it was finished.
     """
     report = schema.load(run_folder / "report.json")
     export = run_folder.parent / "store" / report["stages"]["export"]["folder"]
@@ -36,6 +37,8 @@ def ship(run_folder: Path, out: Path) -> Path:
         raise BundleError(
             f"{export} is gone, and the model with it; make it again with `edgekd run {report['target']}`"
         )
+    if (why := store.problem(export, contents=True)) is not None:
+        raise BundleError(f"{export}: {why}; make it again with `edgekd run {report['target']}`, which will notice")
     return pack(report, export, out)
 
 
@@ -147,7 +150,12 @@ def _check_source(source: Path, report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """Raise ``BundleError`` if ``out`` is anything but a bundle, an empty folder or nothing."""
+    """Raise ``BundleError`` if ``out`` is anything but a bundle, an empty folder or nothing, or cannot be written."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise BundleError(
+            f"cannot write the bundle {out}: {above} is not a folder one may write to; choose another --out"
+        )
     if not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         return
     try:

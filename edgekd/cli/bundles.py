@@ -13,6 +13,8 @@ from edgekd.cli.common import RUNS, Json, Store, print_json, print_json_line, ru
 from edgekd.errors import UsageError
 from edgekd.progress import Progress
 
+ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A shipped folder, such as dist/reuters_x86.")]
 
 
@@ -73,6 +75,8 @@ def predict(
 ) -> None:
     """Classify texts with a shipped bundle: label, probability and text, tab-separated, one line a text.
 
+    Tabs and line ends inside a text are printed escaped; an empty line of stdin is a text like any other.
+
     Examples:
 
     $ edgekd predict dist/reuters_x86 "Crude oil prices rose sharply today."
@@ -88,4 +92,4 @@ def predict(
         if json:
             print_json_line({"text": text, **dataclasses.asdict(found)})
         else:
-            print(f"{found.label}\t{found.score:.4f}\t{text}")
+            print(f"{found.label}\t{found.score:.4f}\t{text.translate(ESCAPES)}")
