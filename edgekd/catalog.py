@@ -38,6 +38,8 @@ def path_of(name_or_path: str | Path) -> Path:
     """
     path = Path(name_or_path).expanduser()
     if path.suffix == ".py" or len(path.parts) > 1:
+        if path.is_file() and path.suffix != ".py":
+            raise TargetError(f"{path} is no target: a target is a file of Python that ends with .py")
         if path.is_file():
             return path
         names = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
@@ -45,6 +47,8 @@ def path_of(name_or_path: str | Path) -> Path:
     names = targets()
     if str(name_or_path) in names:
         return data_root() / "targets" / f"{name_or_path}.py"
+    if (here := path.with_suffix(".py")).is_file():
+        raise TargetError(f"unknown target {str(name_or_path)!r}; the file {here} here is ./{here}")
     raise TargetError(f"unknown target {str(name_or_path)!r}{_near(str(name_or_path), names)}; `edgekd list` shows all")
 
 

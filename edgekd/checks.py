@@ -61,7 +61,7 @@ RANGES: dict[str, Range] = {
     "Budget.p90_ms": POSITIVE,
     "Budget.size_mib": POSITIVE,
     "Budget.peak_rss_mib": POSITIVE,
-    "Budget.score_kept": POSITIVE,
+    "Budget.score_kept": {"above": 0, "at most": 1.5},  # a share: a percentage would never be met
     "Budget.speedup": POSITIVE,
     "Budget.shrink": POSITIVE,
     "Target.seed": {"at least": 0, "below": 2**63},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as RichProgress
 from rich.progress import ProgressColumn as RichColumn
 from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 LINE_SECONDS = 10.0
@@ -101,16 +103,24 @@ class _Rate(RichColumn):
         return Text(f"{task.speed:.3g} {task.fields['unit']}/s" if task.speed else "", style="cyan")
 
 
+class _Fields(RichColumn):
+    """The last fields; the only column that gives way on a narrow terminal."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text(task.fields["fields"], no_wrap=True, overflow="ellipsis")
+
+
 def _columns() -> tuple[RichColumn, ...]:
+    fixed = partial(Column, no_wrap=True)
     return (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total} {task.fields[unit]}"),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[fields]}", markup=False),
+        TextColumn("{task.description}", table_column=fixed()),
+        BarColumn(bar_width=12, table_column=fixed()),
+        TextColumn("{task.completed:.0f}/{task.total} {task.fields[unit]}", table_column=fixed()),
+        _Rate(table_column=fixed()),
+        TimeElapsedColumn(table_column=fixed()),
+        TextColumn("left", table_column=fixed()),
+        TimeRemainingColumn(table_column=fixed()),
+        _Fields(),
     )
 
 

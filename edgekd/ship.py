@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgekd import store
 from edgekd.bundle import MANIFEST, MODEL, SCHEMA, contents, describe, read_manifest, verify_files
 from edgekd.errors import BundleError
 from edgekd.onnxio.layout import TOKENIZER_FILES
+from edgekd.progress import Progress
 from edgekd.report import figures, schema, verdicts
 
 __all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
@@ -29,7 +28,8 @@ IR_VERSIONS = {8: "1.10", 9: "1.16", 10: "1.18"}
 def ship(run_folder: Path, out: Path) -> Path:
     """Write the bundle of a finished run (``runs/<run>``) to ``out`` and return ``out``. See ``pack``.
 
-    Raises ``StoreError`` without a report, ``BundleError`` if the export stage's folder is gone from the store.
+    Raises ``StoreError`` without a report, ``BundleError`` if the export stage's folder is gone from the store or not
+    what it was when it was finished.
     """
     report = schema.load(run_folder / "report.json")
     export = run_folder.parent / "store" / report["stages"]["export"]["folder"]
@@ -37,6 +37,8 @@ def ship(run_folder: Path, out: Path) -> Path:
         raise BundleError(
             f"{export} is gone, and the model with it; make it again with `edgekd run {report['target']}`"
         )
+    if (why := store.problem(export, contents=True)) is not None:
+        raise BundleError(f"{export}: {why}; make it again with `edgekd run {report['target']}`, which will notice")
     return pack(report, export, out)
 
 
@@ -148,7 +150,12 @@ def _check_source(source: Path, report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """Raise ``BundleError`` if ``out`` is anything but a bundle, an empty folder or nothing."""
+    """Raise ``BundleError`` if ``out`` is anything but a bundle, an empty folder or nothing, or cannot be written."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise BundleError(
+            f"cannot write the bundle {out}: {above} is not a folder one may write to; choose another --out"
+        )
     if not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         return
     try:
@@ -190,7 +197,7 @@ def _failed(out: Path, error: OSError) -> BundleError:
 # ---------------------------------------------------------------------------------------------------------------- proof
 
 
-def rescore(bundle: Path) -> dict[str, Any]:
+def rescore(bundle: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Read the test split again from its source, score the bundle on it, and compare with what the bundle claims.
 
     Returns ``{"score", "claimed", "examples"}``. Raises ``BundleError`` if the score is not the claimed one within
@@ -198,7 +205,7 @@ def rescore(bundle: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(bundle)
     dataset = _dataset(manifest)
-    found = score(bundle, dataset.test.texts, [dataset.labels[i] for i in dataset.test.labels])
+    found = score(bundle, dataset.test.texts, [dataset.labels[i] for i in dataset.test.labels], progress)
     claimed, count = manifest["score"]["test"], len(dataset.test.texts)
     if claimed is None or abs(found - claimed) > max(SCORE_TOLERANCE, 1 / count) + 1e-9:
         raise BundleError(
@@ -208,7 +215,7 @@ def rescore(bundle: Path) -> dict[str, Any]:
     return {"score": found, "claimed": claimed, "examples": count}
 
 
-def score(bundle: Path, texts: Sequence[str], labels: Sequence[str]) -> float:
+def score(bundle: Path, texts: Sequence[str], labels: Sequence[str], progress: Progress | None = None) -> float:
     """The share of ``texts`` that the bundle gives the label of the same place in ``labels`` (names).
 
     Raises ``BundleError`` for a label that the bundle does not know, or no texts.
@@ -220,8 +227,12 @@ def score(bundle: Path, texts: Sequence[str], labels: Sequence[str]) -> float:
     if unknown or not texts or len(texts) != len(labels):
         what = f"it does not know the label {unknown[0]!r}" if unknown else f"{len(texts)} texts, {len(labels)} labels"
         raise BundleError(f"{bundle} cannot be scored: {what}")
-    answers = np.array(classify.labels)[classify.logits(texts).argmax(axis=1)]
-    return float((answers == np.array(labels)).mean())
+    right = 0
+    with (progress or Progress(quiet=True)).bar("scoring the test split", total=len(texts), unit="example") as advance:
+        for text, label in zip(texts, labels, strict=True):
+            right += classify.labels[int(classify.logits(text).argmax())] == label
+            advance(1)
+    return right / len(texts)
 
 
 def _dataset(manifest: Mapping[str, Any]) -> Any:

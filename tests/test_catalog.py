@@ -108,6 +108,16 @@ def test_an_unknown_target_names_the_nearest(root):
         catalog.load(root / "mime.py")
     with pytest.raises(TargetError, match=r"no target file .*/none/t\.py$"):
         catalog.load(root / "none/t.py")
+    (root / "notes.md").write_text("# notes")
+    with pytest.raises(TargetError, match=r"notes\.md is no target: .*ends with \.py"):
+        catalog.load(root / "notes.md")
+
+
+def test_a_file_here_that_is_named_without_its_ending_is_pointed_out(root, monkeypatch):
+    monkeypatch.chdir(root)
+    (root / "mine.py").touch()
+    with pytest.raises(TargetError, match=r"unknown target 'mine'; the file mine\.py here is \./mine\.py"):
+        catalog.load("mine")
 
 
 @pytest.mark.parametrize(

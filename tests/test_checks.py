@@ -51,6 +51,7 @@ def classes() -> list[Any]:
         ("quant.percentile", 0, "quant.percentile must be above 0 and at most 100, not 0"),
         ("quant.percentile", 100.5, "at most 100, not 100.5"),
         ("quant.epochs", 0, "quant.epochs must be above 0, not 0"),
+        ("budget.score_kept", 99.5, "budget.score_kept must be above 0 and at most 1.5, not 99.5"),
         ("quant.keep_float", "classifier", "quant.keep_float must be a tuple, not 'classifier'; write ('classifier',)"),
         ("bench.calls", 0, "bench.calls must be at least 1, not 0"),
         ("bench.rounds", 0, "bench.rounds must be at least 1"),

@@ -265,7 +265,7 @@ def test_run_prints_the_headline_and_the_paths_and_json_on_request(
     given: dict[str, Any] = {}
     monkeypatch.setattr(pipeline, "run", lambda target, **options: given.update(options, target=target) or result)
     assert main(["run", TARGET, "--device", "cpu", "--smoke", "--fresh", "distill", "--out", "there"]) == 0
-    assert capsys.readouterr().out == f"BUDGET MET, 1 of 1.\nreport: runs/{TARGET}/report.json\nbundle: dist/x\n"
+    assert capsys.readouterr().out == f"BUDGET MET, 1 of 1.\nreport: runs/{TARGET}/report.html\nbundle: dist/x\n"
     assert given["target"].smoke
     assert {k: given[k] for k in ("to", "fresh", "device", "folder", "out")} == {
         "to": None, "fresh": "distill", "device": "cpu", "folder": Path("runs"), "out": Path("there"),
@@ -335,6 +335,8 @@ def test_predict_reads_arguments_or_the_lines_of_stdin(
     monkeypatch.setattr(deploy, "load", load)
     assert main(["predict", "bundle", "oil", "wheat"]) == 0
     assert capsys.readouterr().out == "OIL\t0.7500\toil\nWHEAT\t0.7500\twheat\n"
+    assert main(["predict", "bundle", "1\t2\r\n3"]) == 0
+    assert capsys.readouterr().out.endswith("\t0.7500\t1\\t2\\r\\n3\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO("oil\nwheat\n"))
     assert main(["predict", "bundle", "--json"]) == 0
     rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
@@ -353,7 +355,7 @@ def test_verify_scores_again_unless_only_the_files_are_asked_for(
     from edgekd import ship
 
     monkeypatch.setattr(ship, "verify_files", lambda bundle: {})
-    monkeypatch.setattr(ship, "rescore", lambda bundle: {"score": 0.5, "claimed": 0.5, "examples": 2})
+    monkeypatch.setattr(ship, "rescore", lambda bundle, progress: {"score": 0.5, "claimed": 0.5, "examples": 2})
     main(["verify", "b", "--json"])
     assert json.loads(capsys.readouterr().out)["score"] == 0.5
     main(["verify", "b", "--files-only", "--json"])

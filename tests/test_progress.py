@@ -71,6 +71,20 @@ def test_a_terminal_gets_a_bar_with_eta_and_fields() -> None:
     assert "2/2 batch" in shown
 
 
+def test_a_bar_fits_eighty_columns_and_only_the_fields_give_way() -> None:
+    stream = io.StringIO()
+    progress = Progress(Console(file=stream, width=80, force_terminal=True, _environ={}))
+    with progress.bar("bench", total=125, unit="process") as advance:
+        advance(7, last="teacher_ort_dynamic", p50_ms=5.4321)
+        with progress.bar("quantize: scoring validation", total=549, unit="example") as inner:
+            inner(64)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in stream.getvalue().replace("\r", "\n").splitlines()]
+    shown = [line.rstrip() for line in lines if line.strip()]
+    assert all(len(line) <= 80 for line in shown)
+    assert all(line.startswith(("bench ", "quantize: scoring validation ")) for line in shown)  # no second line
+    assert any("7/125 process" in line and "left" in line and "last" in line for line in shown)
+
+
 def test_an_error_inside_a_bar_passes_and_leaves_the_next_bar_working() -> None:
     progress = Progress(Console(file=io.StringIO(), force_terminal=True))
     with pytest.raises(ZeroDivisionError), progress.bar("a", total=1):

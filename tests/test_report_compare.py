@@ -45,6 +45,13 @@ def test_a_faster_smaller_and_better_run_is_better() -> None:
         assert find(found, figure)["verdict"] == "better"
 
 
+def test_a_few_bytes_more_are_no_difference() -> None:
+    other = copy.deepcopy(BASE)
+    for row in other["rows"]:
+        row["size_mib"] *= 1.0005
+    assert find(compare.compare(BASE, other), "size_mib")["verdict"] == "same"
+
+
 def test_swapping_the_reports_swaps_the_verdict() -> None:
     slow = made.report(made.rows(speed={"student_qad": 1.1}))
     forth, back = (find(compare.compare(*pair), "p50_ms") for pair in ((BASE, slow), (slow, BASE)))

@@ -231,3 +231,12 @@ def test_rows_that_were_all_skipped_make_unknowns_and_no_praise() -> None:
     found = first_lines(table, Budget(p50_ms=1))
     assert found[0].startswith("BUDGET UNDECIDED")
     assert not any("as fast" in line for line in found)
+
+
+def test_figures_that_lack_for_one_reason_are_named_together_and_the_reason_once() -> None:
+    table = made.rows()
+    for r in table:
+        made.spoil(r, "50 calls a round, 100 needed", figures=False)
+    line = first_lines(table, Budget(p50_ms=1, p90_ms=2, speedup=3))[0]
+    assert line.startswith("BUDGET UNDECIDED, 3 of 3 could not be judged: p50, p90, speed-up over the teacher not")
+    assert line.count("50 calls a round") == 1

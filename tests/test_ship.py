@@ -14,7 +14,7 @@ import pytest
 import tiny_bundle
 from onnx import TensorProto, helper
 
-from edgekd import ship
+from edgekd import ship, store
 from edgekd.bundle import contents
 from edgekd.errors import BundleError, DataError, StoreError
 from edgekd.onnxio import layout
@@ -94,7 +94,7 @@ def test_shipping_twice_gives_the_same_bytes(export: Path, tmp_path: Path) -> No
 def test_the_card_tells_scores_limits_licences_and_how_it_was_made(packed: Path) -> None:
     card = (packed / "README.md").read_text()
     assert card.startswith("---\n")
-    assert 'license: "apache-2.0"' in card
+    assert 'license: "other"' in card and 'license_name: "teacher: Apache-2.0; data: Reuters-21578' in card
     for part in (
         "## Scores",
         "97.12 %",
@@ -111,13 +111,21 @@ def test_the_card_tells_scores_limits_licences_and_how_it_was_made(packed: Path)
 
 def test_a_run_is_shipped_from_its_folder(tmp_path: Path) -> None:
     report = tiny_bundle.report()
-    report["stages"]["export"]["folder"] = "export-0123456789abcdef"
-    tiny_bundle.export_stage(tmp_path / "runs" / "store" / "export-0123456789abcdef")
+    key = store.key("export", 1, {})
+    stage = store.Stage("export", key, store.folder(tmp_path / "runs", "export", key))
+    with store.partial(tmp_path / "runs", stage, 1, {}) as folder:
+        tiny_bundle.export_stage(folder)
+        store.finish(tmp_path / "runs", stage, made={"seconds": 1.0, "resumed": False, "device": "cpu", "threads": 1})
+    report["stages"]["export"]["folder"] = stage.path.name
     (tmp_path / "runs" / "tiny").mkdir()
     write_json(tmp_path / "runs" / "tiny" / "report.json", report)
     out = tmp_path / "deep" / "dist" / "tiny"
     assert ship.ship(tmp_path / "runs" / "tiny", out) == out
     ship.verify_files(out)
+    model = stage.path / "student_qad" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"?")
+    with pytest.raises(BundleError, match=r"student_qad/model\.onnx has changed .*edgekd run reuters_x86"):
+        ship.ship(tmp_path / "runs" / "tiny", tmp_path / "new")
     shutil.rmtree(tmp_path / "runs" / "store")
     with pytest.raises(BundleError, match="edgekd run reuters_x86"):
         ship.ship(tmp_path / "runs" / "tiny", tmp_path / "new")
@@ -177,7 +185,7 @@ def test_labels_that_contradict_the_report_are_not_shipped(export: Path, tmp_pat
 
 def test_a_place_that_cannot_be_made_is_an_error_of_the_bundle(export: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(BundleError, match=r"cannot write the bundle .*choose another --out"):
+    with pytest.raises(BundleError, match=r"cannot write the bundle .*file is not a folder one may write to; choose"):
         ship.pack(tiny_bundle.report(), export, tmp_path / "file" / "deep" / "out")
 
 

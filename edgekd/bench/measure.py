@@ -185,5 +185,5 @@ def _run(
                         continue
                     figures[place].append(result)
                     calm_ns = min(result["calm_ns"], calm_ns or result["calm_ns"])
-                    advance(1, artifact=place[1], workload=cell.workload, p50_ms=result["p50_ms"])
+                    advance(1, last=place[1], p50_ms=result["p50_ms"])
     return figures, failed

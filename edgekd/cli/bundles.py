@@ -11,6 +11,9 @@ import typer
 
 from edgekd.cli.common import RUNS, Json, Store, print_json, print_json_line, run_folder
 from edgekd.errors import UsageError
+from edgekd.progress import Progress
+
+ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A shipped folder, such as dist/reuters_x86.")]
 
@@ -57,7 +60,7 @@ def verify(
     shipping.verify_files(bundle)
     result: dict[str, Any] = {"bundle": str(bundle), "files": "intact"}
     if not files_only:
-        result |= shipping.rescore(bundle)
+        result |= shipping.rescore(bundle, Progress())
     if json:
         print_json(result)
     else:
@@ -71,6 +74,8 @@ def predict(
     json: Json = False,
 ) -> None:
     """Classify texts with a shipped bundle: label, probability and text, tab-separated, one line a text.
+
+    Tabs and line ends inside a text are printed escaped; an empty line of stdin is a text like any other.
 
     Examples:
 
@@ -87,4 +92,4 @@ def predict(
         if json:
             print_json_line({"text": text, **dataclasses.asdict(found)})
         else:
-            print(f"{found.label}\t{found.score:.4f}\t{text}")
+            print(f"{found.label}\t{found.score:.4f}\t{text.translate(ESCAPES)}")

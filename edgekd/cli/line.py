@@ -190,9 +190,10 @@ def run(
         return
     for line in report["headline"] if report else []:
         print(line)
-    for name in ("report", "bundle"):
-        if result[name]:
-            print(f"{name}: {result[name]}")
+    if result["report"]:
+        print(f"report: {Path(result['report']).with_suffix('.html')}")
+    if result["bundle"]:
+        print(f"bundle: {result['bundle']}")
     if not result["report"]:
         last = list(result["stages"].values())[-1]
         print(f"stopped after {to}: {last['folder']}")

@@ -26,8 +26,14 @@ def _front(report: Report) -> str:
     source = report["teacher"]["source"]
     if source.startswith("hf:"):
         given["base_model"] = source.removeprefix("hf:").partition("@")[0]
-    if report["licences"]["teacher"]:
-        given["license"] = report["licences"]["teacher"].lower()
+    teacher, data = (report["licences"][name] for name in ("teacher", "data"))
+    if teacher and teacher == data:
+        given["license"] = teacher.lower()
+    elif teacher or data:
+        given |= {
+            "license": "other",
+            "license_name": f"teacher: {teacher or 'not stated'}; data: {data or 'not stated'}",
+        }
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in given.items()), "---"])
 
 
@@ -66,7 +72,7 @@ def _use(manifest: Mapping[str, Any]) -> list[str]:
     python = "\n".join(
         [
             "```python",
-            "from edgekd import deploy  # onnxruntime, tokenizers and numpy are all it needs",
+            "from edgekd import deploy  # needs onnxruntime, tokenizers and numpy, none of edgekd's other requirements",
             "",
             'classify = deploy.load("path/to/this/folder")',
             'print(classify(["Some text."])[0].label)',
@@ -99,7 +105,9 @@ def _made(report: Report) -> list[str]:
 
 
 def _length(training: Mapping[str, Any]) -> str:
-    return f"{figures.plain(training.get('epochs'))} epochs, {figures.plain(training.get('steps'))} steps"
+    epochs = training.get("epochs")
+    word = "epoch" if epochs == 1 else "epochs"
+    return f"{figures.plain(epochs)} {word}, {figures.plain(training.get('steps'))} steps"
 
 
 def _rights(report: Report) -> list[str]:

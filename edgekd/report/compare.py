@@ -15,6 +15,7 @@ Change = Mapping[str, Any]
 
 SHARES = ("score", "agreement")
 EXACT = ("size_mib",)
+ALIKE = 1e-3  # a share of an exact figure below which nobody cares
 
 
 def compare(a: Report, b: Report) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def _verdict(figure: figures.Figure, change: float | None, low: float | None, hi
     if figure.key in SHARES:
         up = 1 if low > 0 else -1 if high < 0 else 0
     elif figure.key in EXACT:
-        up = (change > 1) - (change < 1)
+        up = (change > 1 + ALIKE) - (change < 1 - ALIKE)
     else:
         up = {"faster": 1, "slower": -1}.get(verdict(low, high, MARGIN), 0)  # more or less than 1 by the margin
     if up == 0:

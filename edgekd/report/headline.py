@@ -62,15 +62,26 @@ def budget_text(line: dict[str, Any]) -> str:
 
 def _budget(lines: Sequence[dict[str, Any]], bad: bool) -> str:
     failed = [budget_text(line) for line in lines if line["met"] is False]
-    open_ = [budget_text(line) for line in lines if line["met"] is None]
+    open_ = _open([line for line in lines if line["met"] is None])
+    undecided = sum(line["met"] is None for line in lines)
     if not lines:
         return "NO BUDGET is set in the target: nothing was asked."
     if failed:
         rest = f" Not decided: {'; '.join(open_)}." if open_ else ""
         return f"BUDGET FAILED, {len(failed)} of {len(lines)}: {'; '.join(failed)}.{rest}"
     if open_:
-        return f"BUDGET UNDECIDED, {len(open_)} of {len(lines)} could not be judged: {'; '.join(open_)}."
+        return f"BUDGET UNDECIDED, {undecided} of {len(lines)} could not be judged: {'; '.join(open_)}."
     return f"BUDGET MET, {len(lines)} of {len(lines)}" + (", but read what follows." if bad else ".")
+
+
+def _open(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines that could not be judged; those of one reason together, since one row has many figures."""
+    reasons: dict[str, list[str]] = {}
+    for line in lines:
+        if line["measured"] is None:
+            reasons.setdefault(str(line["why"]), []).append(BUDGET.get(line["name"], line["name"]))
+    missing = [f"{', '.join(names)} not measured ({why})" for why, names in reasons.items()]
+    return [budget_text(line) for line in lines if line["measured"] is not None] + missing
 
 
 def _main(lines: Sequence[dict[str, Any]], like: Row) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def _top(report: Report) -> list[str]:
     device = escape(report["device"]["name"])
     about = f"Run {code(report['run'])} for {device}, edgekd {report['edgekd_version']}, {report['created']}."
     first, *rest = (escape(line) for line in report["headline"])
-    return [f"# {escape(report['target'])}", bullets([f"**{first}**", *rest]), about]
+    return [f"# {escape(report['run'])}", bullets([f"**{first}**", *rest]), about]
 
 
 def _budget(report: Report) -> list[str]:
