@@ -66,6 +66,7 @@ def install() -> None:
     with tempfile.TemporaryDirectory(dir=folder().parent, prefix=".partial-") as name:
         partial = Path(name)
         made = partial / "made"
+        (made / "root").mkdir(parents=True)
         debs = _debs(partial / "apt")
         for deb in debs:
             _run(["dpkg-deb", "-x", str(deb), str(made / "root")])

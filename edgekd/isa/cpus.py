@@ -62,7 +62,7 @@ def require(isa: str, *, install: bool = False) -> None:
     if isa == "arm64" and not arm64.installed():
         raise MissingDependencyError(
             f"skipped: there is no arm64 Python with onnxruntime {arm64.onnxruntime_version()} in {arm64.folder()}; "
-            "fetch it (about 100 MB, nothing outside that folder is touched) by adding --install"
+            "fetch it (200 MB on disk, nothing outside that folder is touched) by adding --install"
         )
 
 
@@ -83,7 +83,7 @@ def _require_emulator(emulator: str) -> None:
     if not version or tuple(int(part) for part in version.split(".")) < LEAST_QEMU:
         least = ".".join(map(str, LEAST_QEMU))
         raise MissingDependencyError(
-            f"skipped: {emulator} is {version or 'of no known version'}, and {least} is needed; install it with: {advice}"
+            f"skipped: {emulator} is {version or 'of no known version'}, {least} is needed; install it with: {advice}"
         )
 
 
