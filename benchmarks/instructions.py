@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from instructions_child import CALLS
 from transformers import BertConfig, BertForSequenceClassification
 
 from edgekd import spec
@@ -54,18 +55,15 @@ def main() -> int:
     cpus.require("arm64")
     made: dict[str, Any] = {"unit": "guest instructions per inference", "model": SHAPE}
     made |= {"onnxruntime": arm64.onnxruntime_version(), "qemu": cpus.emulator_version("qemu-aarch64")}
-    counts: Counts = {cpu.model: {} for cpu in cpus.ISAS["arm64"]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run(
             ["gcc", "-shared", "-fPIC", "-O2", "-o", folder / "count.so", HERE / "instructions.c"], check=True
         )
-        for scheme in SCHEMES:
-            path = folder / scheme / "model.onnx"
-            path.parent.mkdir()
+        paths = {scheme: folder / f"{scheme}.onnx" for scheme in SCHEMES}
+        for scheme, path in paths.items():
             export(scheme, path)
-            for cpu in cpus.ISAS["arm64"]:
-                counts[cpu.model][scheme] = count(cpu, path, folder / "count.so")
+        counts: Counts = {cpu.model: count(cpu, paths, folder / "count.so") for cpu in cpus.ISAS["arm64"]}
     show(counts)
     if write:
         write_json(RECORDED, made | {"counts": counts})
@@ -89,21 +87,24 @@ def export(scheme: str, path: Path) -> None:
     export_quantized(model, path, opset=17, keep_float=KEEP_FLOAT)
 
 
-def count(cpu: cpus.Cpu, model: Path, plugin: Path) -> dict[str, int]:
-    """Tokens -> the fewest instructions of a call."""
+def count(cpu: cpus.Cpu, models: dict[str, Path], plugin: Path) -> dict[str, dict[str, int]]:
+    """Scheme -> tokens -> the fewest instructions of a call."""
     with tempfile.TemporaryDirectory() as prefix:
         (emulator, *rest), env = cpus.command(cpu, Path(prefix))
-        child = [str(HERE / "instructions_child.py"), str(model), *map(str, LENGTHS)]
+        lengths = ",".join(map(str, LENGTHS))
+        child = [str(HERE / "instructions_child.py"), lengths, *map(str, models.values())]
         done = subprocess.run(
             [emulator, "-plugin", str(plugin), *rest, *child], env=env, capture_output=True, text=True, check=False
         )
-    marks = [(int(n), int(total)) for n, total in re.findall(r"^mark (\d+) (\d+)$", done.stderr, re.MULTILINE)]
-    if done.returncode or not marks:
+    marks = [int(total) for total in re.findall(r"^mark \d+ (\d+)$", done.stderr, re.MULTILINE)]
+    calls = len(models) * len(LENGTHS) * CALLS
+    if done.returncode or len(marks) != 2 * calls:
         raise SystemExit(f"no count on {cpu.model} (QEMU 4.2 to 8.2 takes this plugin): {done.stderr[-500:]}")
-    found: dict[str, int] = {}
-    for (length, start), (_, end) in zip(marks[::2], marks[1::2], strict=True):
-        found[str(length)] = min(end - start, found.get(str(length), end - start))
-    return found
+    fewest = np.diff(np.reshape(marks, (len(models), len(LENGTHS), CALLS, 2)))[..., 0].min(axis=2)
+    return {
+        scheme: dict(zip(map(str, LENGTHS), row, strict=True))
+        for scheme, row in zip(models, fewest.tolist(), strict=True)
+    }
 
 
 def show(counts: Counts) -> None:

@@ -1,6 +1,7 @@
-"""Mark each call of a model for ``instructions.c``: ``python instructions_child.py MODEL LENGTH...``, emulated.
+"""Mark calls for ``instructions.c``: ``python instructions_child.py LENGTH,LENGTH,... MODEL...`` in an emulated Python.
 
-Needs numpy and onnxruntime alone. After two calls to warm up, each length is called ``CALLS`` times between two marks.
+Needs numpy and onnxruntime alone. Each model is called with each length, ``CALLS`` times between two marks, after two
+calls to warm up.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ import onnxruntime
 CALLS = 3
 
 
-def main(model: str, *lengths: str) -> None:
+def main(lengths: str, *models: str) -> None:
     """See the module."""
+    gc.disable()
+    for model in models:
+        count(model, [int(length) for length in lengths.split(",")])
+
+
+def count(model: str, lengths: list[int]) -> None:
+    """One model."""
     mark = ctypes.CDLL(None).getpriority
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    gc.disable()
-    for length in map(int, lengths):
+    for length in lengths:
         shape = (1, length)
         given = {"input_ids": np.arange(length).reshape(shape) % 100, "attention_mask": np.ones(shape, np.int64)}
         given["token_type_ids"] = np.zeros(shape, np.int64)
