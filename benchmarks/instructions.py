@@ -6,8 +6,8 @@
 A student of the demonstration's shape with random weights (an instruction does not depend on them) is exported in fp32
 and in each static scheme, and run by onnxruntime under ``qemu-aarch64``, where a TCG plugin (``instructions.c``, built
 here with gcc) counts. One thread, one example, the fewest of three calls. The counts do not depend on the machine or
-its load: they are instructions, never milliseconds, and say nothing of how long one takes. Exits with 1 if a count is
-more than ``TOLERANCE`` above the recorded one, or was recorded under another onnxruntime or QEMU. Needs what
+its load, and hardly on where memory happens to lie; they are instructions, never milliseconds. Exits with 1 if a
+count is more than ``TOLERANCE`` above the recorded one, or was recorded under another onnxruntime or QEMU. Needs what
 ``edgekd verify --isa arm64 --install`` fetches.
 """
 

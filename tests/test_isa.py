@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import report_fixture
 import test_ship
 import tiny_bundle
 from onnx import numpy_helper
 
-from edgekd import machine
+from edgekd import machine, store
 from edgekd.cli import main
 from edgekd.errors import AssetError, BenchError, MissingDependencyError, StoreError
 from edgekd.isa import arm64, cpus, results, verify
 from edgekd.isa.verify import compare
+from edgekd.stages import verdict
 
 HERE = cpus.Cpu("here")
 TEXTS = test_ship.TEXTS
@@ -224,6 +227,26 @@ def test_a_damaged_record_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / results.NAME).write_text("{")
     with pytest.raises(StoreError, match="delete it"):
         results.recorded(tmp_path, "ab")
+
+
+def test_the_report_of_a_run_tells_what_was_found_of_exactly_its_file(tmp_path: Path) -> None:
+    folders = report_fixture.folders(tmp_path / "store")
+    for path in folders.values():
+        store.write_json(path / store.MANIFEST, {"seconds": 1.0})
+    given = {"machine": report_fixture.MACHINE, "versions": report_fixture.VERSIONS}
+    store.write_json(folders["bench"] / "environment.json", given)
+    (folders["export"] / "student_qad").mkdir()
+    (folders["export"] / "student_qad" / "model.onnx").write_bytes(b"the file")
+    stages = {name: store.Stage(name, "00", path) for name, path in folders.items()}
+    run = tmp_path / "run"
+    run.mkdir()
+    results.record(run, hashlib.sha256(b"another file").hexdigest(), [report_fixture.OTHER])
+    verdict.run(report_fixture.target(), stages, run)
+    assert store.read_json(run / "report.json")["isa"] == []
+    results.record(run, hashlib.sha256(b"the file").hexdigest(), [report_fixture.ISA])
+    verdict.run(report_fixture.target(), stages, run)
+    assert store.read_json(run / "report.json")["isa"] == [report_fixture.ISA]
+    assert "256 of 256" in (run / "report.md").read_text()
 
 
 # -------------------------------------------------------------------------------------------------------------- command

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd import machine, spec
+from edgekd.bench.proc import die_with_parent
 from edgekd.errors import BenchError, MissingDependencyError
 from edgekd.isa import arm64
 
@@ -116,7 +118,13 @@ def logits(cpu: Cpu, model: Path, feeds: list[dict[str, NDArray[np.generic]]]) -
         files = [str(path) for path in (CHILD, model.absolute(), folder / "inputs.npz", folder / "logits.npz")]
         try:
             done = subprocess.run(
-                [*start, "-P", *files], env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+                [*start, "-P", *files],
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         except subprocess.TimeoutExpired as error:
             raise BenchError(
