@@ -27,7 +27,6 @@ from edgekd.errors import AssetError
 
 MAX_UNPACKED_BYTES = 32 * 2**30
 
-
 _BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
 """What zipfile raises for an archive that is cut off, altered, encrypted or none at all."""
 

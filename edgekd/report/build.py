@@ -38,8 +38,8 @@ def build(
 
     ``folders`` holds the folder of every stage from ``assets`` to ``bench``, ``stage_info`` their ``{"key", "folder",
     "seconds"}``; ``created`` is the time in UTC, now by default; ``isa`` is what ``isa.verify`` found of the shipped
-    file. Raw samples that are gone only cost the histograms and
-    the verdict on QAD; any other missing or unreadable file raises ``StoreError``.
+    file. Raw samples that are gone only cost the histograms and the verdict on QAD; any other missing or unreadable
+    file raises ``StoreError``.
     """
     read = _Reader(folders)
     dataset, rows = read("assets", "dataset.json"), read("bench", "rows.json")
