@@ -353,7 +353,7 @@ def test_verify_scores_again_unless_only_the_files_are_asked_for(
     from edgekd import ship
 
     monkeypatch.setattr(ship, "verify_files", lambda bundle: {})
-    monkeypatch.setattr(ship, "rescore", lambda bundle: {"score": 0.5, "claimed": 0.5, "examples": 2})
+    monkeypatch.setattr(ship, "rescore", lambda bundle, progress: {"score": 0.5, "claimed": 0.5, "examples": 2})
     main(["verify", "b", "--json"])
     assert json.loads(capsys.readouterr().out)["score"] == 0.5
     main(["verify", "b", "--files-only", "--json"])
