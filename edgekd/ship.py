@@ -109,6 +109,7 @@ def _manifest(report: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, 
         "session": {"threads": 1, "providers": ["CPUExecutionProvider"]},
         "device": {name: report["device"][name] for name in ("name", "isa", "features")},
         "score": scores,
+        "verified": report["isa"],
         "teacher": {"source": report["teacher"]["source"], "licence": report["licences"]["teacher"]},
         "data": {
             "sources": task["sources"],
@@ -204,9 +205,9 @@ def rescore(bundle: Path, progress: Progress | None = None) -> dict[str, Any]:
     ``SCORE_TOLERANCE`` (or one example); ``AssetError`` or ``DataError`` if the data cannot be had or has changed.
     """
     manifest = read_manifest(bundle)
-    dataset = _dataset(manifest)
-    found = score(bundle, dataset.test.texts, [dataset.labels[i] for i in dataset.test.labels], progress)
-    claimed, count = manifest["score"]["test"], len(dataset.test.texts)
+    data = dataset(manifest)
+    found = score(bundle, data.test.texts, [data.labels[i] for i in data.test.labels], progress)
+    claimed, count = manifest["score"]["test"], len(data.test.texts)
     if claimed is None or abs(found - claimed) > max(SCORE_TOLERANCE, 1 / count) + 1e-9:
         raise BundleError(
             f"{bundle} scores {found:.4f} on the test split of {count} examples, where it claims "
@@ -235,8 +236,11 @@ def score(bundle: Path, texts: Sequence[str], labels: Sequence[str], progress: P
     return right / len(texts)
 
 
-def _dataset(manifest: Mapping[str, Any]) -> Any:
-    """The data set of the bundle's task, as the run read it."""
+def dataset(manifest: Mapping[str, Any]) -> Any:
+    """The data set of the bundle's task, as the run read it.
+
+    Raises ``BundleError`` where it has changed, ``AssetError`` or ``DataError`` where it cannot be had.
+    """
     from edgekd import spec, tasks
 
     data = manifest["data"]
@@ -249,7 +253,7 @@ def _dataset(manifest: Mapping[str, Any]) -> Any:
         raise BundleError(
             f"this edgekd does not know the task of the bundle ({error}); use the one that shipped it"
         ) from error
-    dataset = tasks.TASKS[task.kind].load(task, data["seed"])
-    if dataset.fingerprint != data["fingerprint"]:
+    found = tasks.TASKS[task.kind].load(task, data["seed"])
+    if found.fingerprint != data["fingerprint"]:
         raise BundleError("the data has changed since the bundle was shipped: its score cannot be checked on this")
-    return dataset
+    return found

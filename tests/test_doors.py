@@ -18,7 +18,14 @@ DOORS = {
     "brevitas": ("quant/*", "onnxio/export.py"),
     "transformers": ("models/*",),
     "onnx": ("onnxio/*",),
-    "onnxruntime": ("runtimes/ort_cpu.py", "onnxio/audit.py", "onnxio/parity.py", "onnxio/dynamic.py", "deploy.py"),
+    "onnxruntime": (
+        "runtimes/ort_cpu.py",
+        "onnxio/audit.py",
+        "onnxio/parity.py",
+        "onnxio/dynamic.py",
+        "deploy.py",
+        "isa/child.py",
+    ),
     "onnxoptimizer": (),
     "optimum": ("onnxio/*",),
     "openvino": ("runtimes/openvino.py",),
@@ -52,7 +59,7 @@ LAYERS = (
     ("store.py", "shape.py", "deploy.py"),
     ("runner.py",),
     ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*"),
-    ("stages/*", "ship.py", "sizes.py", "history.py"),
+    ("stages/*", "ship.py", "sizes.py", "history.py", "isa/*"),
     ("pipeline.py",),
     ("plan.py", "doctor.py"),
     ("cli/*", "__main__.py"),
@@ -63,7 +70,7 @@ IMPORT_NAMES = {"optimum-onnx": "optimum", "onnx-ir": "onnx_ir"}
 
 LIGHT = (
     *("cli/*", "report/*", "assets.py", "bundle.py", "catalog.py", "checks.py", "deploy.py", "downloads.py"),
-    *("history.py", "machine.py", "pipeline.py", "plan.py", "progress.py", "runner.py", "shape.py", "ship.py"),
+    *("history.py", "isa/*", "machine.py", "pipeline.py", "plan.py", "progress.py", "runner.py", "shape.py", "ship.py"),
     *("sizes.py", "smoke.py", "spec.py", "store.py", "wheels.py"),
 )
 

@@ -55,6 +55,27 @@ def test_a_feature_written_with_a_bar_is_met_by_either(tmp_path, monkeypatch):
         assert machine.missing_features(spec.X86_VNNI, root) == missing
 
 
+@pytest.mark.parametrize(
+    ("isa", "flags", "found"),
+    [
+        *(
+            ("x86_64", "avx2 avx_vnni", "vnni"),
+            ("x86_64", "avx2 avx512f avx512_vnni", "vnni"),
+            ("x86_64", "avx2", "avx2"),
+        ),
+        *(
+            ("x86_64", "avx2 avx512f", "avx2"),
+            ("x86_64", "avx", None),
+            ("aarch64", "asimd", "arm64"),
+            ("riscv64", "", None),
+        ),
+    ],
+)
+def test_the_instruction_set_is_that_of_the_integer_kernels(isa, flags, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "isa", lambda: isa)
+    assert machine.instruction_set(write(tmp_path, {"proc/cpuinfo": f"flags\t: {flags}\n"})) == found
+
+
 def test_another_instruction_set_is_what_is_missing(monkeypatch):
     monkeypatch.setattr(machine, "isa", lambda: "x86_64")
     assert machine.missing_features(spec.ARM64_DOTPROD) == ["aarch64"]

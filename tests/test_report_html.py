@@ -62,6 +62,7 @@ def everything_evil() -> dict[str, Any]:
     for row in report["rows"][:3]:
         row |= {"valid": False, "why_invalid": EVIL}
     report["rows"][4]["artifact"] = EVIL
+    report["isa"] = [made.OTHER | {"cpu": EVIL, "emulator": EVIL, "native_cpu": EVIL}]
     report["sizes"][EVIL] = report["sizes"].pop("student_ptq")
     return report
 
@@ -105,6 +106,14 @@ def test_the_headline_is_on_the_page_as_it_is_in_the_report() -> None:
     texts = Tags(PAGE).texts
     for line in REPORT["headline"] + REPORT["limits"]:
         assert line in texts
+
+
+def test_what_was_verified_on_other_instruction_sets_is_on_the_page() -> None:
+    page = html.render(REPORT | {"isa": [made.ISA, made.OTHER], "rows": [], "sizes": {}})
+    assert [word in page for word in ("cortex-a76, emulated by", "256 of 256", ">same<", ">other answers<")] == [
+        True
+    ] * 4
+    assert 'id="isa"' not in html.render(REPORT | {"isa": [], "rows": [], "sizes": {}})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from edgekd.report import figures, markdown
+from edgekd.report import figures, limits, markdown
 
 REPORT = made.report()
 HTML = MarkdownIt("commonmark", {"html": True}).enable("table")
@@ -48,6 +48,16 @@ def test_what_a_file_answers_is_told_once_at_real_lengths() -> None:
     told = {part.splitlines()[0]: {name in part for name in ("Score", "Agreement", "KL")} for part in parts}
     assert told == {where: {"real lengths" in where} for where in told}
     assert len(told) == len(made.CELLS)
+
+
+def test_what_was_verified_on_other_instruction_sets_is_a_table_and_other_answers_a_limit() -> None:
+    text = markdown.render(REPORT | {"isa": [made.ISA, made.OTHER]})
+    assert "| arm64 | cortex-a76, emulated by qemu-aarch64 7.2.17 | 256 of 256 | 97.26 % |" in text
+    assert text.count("| same |") == 1 and text.count("| **OTHER ANSWERS** |") == 1
+    assert "other instruction sets" not in markdown.render(REPORT | {"isa": []})
+    lines = limits.limits(REPORT | {"isa": [made.ISA, made.OTHER]})
+    assert [line for line in lines if "avx2 (Haswell): 201 of 256 labels" in line]
+    assert not [line for line in lines if "arm64" in line]
 
 
 def test_an_invalid_row_shows_its_reason() -> None:

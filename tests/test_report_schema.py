@@ -53,6 +53,7 @@ def test_a_built_report_is_valid_and_survives_json(smoke: bool) -> None:
         (("verdicts", "int8_vs_fp32"), "quick", r"report\.verdicts\.int8_vs_fp32"),
         (("sizes", "student_qad", 0, "kind"), "magic", r"report\.sizes\.student_qad\[0\]\.kind"),
         (("created",), "yesterday", r"report\.created"),
+        (("isa", 0, "isa"), "sse", r"report\.isa\[0\]\.isa"),
         (("headline",), [], r"report\.headline"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import pytest
+import report_fixture
 import tiny_bundle
 from onnx import TensorProto, helper
 
@@ -78,6 +79,7 @@ def test_the_manifest_says_what_a_deployer_must_know(packed: Path) -> None:
     assert found["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", len(tiny_bundle.LABELS)]}]
     assert found["score"] == {"test": 0.9712, "teacher": 0.9744, "agreement": 0.9832, "examples": 2189}
     assert found["teacher"]["licence"] == "Apache-2.0"
+    assert found["verified"] == [report_fixture.ISA]
     assert found["data"]["licence"] == "Reuters-21578, free for research"
 
 

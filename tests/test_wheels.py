@@ -215,6 +215,24 @@ def test_an_entry_never_unpacks_to_another_size_than_it_declares(declared, tmp_p
     assert not list(root.glob(".partial-*"))
 
 
+def test_a_whole_wheel_is_unpacked_beside_another(tmp_path):
+    built, _ = tiny_wheels.build(tmp_path / "built")
+    wheels.unpack_all(built, tmp_path / "site")
+    found = tiny_wheels.tree(tmp_path / "site")
+    assert {name: found[name] for name in tiny_wheels.FILES} == tiny_wheels.FILES
+    other, _ = tiny_wheels.build(tmp_path / "other", files={"demo/model/config.json": b"other"})
+    with pytest.raises(AssetError, match="File exists"):  # of which one is to be believed?
+        wheels.unpack_all(other, tmp_path / "site")
+
+
+@pytest.mark.parametrize("hostile", [{"files": {"../evil": b"evil"}}, {"links": {"demo/passwd": "/etc/passwd"}}])
+def test_nothing_of_a_hostile_wheel_is_unpacked(hostile, tmp_path):
+    built, _ = tiny_wheels.build(tmp_path / "built", **hostile)
+    with pytest.raises(AssetError, match="refused to unpack"):
+        wheels.unpack_all(built, tmp_path / "site")
+    assert not (tmp_path / "site").exists() and not (tmp_path / "evil").exists()
+
+
 def test_more_than_the_most_that_may_be_unpacked_is_refused(tmp_path, no_pip, monkeypatch):
     member, root = kept_member(tmp_path)
     monkeypatch.setattr(wheels, "MAX_UNPACKED_BYTES", 5001)

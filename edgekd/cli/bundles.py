@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from edgekd.bundle import MODEL, read_manifest, verified
 from edgekd.cli.common import RUNS, Json, Store, print_json, print_json_line, run_folder
-from edgekd.errors import UsageError
+from edgekd.errors import BundleError, UsageError
 from edgekd.progress import Progress
 
 ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+class Isa(StrEnum):
+    """The instruction sets that ``edgekd.isa.cpus`` knows."""
+
+    avx2 = "avx2"
+    vnni = "vnni"
+    arm64 = "arm64"
+
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A shipped folder, such as dist/reuters_x86.")]
 
@@ -44,20 +55,39 @@ def ship(
 def verify(
     bundle: Bundle,
     files_only: Annotated[bool, typer.Option("--files-only", help="Only hash the files; do not score again.")] = False,
+    isa: Annotated[
+        Isa | None, typer.Option(help="Compare the answers on this instruction set with those here.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="With --isa: how much of the test split, drawn by class.")] = 256,
+    install: Annotated[bool, typer.Option("--install", help="With --isa arm64: fetch its Python if missing.")] = False,
+    store: Store = RUNS,
     json: Json = False,
 ) -> None:
     """Prove a bundle: hash every file again, then score it again on the test split with onnxruntime.
 
-    Exits with 11 if a file is missing or altered, or if the score is not the one the bundle claims.
+    With --isa, run it on another instruction set instead, emulated by QEMU where this machine is none of that kind, and
+    compare. The result is kept beside the run: the next `edgekd run` takes it into report and bundle.
+
+    Exits with 11 if a file is missing or altered, if the score is not the one the bundle claims, or if the answers on
+    the other instruction set differ; with 12, and the command that helps, where that cannot be run here.
 
     Examples:
 
     $ edgekd verify dist/reuters_x86
     $ edgekd verify dist/reuters_x86 --files-only
+    $ edgekd verify dist/reuters_x86 --isa avx2
+    $ edgekd verify dist/reuters_x86 --isa arm64 --install
     """
     from edgekd import ship as shipping
 
+    if isa is None and install:
+        raise UsageError("--install fetches what --isa arm64 needs; give that too")
+    if isa is not None and files_only:
+        raise UsageError("--files-only runs nothing and --isa does; leave one of them out")
     shipping.verify_files(bundle)
+    if isa is not None:
+        _verify_isa(bundle, isa.value, examples, install, store, json)
+        return
     result: dict[str, Any] = {"bundle": str(bundle), "files": "intact"}
     if not files_only:
         result |= shipping.rescore(bundle, Progress())
@@ -66,6 +96,30 @@ def verify(
     else:
         for name, value in result.items():
             print(f"{name}: {value}")
+
+
+def _verify_isa(bundle: Path, isa: str, examples: int, install: bool, store: Path, json: bool) -> None:
+    from edgekd.isa import cpus, results, verify
+
+    progress = Progress()
+    cpus.require(isa, install=install)
+    manifest = read_manifest(bundle)
+    rows = list(verify.verify(bundle, isa, examples, progress))
+    run = store / manifest["run"]
+    if run.is_dir():
+        results.record(run, manifest["files"][MODEL]["sha256"], rows)
+        again = f"edgekd run {manifest['target']}{' --smoke' if manifest['smoke'] else ''}"
+        progress.log(f"kept in {run / results.NAME}; `{again}` takes it into report and bundle")
+    if json:
+        print_json({"bundle": str(bundle), "files": "intact", "isa": rows})
+    else:
+        print(f"bundle: {bundle}\nfiles: intact")
+        for row in rows:
+            print(verified(row))
+    if other := [row["cpu"] for row in rows if not row["same"]]:
+        raise BundleError(
+            f"{bundle} answers otherwise on {isa} ({', '.join(other)}) than here; do not ship it to such CPUs"
+        )
 
 
 def predict(

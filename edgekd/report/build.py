@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ def build(
     run: str,
     stage_info: Mapping[str, Mapping[str, Any]],
     created: str | None = None,
+    isa: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The report of format ``edgekd.report/1`` (see ``schema.json``).
 
     ``folders`` holds the folder of every stage from ``assets`` to ``bench``, ``stage_info`` their ``{"key", "folder",
-    "seconds"}``; ``created`` is the time in UTC, now by default. Raw samples that are gone only cost the histograms and
-    the verdict on QAD; any other missing or unreadable file raises ``StoreError``.
+    "seconds"}``; ``created`` is the time in UTC, now by default; ``isa`` is what ``isa.verify`` found of the shipped
+    file. Raw samples that are gone only cost the histograms and the verdict on QAD; any other missing or unreadable
+    file raises ``StoreError``.
     """
     read = _Reader(folders)
     dataset, rows = read("assets", "dataset.json"), read("bench", "rows.json")
@@ -76,6 +78,7 @@ def build(
         "sizes": read("export", "sizes.json"),
         "audit": read("export", "audit.json"),
         "parity": read("export", "parity.json"),
+        "isa": [dict(row) for row in isa],
         "stages": {name: dict(info) for name, info in stage_info.items()},
         "licences": {"teacher": target.teacher.licence, "data": dataset.get("licence") or target.task.licence},
     }

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from edgekd.bundle import verified
 from edgekd.report import figures
 from edgekd.report.markdown import bullets, code, escape, table
 
@@ -65,6 +66,8 @@ def _scores(report: Report) -> list[str]:
         ]
         found.append(f"On {escape(report['machine']['cpu'])}: {escape(where)}, one example a call, test split.")
         found.append(table(["", *(figures.heading(f) for f in columns)], body))
+    if report["isa"]:
+        found.append("On other instruction sets: " + "; ".join(escape(verified(row)) for row in report["isa"]) + ".")
     return [*found, "More in [report.md](report.md), and with charts in [report.html](report.html)."]
 
 

@@ -51,6 +51,21 @@ ANSWERS = ("score", "agreement", "kl")
 """What a file answers on the test split: the same for every workload, so it is told at real lengths alone."""
 
 
+ISA_HEAD = ("Instruction set", "CPU", "Same labels", "Score", "Score here", "Largest logit difference")
+ISA_ABOUT = (
+    "The shipped file on a sample of the test split, in onnxruntime, one example a call, against the same on the CPU "
+    "where it was verified. Emulation tells answers, not times."
+)
+
+
+def isa_row(row: Row) -> tuple[str, ...]:
+    """The cells under ``ISA_HEAD``."""
+    by = f", emulated by {row['emulator']} {row['emulator_version']}" if row["emulator"] else ""
+    here = f"{percent(row['native_score'])} on {row['native_cpu']} ({row['native_isa'] or 'other'})"
+    same = f"{row['same_labels']:,} of {row['examples']:,}"
+    return row["isa"], row["cpu"] + by, same, percent(row["score"]), here, number(row["max_logit_difference"])
+
+
 def artifact(name: str) -> str:
     """The artifact's name for people; an unknown one as it is."""
     return ARTIFACTS.get(name, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekd.bundle import verified
 from edgekd.report import figures, headline
 
 
@@ -20,6 +21,11 @@ def limits(report: Mapping[str, Any]) -> list[str]:
     else:
         found.append(f"Times and memory are those of {cpu}; another machine has others.")
     found += _rows(report["rows"])
+    found += [
+        f"Its answers differ on another instruction set: {verified(row)}. Do not ship it to such CPUs."
+        for row in report["isa"]
+        if not row["same"]
+    ]
     test = report["task"]["counts"].get("test")
     if test:
         found.append(f"The test split has {test:,} examples: one of them is {100 / test:.2f} points of score.")

@@ -10,6 +10,7 @@ from edgekd.report import figures, headline
 
 Report = Mapping[str, Any]
 
+SAME = {True: "same", False: "**OTHER ANSWERS**"}
 MET = {True: "met", False: "**FAILED**", None: "undecided"}
 
 
@@ -19,6 +20,7 @@ def render(report: Report) -> str:
         *_top(report),
         *_budget(report),
         *measurements(report),
+        *_isa(report),
         *_sizes(report),
         *_training(report),
         *_vocabulary(report),
@@ -103,6 +105,13 @@ def _how_measured(report: Report) -> str:
         "same conditions, with its 95% interval; memory is the peak above the loaded runtime; scores are the test "
         "split's, in that runtime."
     )
+
+
+def _isa(report: Report) -> list[str]:
+    if not report["isa"]:
+        return []
+    body = [[escape(cell) for cell in figures.isa_row(row)] + [SAME[row["same"]]] for row in report["isa"]]
+    return ["## Same answers on other instruction sets", figures.ISA_ABOUT, table([*figures.ISA_HEAD, ""], body, 2)]
 
 
 def _sizes(report: Report) -> list[str]:

@@ -7,7 +7,8 @@ from importlib import metadata
 from pathlib import Path
 
 from edgekd import spec
-from edgekd.store import MANIFEST, Stage, read_json, write_json, write_text
+from edgekd.isa import results
+from edgekd.store import MANIFEST, Stage, read_json, sha256, write_json, write_text
 
 PACKAGES = ("torch", "transformers", "brevitas", "onnx", "optimum-onnx", "datasets", "tokenizers", "numpy")
 """Whose versions a report tells, beside those that the bench wrote down."""
@@ -15,7 +16,7 @@ PACKAGES = ("torch", "transformers", "brevitas", "onnx", "optimum-onnx", "datase
 
 def run(target: spec.Target, stages: Mapping[str, Stage], out: Path) -> None:
     """Write ``report.json``, ``report.md`` and ``report.html`` into ``out``, the run's folder."""
-    from edgekd.report import build, html, markdown, schema
+    from edgekd.report import build, html, markdown, schema, verdicts
 
     environment = read_json(stages["bench"].path / "environment.json")
     info = {
@@ -29,6 +30,7 @@ def run(target: spec.Target, stages: Mapping[str, Stage], out: Path) -> None:
         {**_versions(), **environment["versions"]},
         out.name,
         info,
+        isa=results.recorded(out, sha256(stages["export"].path / verdicts.SHIPPED / "model.onnx")),
     )
     schema.validate(report)
     write_json(out / "report.json", report)

@@ -1,0 +1,41 @@
+"""Run a model on prepared inputs: ``python child.py MODEL INPUTS OUTPUT``, in a process that may be emulated.
+
+Needs numpy and onnxruntime alone, since the emulated Python has nothing else. INPUTS is an ``.npz`` with ``offsets``
+int64 (N + 1) and, under the name of each input of the model, its values of all N examples one after another. OUTPUT
+gets ``logits`` float32 (N, classes). One example a call, one thread, all graph optimizations, as ``deploy`` runs it.
+Prints onnxruntime's version.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+
+import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is first loaded
+
+import onnxruntime
+
+
+def main(model: str, inputs: str, output: str) -> None:
+    """See the module."""
+    with np.load(inputs, allow_pickle=False) as file:
+        values = {name: file[name] for name in file.files}
+    offsets = values.pop("offsets")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_outputs()[0].name
+    rows = [
+        session.run([name], {key: array[None, start:end] for key, array in values.items()})[0]
+        for start, end in pairwise(offsets)
+    ]
+    np.savez(output, logits=np.concatenate(rows))
+    print(onnxruntime.__version__)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
