@@ -322,7 +322,9 @@ def test_a_product_over_one_number_is_no_matrix_product(left: tuple[int, ...], r
 
 @pytest.mark.parametrize(("left", "right"), [("4,2", "2,5"), ("4,n", "n,5"), ("1", "1,5")])
 def test_any_other_product_is_left_alone(left: str, right: str) -> None:
-    before = model(f"g (float[{left}] x, float[{right}] z) => (float[{'a' if left == '1' else 'a,b'}] y) {{ y = MatMul(x, z) }}")
+    before = model(
+        f"g (float[{left}] x, float[{right}] z) => (float[{'a' if left == '1' else 'a,b'}] y) {{ y = MatMul(x, z) }}"
+    )
     assert ops(passes.apply(before, ("outer_product",))) == ["MatMul"]
 
 

@@ -17,6 +17,7 @@ from edgekd import spec
 from edgekd.errors import DataError, TargetError, TrainingError
 from edgekd.quant import calibrate, observe, replace
 from edgekd.quant.quantizers import act_parameters
+from edgekd.stages import quantize as stage
 from edgekd.stages.quantize import observation_steps
 
 KEEP = ("classifier",)
@@ -138,6 +139,24 @@ def test_kept_modules_stay_float_and_everything_else_does_not() -> None:
 def test_a_recipe_that_quantizes_nothing_is_an_error() -> None:
     with pytest.raises(TargetError, match="quantizes nothing"):
         quantized(keep=("*",))
+
+
+@pytest.mark.parametrize(
+    ("config", "layer"),
+    [
+        ({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}, "transformer.h.0.attn.c_attn"),
+        ({"model_type": "deberta-v2", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+          "conv_kernel_size": 3}, "deberta.encoder.conv.conv"),
+    ],
+    ids=["gpt2", "deberta-v2"],
+)  # fmt: skip
+def test_a_family_with_layers_that_no_scheme_quantizes_is_refused_by_name_before_training(
+    config: dict[str, object], layer: str
+) -> None:
+    student = spec.Student(config=config)
+    with pytest.raises(TargetError, match=f"{layer} of .*which no scheme quantizes"):
+        stage.check(student, spec.Quant(calibration="x", keep_float=KEEP))
+    stage.check(student, spec.Quant(calibration="x", keep_float=("transformer.h.*", "deberta.encoder.conv")))
 
 
 def test_a_range_that_cannot_be_quantized_names_its_tensor() -> None:

@@ -19,9 +19,10 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
 
     Linears that read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear in
     the graph; ``example`` is a batch of inputs by which such sharing is found. Modules that match a ``keep_float``
-    glob stay. Raises ``TargetError`` if nothing is left to quantize.
+    glob stay. Raises ``TargetError`` as ``refuse`` does, and if nothing is left to quantize.
     """
     patterns = tuple(keep_float)
+    refuse(model, patterns)
     shared = _shared_inputs(model, example)
     act, weight = SCHEMES[scheme]
     proxies: dict[int, Any] = {}
@@ -62,6 +63,20 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
                 parameter.requires_grad_(False)
     model.to(next(model.parameters()).device)
     return model
+
+
+def refuse(model: nn.Module, keep_float: Iterable[str]) -> None:
+    """Raise ``TargetError`` for a layer whose weight no scheme quantizes and that ``keep_float`` does not name."""
+    patterns = tuple(keep_float)
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or type(module) in (nn.Linear, nn.Embedding):
+            continue
+        if not named_in(name, patterns):
+            raise TargetError(
+                f"{name} of {type(model).__name__} is a {type(module).__name__}, which no scheme quantizes: name it in "
+                "keep_float to leave it in float, or choose another architecture"
+            )
 
 
 def act_quantizers(model: nn.Module) -> dict[str, Any]:
