@@ -128,6 +128,13 @@ def test_a_student_of_any_family_is_int8_but_for_what_it_keeps_and_answers_as_it
             np.testing.assert_allclose(found, answer, atol=0.02 * np.abs(answer).max())
 
 
+def test_relative_positions_that_a_model_reads_past_their_embedding_are_stored_in_int8(tmp_path: Path) -> None:
+    model = quantized(family("DebertaV2 v3", position_buckets=300))  # 75 KiB in float: more than may be left over
+    written = export.export_quantized(model, tmp_path / "model.onnx", opset=17)
+    tables = [t for t in written.graph.initializer if t.dims == [600, 32]]
+    assert [t.data_type for t in tables] == [onnx.TensorProto.INT8]
+
+
 @pytest.mark.parametrize("call", ["ffn", "ffn#2"])
 def test_a_layer_that_runs_twice_is_compared_at_each_call(call: str, tmp_path: Path) -> None:
     path, model = tmp_path / "model.onnx", quantized(family("Albert"))

@@ -116,6 +116,44 @@ def test_query_key_and_value_share_one_quantizer() -> None:
     assert len(replace.act_quantizers(model)) == 4 * 4 + 1
 
 
+class Twice(torch.nn.Module):
+    """What DeBERTa does: it reads a table's weight past its forward, and gives it to a layer that has been called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.table = torch.nn.Embedding(100, 4), torch.nn.Embedding(6, 4)
+        self.once, self.twice = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.words(input_ids)
+        return self.once(x).sum() + self.twice(x).sum() + self.twice(10 * self.table.weight).sum()
+
+
+def twice() -> Twice:
+    ids = torch.tensor([[2, 40, 50, 3]])
+    model: Twice = replace.quantize(Twice(), "u8s8_static", (), {"input_ids": ids, "attention_mask": ids})
+    return model
+
+
+def test_a_table_that_the_model_reads_itself_is_quantized_too_and_still_learns() -> None:
+    model, float_table = twice(), Twice().table.weight.detach().double()
+    scale = float_table.abs().max() / 127
+    torch.testing.assert_close(model.table.weight.detach().double(), (float_table / scale).round() * scale)
+    assert torch.equal(model.table(torch.tensor([4, 1])), model.table.weight[[4, 1]])
+    model.table.weight.square().sum().backward()
+    assert model.table.rows.weight.grad.abs().sum() > 0
+
+
+def test_a_quantizer_that_is_shared_covers_all_that_any_of_its_layers_is_given() -> None:
+    model, tokens = twice(), tiny.tokens(tiny.split(8, 0))
+    assert model.once.input_quant is model.twice.input_quant
+    found = calibrate.calibrate(model, spec.Quant(calibration="x", method="minmax"), tokens, np.arange(8))
+    seen = torch.cat([model.words(torch.from_numpy(tokens.ids).long()), 10 * model.table.weight]).detach()
+    assert found["once"] == pytest.approx((float(seen.min()), float(seen.max())))
+    assert seen.max() == 10 * model.table.weight.max()
+
+
 @pytest.mark.parametrize(("scheme", "most"), [("u8s8_static", 127), ("u8s7_static", 63), ("s8s8_static", 127)])
 def test_weights_are_integers_per_channel_and_symmetric(scheme: str, most: int) -> None:
     layer = quantized(scheme).bert.encoder.layer[0].intermediate.dense

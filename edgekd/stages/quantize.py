@@ -18,7 +18,7 @@ from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokeni
 from edgekd.stages.distill import load_projections
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 4
+REVISION = 5
 OBSERVATIONS = 4
 """How often the moving weights' ranges are observed anew, at even distances, before they are frozen."""
 
