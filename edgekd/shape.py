@@ -43,6 +43,8 @@ def tensors(config: Mapping[str, Any], labels: int) -> list[Tensor] | None:
     ``None`` also where the configuration leaves to the library's defaults something that decides a size.
     """
     kind = config.get("model_type")
+    if config.get("position_embedding_type") not in (None, "absolute"):
+        return None  # relative positions have tables of their own
     try:
         if kind in BERTS:
             return list(_bert(config, labels))

@@ -103,9 +103,16 @@ def test_what_is_not_known_is_none_rather_than_a_guess(config: dict[str, Any]) -
     assert shape.tensors(config, 2) is None
 
 
-@pytest.mark.parametrize("kind", ["deberta-v2", "mobilebert", "roberta-prelayernorm", "gpt2"])
+@pytest.mark.parametrize("kind", ["albert", "deberta-v2", "mobilebert", "modernbert", "mpnet", "gpt2"])
 def test_a_family_that_gives_every_number_and_is_not_known_is_none_too(kind: str) -> None:
     assert shape.tensors(AutoConfig.for_model(kind).to_dict(), 2) is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_a_known_family_with_tables_that_are_not_counted_is_none_too(kind: str) -> None:
+    config = AutoConfig.for_model(kind, position_embedding_type="relative_key", **SMALL)
+    assert any("distance_embedding" in name for name in real(config))
+    assert shape.tensors(config.to_dict(), 2) is None
 
 
 def test_int8_takes_one_byte_a_weight_and_four_for_all_else() -> None:
