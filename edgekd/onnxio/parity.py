@@ -153,7 +153,7 @@ def _errors(
             way: dict(zip(tensors, r.run(list(tensors.values()), inputs), strict=True)) for way, r in runners.items()
         }
         if a == "torch":
-            with _forced(model, values[b], inputs["attention_mask"] != 0) as found:
+            with _forced(model, values[b], inputs.get("attention_mask", np.empty(0)) != 0) as found:
                 _torch(model, feed, graph)
         else:
             found = {name: _relative(values[a][name], values[b][name]) for name in tensors}
