@@ -125,6 +125,10 @@ def run(
     sizes.check(target, line)
     wanted = line[: last + 1]
     context = runner.torch_context(device, progress)
+    if target.student.config is not None and len(wanted) > STAGES.index("quantize"):
+        from edgekd.stages import quantize
+
+        quantize.check(target.student, target.quant)
     if rank == 0:
         for step in wanted[again:]:
             store.discard(folder, step.stage.name, step.stage.key)

@@ -43,6 +43,8 @@ def tensors(config: Mapping[str, Any], labels: int) -> list[Tensor] | None:
     ``None`` also where the configuration leaves to the library's defaults something that decides a size.
     """
     kind = config.get("model_type")
+    if config.get("position_embedding_type") not in (None, "absolute"):
+        return None  # relative positions have tables of their own
     try:
         if kind in BERTS:
             return list(_bert(config, labels))
@@ -130,7 +132,12 @@ def check_cut(student: spec.Student, teacher: Mapping[str, Any], positions: int)
 
 
 def position_offset(kind: object, pad_id: int | None) -> int:
-    """How many rows of the position table stand before the first token: RoBERTa counts from its padding id + 1."""
+    """How many rows of the position table stand before the first token: RoBERTa counts from its padding id + 1.
+
+    MPNet does too, but takes 1 for its padding id whatever the configuration says.
+    """
+    if kind == "mpnet":
+        return 2
     return (1 if pad_id is None else int(pad_id)) + 1 if kind in ROBERTAS else 0
 
 

@@ -13,7 +13,16 @@ import pytest
 import tiny
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertModel, LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from edgekd import spec
 from edgekd.errors import AssetError, DataError
@@ -99,6 +108,16 @@ def test_a_decoder_becomes_a_classifier_that_ignores_padding(tmp_path: Path) -> 
         bare = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         torch.testing.assert_close(model(input_ids=padded, attention_mask=(padded > 0).long()).logits, bare)
     assert bare.shape == (1, 3)
+
+
+def test_a_model_that_would_compile_itself_does_not(tmp_path: Path) -> None:
+    config = ModernBertConfig(
+        vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, pad_token_id=0,
+        reference_compile=True,
+    )  # fmt: skip
+    ModernBertForSequenceClassification(config).save_pretrained(tmp_path / "modern")
+    model = loading.load_classifier(tmp_path / "modern", ("a", "b"), finetuned=False)
+    assert model.config.reference_compile is model.model.layers[0].config.reference_compile is False
 
 
 class Bomb:

@@ -14,7 +14,7 @@ from edgekd.errors import ExportError
 from edgekd.globs import matches, named_in
 from edgekd.onnxio import export, files
 from edgekd.onnxio.audit import audit, session, signed
-from edgekd.onnxio.names import module_path
+from edgekd.onnxio.names import marked, module_path
 
 ATTENTION = ("*.attention.self.MatMul*",)
 SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static")
@@ -103,3 +103,17 @@ def test_globs_match_nodes_and_the_modules_that_contain_them() -> None:
     for pattern in (path, "*.self.MatMul*", "bert.encoder.layer.0", "bert.encoder.layer.?.attention", "bert"):
         assert matches(path, pattern), pattern
     assert not named_in(path, ("bert.enc", "self", "bert.encoder.layer.1"))
+
+
+def test_calls_of_one_module_are_told_apart_by_a_number_that_globs_do_not_see() -> None:
+    modules = {"", "a", "a.0", "a.0.self", "a.0.self.query", "a.0.dense", "a.0.dense_1"}
+    for exported, named in (
+        ("/a/a.0/self/MatMul_1", "/a/a.0/self/MatMul_1"),
+        ("/a/0_1/Add", "/a/0#2/Add"),
+        ("/a/0/self/query_2/MatMul_1", "/a/0/self/query#3/MatMul_1"),
+        ("/a/0/dense_1/MatMul", "/a/0/dense_1/MatMul"),  # a module of that name
+        ("/a/0/other_1/MatMul", "/a/0/other_1/MatMul"),  # no module at all
+        ("Identity_100", "Identity_100"),
+    ):
+        assert marked(exported, modules) == named
+    assert module_path("/a/0/self/query#3/MatMul_1") == "a.0.self.query.MatMul_1"

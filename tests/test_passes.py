@@ -308,6 +308,26 @@ def test_a_row_with_every_token_masked_stays_finite() -> None:
     assert np.isfinite(y).all()
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((1, 4, 1), (1, 1, 5)), ((2, 1, 4, 1), (3, 1, 5)), ((4, 1), (2, 1, 5))],
+    ids=["rotary", "broadcast", "ranks"],
+)
+def test_a_product_over_one_number_is_no_matrix_product(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    rank = max(len(left), len(right))
+    y = ",".join("abcd"[:rank])
+    before = model(f"g (float{list(left)} x, float{list(right)} z) => (float[{y}] y) {{ y = MatMul(x, z) }}")
+    assert ops(after(before, "outer_product", x=f32(*left), z=f32(*right))) == ["Mul"]
+
+
+@pytest.mark.parametrize(("left", "right"), [("4,2", "2,5"), ("4,n", "n,5"), ("1", "1,5")])
+def test_any_other_product_is_left_alone(left: str, right: str) -> None:
+    before = model(
+        f"g (float[{left}] x, float[{right}] z) => (float[{'a' if left == '1' else 'a,b'}] y) {{ y = MatMul(x, z) }}"
+    )
+    assert ops(passes.apply(before, ("outer_product",))) == ["MatMul"]
+
+
 def test_two_unsqueezes_become_one() -> None:
     for first, second in (([1], [1]), ([0], [3]), ([-1], [0]), ([1], [-2])):
         before = model(

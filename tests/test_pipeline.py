@@ -16,7 +16,7 @@ import toy_line
 
 from edgekd import pipeline, runner, spec, store
 from edgekd import ship as shipping
-from edgekd.errors import BudgetError, BundleError, DataError, StoreError, UsageError
+from edgekd.errors import BudgetError, BundleError, DataError, StoreError, TargetError, UsageError
 from edgekd.progress import Progress
 from edgekd.smoke import smoke
 from edgekd.store import Stage
@@ -342,6 +342,15 @@ def test_a_budget_that_the_fetched_teacher_rules_out_stops_the_run_before_it_is_
     with pytest.raises(BudgetError, match=r"budget\.shrink"):
         started(real_assets("train/1\n", student=spec.Student(layers=4), budget=spec.Budget(shrink=30)))
     assert [path.name.partition("-")[0] for path in Path("runs/store").glob("[!.]*")] == ["assets"]
+
+
+def test_a_student_with_a_layer_that_no_scheme_quantizes_stops_the_run_before_anything_is_done(
+    real_assets: Any,
+) -> None:
+    gpt2 = spec.Student(config={"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2})
+    with pytest.raises(TargetError, match=r"transformer\.h\.0\.attn\.c_attn of GPT2"):
+        started(real_assets("train/1\n", student=gpt2))
+    assert not Path("runs").exists()
 
 
 def read_ids(stage: Path) -> list[str]:

@@ -17,6 +17,7 @@ from edgekd import spec
 from edgekd.errors import DataError, TargetError, TrainingError
 from edgekd.quant import calibrate, observe, replace
 from edgekd.quant.quantizers import act_parameters
+from edgekd.stages import quantize as stage
 from edgekd.stages.quantize import observation_steps
 
 KEEP = ("classifier",)
@@ -148,6 +149,44 @@ def test_query_key_and_value_share_one_quantizer() -> None:
     assert len(replace.act_quantizers(model)) == 4 * 4 + 1
 
 
+class Twice(torch.nn.Module):
+    """What DeBERTa does: it reads a table's weight past its forward, and gives it to a layer that has been called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.table = torch.nn.Embedding(100, 4), torch.nn.Embedding(6, 4)
+        self.once, self.twice = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.words(input_ids)
+        return self.once(x).sum() + self.twice(x).sum() + self.twice(10 * self.table.weight).sum()
+
+
+def twice() -> Twice:
+    ids = torch.tensor([[2, 40, 50, 3]])
+    model: Twice = replace.quantize(Twice(), "u8s8_static", (), {"input_ids": ids, "attention_mask": ids})
+    return model
+
+
+def test_a_table_that_the_model_reads_itself_is_quantized_too_and_still_learns() -> None:
+    model, float_table = twice(), Twice().table.weight.detach().double()
+    scale = float_table.abs().max() / 127
+    torch.testing.assert_close(model.table.weight.detach().double(), (float_table / scale).round() * scale)
+    assert torch.equal(model.table(torch.tensor([4, 1])), model.table.weight[[4, 1]])
+    model.table.weight.square().sum().backward()
+    assert model.table.rows.weight.grad.abs().sum() > 0
+
+
+def test_a_quantizer_that_is_shared_covers_all_that_any_of_its_layers_is_given() -> None:
+    model, tokens = twice(), tiny.tokens(tiny.split(8, 0))
+    assert model.once.input_quant is model.twice.input_quant
+    found = calibrate.calibrate(model, spec.Quant(calibration="x", method="minmax"), tokens, np.arange(8))
+    seen = torch.cat([model.words(torch.from_numpy(tokens.ids).long()), 10 * model.table.weight]).detach()
+    assert found["once"] == pytest.approx((float(seen.min()), float(seen.max())))
+    assert seen.max() == 10 * model.table.weight.max()
+
+
 @pytest.mark.parametrize(("scheme", "most"), [("u8s8_static", 127), ("u8s7_static", 63), ("s8s8_static", 127)])
 def test_weights_are_integers_per_channel_and_symmetric(scheme: str, most: int) -> None:
     layer = quantized(scheme).bert.encoder.layer[0].intermediate.dense
@@ -171,6 +210,24 @@ def test_kept_modules_stay_float_and_everything_else_does_not() -> None:
 def test_a_recipe_that_quantizes_nothing_is_an_error() -> None:
     with pytest.raises(TargetError, match="quantizes nothing"):
         quantized(keep=("*",))
+
+
+@pytest.mark.parametrize(
+    ("config", "layer"),
+    [
+        ({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}, "transformer.h.0.attn.c_attn"),
+        ({"model_type": "deberta-v2", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+          "conv_kernel_size": 3}, "deberta.encoder.conv.conv"),
+    ],
+    ids=["gpt2", "deberta-v2"],
+)  # fmt: skip
+def test_a_family_with_layers_that_no_scheme_quantizes_is_refused_by_name_before_training(
+    config: dict[str, object], layer: str
+) -> None:
+    student = spec.Student(config=config)
+    with pytest.raises(TargetError, match=f"{layer} of .*which no scheme quantizes"):
+        stage.check(student, spec.Quant(calibration="x", keep_float=KEEP))
+    stage.check(student, spec.Quant(calibration="x", keep_float=("transformer.h.*", "deberta.encoder.conv")))
 
 
 def test_a_range_that_cannot_be_quantized_names_its_tensor() -> None:

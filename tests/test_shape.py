@@ -103,6 +103,18 @@ def test_what_is_not_known_is_none_rather_than_a_guess(config: dict[str, Any]) -
     assert shape.tensors(config, 2) is None
 
 
+@pytest.mark.parametrize("kind", ["albert", "deberta-v2", "mobilebert", "modernbert", "mpnet", "gpt2"])
+def test_a_family_that_gives_every_number_and_is_not_known_is_none_too(kind: str) -> None:
+    assert shape.tensors(AutoConfig.for_model(kind).to_dict(), 2) is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_a_known_family_with_tables_that_are_not_counted_is_none_too(kind: str) -> None:
+    config = AutoConfig.for_model(kind, position_embedding_type="relative_key", **SMALL)
+    assert any("distance_embedding" in name for name in real(config))
+    assert shape.tensors(config.to_dict(), 2) is None
+
+
 def test_int8_takes_one_byte_a_weight_and_four_for_all_else() -> None:
     found = shape.tensors(AutoConfig.for_model("bert", **SMALL).to_dict(), 2)
     assert found is not None
@@ -119,6 +131,11 @@ def test_a_teacher_that_does_not_say_its_numbers_is_taken_to_have_enough() -> No
     shape.check_cut(spec.Student(layers=9, hidden=64, heads=8, ffn=99), {"model_type": "bert"}, 512)
     with pytest.raises(TargetError, match=r"give student\.config instead"):
         shape.check_cut(spec.Student(), {}, 16)
+
+
+@pytest.mark.parametrize(("pad_id", "rows"), [(0, 2), (1, 2), (None, 2)])
+def test_mpnet_counts_positions_from_one_whatever_its_padding_is(pad_id: int | None, rows: int) -> None:
+    assert shape.position_offset("mpnet", pad_id) == rows
 
 
 @pytest.mark.parametrize(("kind", "offset"), [("roberta", 2), ("bert", 0)])

@@ -151,9 +151,12 @@ def test_a_config_that_makes_no_student_is_an_error_of_the_target(
         student.build(spec.Student(config=config), tiny.bert(), saved, tiny.data(), 16, seed=1)
 
 
-def test_a_roberta_of_a_config_reads_texts_of_the_longest_length(saved: Path) -> None:
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_a_family_that_counts_positions_from_its_padding_reads_texts_of_the_longest_length(
+    saved: Path, kind: str
+) -> None:
     config: dict[str, object] = {
-        "model_type": "roberta", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "model_type": kind, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 20,
     }  # fmt: skip
     model, _, _ = student.build(spec.Student(config=config), tiny.bert(), saved, tiny.data(), 16, seed=1)

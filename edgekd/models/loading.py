@@ -53,6 +53,8 @@ def load_classifier(
         _check_labels(config, labels, folder)
     config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
     set_dropout(config, dropout)
+    if hasattr(config, "reference_compile"):  # ModernBERT compiles itself on a GPU: its layers could not be observed
+        config.reference_compile = False
     with _reading(f"a sequence classifier from {folder}"):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -80,24 +81,37 @@ def build(
     return model, tokenizer, summary
 
 
+def skeleton(options: Mapping[str, object]) -> Any:
+    """A classifier of a student's own configuration as torch's meta device has it: its modules, without any numbers.
+
+    Raises ``TargetError`` as ``build`` does.
+    """
+    with torch.device("meta"):
+        return _classifier(options, {})
+
+
 def _from_config(options: dict[str, object], teacher: Any, tokenizer: Any, size: int, positions: int) -> Any:
-    kind = str(options.get("model_type", ""))
-    if kind not in CONFIG_MAPPING:
-        near = get_close_matches(kind, list(CONFIG_MAPPING), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ", e.g. {'model_type': 'distilbert', ...}"
-        raise TargetError(f"student.config needs a model_type that transformers knows, not {kind!r}{hint}")
     settings: dict[str, object] = {
         "vocab_size": size,
         "pad_token_id": tokenizer.pad_token_id,
         "id2label": teacher.config.id2label,
         "label2id": teacher.config.label2id,
-        "max_position_embeddings": positions + shape.position_offset(kind, tokenizer.pad_token_id),
+        "max_position_embeddings": positions + shape.position_offset(options.get("model_type"), tokenizer.pad_token_id),
     }
-    given = {name: value for name, value in options.items() if name != "model_type"}
-    if fixed := sorted(given.keys() & (settings.keys() - {"max_position_embeddings"})):
+    if fixed := sorted(options.keys() & (settings.keys() - {"max_position_embeddings"})):
         raise TargetError(f"student.config sets {', '.join(fixed)}, which teacher and data decide: leave them out")
+    return _classifier(options, settings)
+
+
+def _classifier(options: Mapping[str, object], settings: Mapping[str, object]) -> Any:
+    kind = str(options.get("model_type", ""))
+    if kind not in CONFIG_MAPPING:
+        near = get_close_matches(kind, list(CONFIG_MAPPING), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ", e.g. {'model_type': 'distilbert', ...}"
+        raise TargetError(f"student.config needs a model_type that transformers knows, not {kind!r}{hint}")
+    given = {name: value for name, value in options.items() if name != "model_type"}
     try:
-        return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **settings | given))
+        return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**settings, **given}))
     except Exception as error:  # each architecture checks its settings in its own way
         reason = textwrap.shorten(str(error) or repr(error), 300)
         raise TargetError(

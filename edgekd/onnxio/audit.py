@@ -41,7 +41,8 @@ def audit(path: Path, keep_float: tuple[str, ...]) -> dict[str, Any]:
 
     * ``multiplications``: [{node, operator, int8, macs}], one per multiplication of the file, in its order;
     * ``int8``, ``float``: how many; ``int8_mac_share``: the share of multiply-accumulates done in int8 at batch 1 and
-      64 tokens; ``operators``: how often each operator stands in the optimized graph; ``nodes``; ``runtime``.
+      64 tokens (``None`` where not every one can be counted); ``operators``: how often each operator stands in the
+      optimized graph; ``nodes``; ``runtime``.
 
     Raises ``ExportError`` for a float multiplication that no glob names, a glob that matches nothing, and a graph in
     which nothing is quantized.
@@ -65,7 +66,7 @@ def audit(path: Path, keep_float: tuple[str, ...]) -> dict[str, Any]:
         "multiplications": rows,
         "int8": len(integer),
         "float": len(rows) - len(integer),
-        "int8_mac_share": sum(row["macs"] for row in integer) / total if total else None,
+        "int8_mac_share": sum(row["macs"] for row in integer) / total if all(row["macs"] for row in rows) else None,
         "operators": dict(sorted(Counter(node.op_type for node in optimized.graph.node).items())),
         "nodes": len(optimized.graph.node),
         "runtime": f"onnxruntime {onnxruntime.__version__}",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from edgekd.errors import ExportError
 from edgekd.globs import named_in
 from edgekd.onnxio import branches, files, passes
-from edgekd.onnxio.names import module_path
+from edgekd.onnxio.names import marked, module_path
 from edgekd.onnxio.passes.names import WRAPPER
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -126,6 +126,7 @@ def _trace(model: nn.Module, inputs: tuple[str, ...], opset: int, quantized: boo
     )
     training = model.training
     wrapped = _Positional(model, inputs).eval()
+    modules = {name for name, _ in wrapped.named_modules()}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad(), _scales_attached(model):
         warnings.simplefilter("ignore")
         file = Path(folder) / "model.onnx"
@@ -138,7 +139,10 @@ def _trace(model: nn.Module, inputs: tuple[str, ...], opset: int, quantized: boo
             raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {error}") from error
         finally:
             model.train(training)
-        return files.read(file)
+        raw = files.read(file)
+    for node in raw.graph.node:
+        node.name = marked(node.name, modules)
+    return raw
 
 
 def _export_float(model: Any, wrapped: nn.Module, example: tuple[Tensor, ...], file: Path, options: Any) -> None:

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+
+CALL = re.compile(r"#\d+")
+
 
 def module_path(name: str) -> str:
-    """``/bert/encoder/layer.0/attention/self/MatMul`` -> ``bert.encoder.layer.0.attention.self.MatMul``."""
-    return name.strip("/").replace("/", ".")
+    """``/bert/encoder/layer.0/attention/self/MatMul`` -> ``bert.encoder.layer.0.attention.self.MatMul``.
+
+    The number of a call (``marked``) is no part of it: layers that share a module are all named by it.
+    """
+    return CALL.sub("", name).strip("/").replace("/", ".")
+
+
+def marked(name: str, modules: Collection[str]) -> str:
+    """A node's name as the exporter gives it, with calls of one module told apart by a number behind ``#``.
+
+    ``modules`` are the paths of all modules. The exporter writes ``attention_1`` for the second call of ``attention``,
+    which could be another module; here it is ``attention#2``.
+    """
+    *scopes, last = name.split("/")
+    path = ""
+    for place, scope in enumerate(scopes):
+        stem, _, number = scope.rpartition("_")
+        whole, before = (f"{path}.{part}".lstrip(".") for part in (scope, stem))
+        if whole not in modules and before in modules and number.isdigit():
+            scopes[place], whole = f"{stem}#{int(number) + 1}", before
+        path = whole
+    return "/".join([*scopes, last])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,7 +153,7 @@ def _errors(
             way: dict(zip(tensors, r.run(list(tensors.values()), inputs), strict=True)) for way, r in runners.items()
         }
         if a == "torch":
-            with _forced(model, values[b]) as found:
+            with _forced(model, values[b], inputs.get("attention_mask", np.empty(0)) != 0) as found:
                 _torch(model, feed, graph)
         else:
             found = {name: _relative(values[a][name], values[b][name]) for name in tensors}
@@ -162,7 +163,7 @@ def _errors(
 
 
 def _module_tensors(model: nn.Module, graph: onnx.ModelProto) -> dict[str, str]:
-    """Module path -> name of its output in the graph, in the order of the graph.
+    """Module path -> name of its output in the graph, in the order of the graph; ``path#2`` for its second call.
 
     Only modules with parameters of their own (linear, normalization, embedding), not the quantizers inside them.
     """
@@ -170,48 +171,51 @@ def _module_tensors(model: nn.Module, graph: onnx.ModelProto) -> dict[str, str]:
     modules = {name for name in modules if "_quant" not in name}
     last: dict[str, tuple[int, str]] = {}
     for index, node in enumerate(graph.graph.node):
-        parts = module_path(node.name).split(".")
-        for end in range(1, len(parts)):
-            path = ".".join(parts[:end])
-            if path in modules and node.op_type not in MOVES:
-                last[path] = (index, node.output[0])
+        scopes = node.name.strip("/").split("/")
+        for end in range(1, len(scopes)):
+            call = ".".join(scopes[:end])
+            if module_path(call) in modules and node.op_type not in MOVES and "input_quant" not in scopes:
+                last[call] = (index, node.output[0])
     return {name: tensor for name, (_, tensor) in sorted(last.items(), key=lambda item: item[1])}
 
 
 @contextmanager
-def _forced(model: nn.Module, values: dict[str, Array]) -> Iterator[dict[str, float]]:
-    """Put ``values`` in the place of what the named modules return, and collect by how much they would have departed.
+def _forced(model: nn.Module, values: dict[str, Array], valid: Array) -> Iterator[dict[str, float]]:
+    """Put ``values`` in the place of what the named calls return, and collect by how much they would have departed.
 
-    The graph may hold the first token of a sequence only; the others stay torch's. A module that is called twice, or
-    whose output has another shape, is left alone.
+    The graph may hold the first token of a sequence only; the others stay torch's. A call whose output has another
+    shape is left alone. Padding, where ``valid`` (batch, sequence) is False, is not compared: nothing reads it, and
+    with a window of attention its tokens see masked ones alone, where the graph's milder mask gives other numbers.
     """
     errors: dict[str, float] = {}
-    called: set[str] = set()
+    calls: Counter[str] = Counter()
 
     def force(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            value = torch.from_numpy(np.array(values[name])).to(output)
+            calls[name] += 1
+            call = name if calls[name] == 1 else f"{name}#{calls[name]}"
+            if call not in values:
+                return output
+            value = torch.from_numpy(np.array(values[call])).to(output)
             if (
                 value.ndim == output.ndim - 1 and len(value) % len(output) == 0
             ):  # the tokens of all rows in one dimension
                 value = value.reshape(len(output), -1, *value.shape[1:])
-            if (
-                name in called
-                or output.ndim != value.ndim
-                or any(small > size for small, size in zip(value.shape, output.shape, strict=True))
+            if output.ndim != value.ndim or any(
+                small > size for small, size in zip(value.shape, output.shape, strict=True)
             ):
-                errors.pop(name, None)
                 return output
-            called.add(name)
             place = tuple(slice(0, size) for size in value.shape)
-            errors[name] = _relative(output[place].float().cpu().numpy(), value.float().cpu().numpy())
+            read = valid if value.ndim == 3 and value.shape[:2] == valid.shape else ...
+            errors[call] = _relative(*(t.float().cpu().numpy()[read] for t in (output[place], value)))
             forced = output.clone()
             forced[place] = value
             return forced
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(force(name)) for name in values]
+    names = dict.fromkeys(map(module_path, values))
+    handles = [model.get_submodule(name).register_forward_hook(force(name)) for name in names]
     try:
         yield errors
     finally:

@@ -32,13 +32,18 @@ def calibrate(
     mask = torch.empty(0)
 
     def hook(name: str) -> Any:
+        last: Any = None
+
         def observe(module: Any, args: Any) -> None:
+            nonlocal last
             x = args[0]
-            histograms[name].observe(x[mask] if x.shape[:2] == mask.shape else x)
+            if x is not last:  # query, key and value share their quantizer, and are given one tensor
+                histograms[name].observe(x[mask] if x.shape[:2] == mask.shape else x)
+            last = x
 
         return observe
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in histograms]
+    handles = [proxy.register_forward_pre_hook(hook(name)) for name, proxy in act_quantizers(model).items()]
     training = model.training
     model.eval()
     _enable(model, False)

@@ -17,11 +17,12 @@ from edgekd.quant.quantizers import SCHEMES, EmbeddingS8, act_parameters
 def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[str, torch.Tensor]) -> Any:
     """Replace every ``nn.Linear`` and ``nn.Embedding`` of ``model`` in place, and return it.
 
-    Linears that read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear in
-    the graph; ``example`` is a batch of inputs by which such sharing is found. Modules that match a ``keep_float``
-    glob stay. Raises ``TargetError`` if nothing is left to quantize.
+    Linears that first read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear
+    in the graph; ``example`` is a batch of inputs by which such sharing is found. Modules that match a ``keep_float``
+    glob stay. Raises ``TargetError`` as ``refuse`` does, and if nothing is left to quantize.
     """
     patterns = tuple(keep_float)
+    refuse(model, patterns)
     shared = _shared_inputs(model, example)
     act, weight = SCHEMES[scheme]
     proxies: dict[int, Any] = {}
@@ -51,6 +52,8 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
             if proxy is not None:  # plain tensors between the layers: nobody reads the scales that would travel along
                 proxy.skip_create_quant_tensor = True
         _move(module, new)
+        if type(module) is nn.Embedding and name not in shared:
+            new = Table(new)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, new)
         count += 1
@@ -62,6 +65,37 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
                 parameter.requires_grad_(False)
     model.to(next(model.parameters()).device)
     return model
+
+
+class Table(nn.Module):
+    """An embedding whose model reads ``weight`` itself, past any forward: DeBERTa's relative positions."""
+
+    def __init__(self, rows: Any) -> None:
+        super().__init__()
+        self.rows = rows
+
+    @property
+    def weight(self) -> Any:
+        """Every row, quantized."""
+        return self.rows(torch.arange(self.rows.num_embeddings, device=self.rows.weight.device))
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        """The rows of ``ids``, quantized."""
+        return self.rows(ids)
+
+
+def refuse(model: nn.Module, keep_float: Iterable[str]) -> None:
+    """Raise ``TargetError`` for a layer whose weight no scheme quantizes and that ``keep_float`` does not name."""
+    patterns = tuple(keep_float)
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or type(module) in (nn.Linear, nn.Embedding):
+            continue
+        if not named_in(name, patterns):
+            raise TargetError(
+                f"{name} of {type(model).__name__} is a {type(module).__name__}, which no scheme quantizes: name it in "
+                "keep_float to leave it in float, or choose another architecture"
+            )
 
 
 def act_quantizers(model: nn.Module) -> dict[str, Any]:
@@ -86,12 +120,15 @@ def _move(old: Any, new: Any) -> None:
 
 @torch.no_grad()
 def _shared_inputs(model: Any, example: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Module name -> group number, for linears that were given one and the same tensor."""
+    """Module name -> group number, the same for modules that were first given one and the same tensor.
+
+    Linears and embeddings that the model did not call are left out.
+    """
     seen: list[tuple[str, torch.Tensor]] = []
     hooks = [
         module.register_forward_pre_hook(lambda m, args, name=name: seen.append((name, args[0])))
         for name, module in model.named_modules()
-        if type(module) is nn.Linear
+        if type(module) in (nn.Linear, nn.Embedding)
     ]
     try:
         model(**example)
@@ -99,4 +136,4 @@ def _shared_inputs(model: Any, example: dict[str, torch.Tensor]) -> dict[str, in
         for hook in hooks:
             hook.remove()
     groups: dict[int, int] = {}  # the list keeps the tensors alive, so their ids are unique
-    return {name: groups.setdefault(id(tensor), len(groups)) for name, tensor in seen}
+    return {name: groups.setdefault(id(tensor), len(groups)) for name, tensor in reversed(seen)}

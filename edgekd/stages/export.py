@@ -18,7 +18,7 @@ from edgekd.stages.quantize import prepare
 from edgekd.store import Context, Stage, write_json
 from edgekd.tasks.sampling import stratified
 
-REVISION = 4
+REVISION = 5
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 
@@ -68,9 +68,10 @@ def run(
             parities[name] = _parity(model, path, tokens["validation"], export)
             advance(1)
     audited = audits["student_qad"]
+    share = audited["int8_mac_share"]
     ctx.progress.log(
-        f"export: {audited['int8']} multiplications in int8, {audited['float']} in float as asked; "
-        f"{audited['int8_mac_share']:.1%} of the multiply-accumulates at 64 tokens are int8"
+        f"export: {audited['int8']} multiplications in int8, {audited['float']} in float as asked"
+        + (f"; {share:.1%} of the multiply-accumulates at 64 tokens are int8" if share is not None else "")
     )
     write_json(ctx.out / "audit.json", audits)
     write_json(ctx.out / "parity.json", parities)

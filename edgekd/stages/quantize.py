@@ -11,8 +11,9 @@ import torch
 from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
+from edgekd.models.student import skeleton
 from edgekd.quant.calibrate import calibrate, calibration_rows, ranges
-from edgekd.quant.replace import quantize
+from edgekd.quant.replace import quantize, refuse
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.stages.distill import load_projections
 from edgekd.store import Context, Stage, read_json, write_json
@@ -71,6 +72,15 @@ def run(
     ratio = training["step_ms"] / fp32["training"]["step_ms"]
     write_json(ctx.out / "scores.json", scores | {"training": training, "qat_step_time_ratio": round(ratio, 3)})
     loop.clean(ctx.out)
+
+
+def check(student: spec.Student, quant: spec.Quant) -> None:
+    """Raise ``TargetError`` where a student of its own configuration has a layer that cannot be quantized so.
+
+    What surgery cuts consists of layers that can. Asked before anything is trained.
+    """
+    if student.config is not None:
+        refuse(skeleton(student.config), quant.keep_float)
 
 
 def observation_steps(quant: spec.Quant, last: int) -> tuple[int, ...]:

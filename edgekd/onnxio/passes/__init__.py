@@ -27,6 +27,7 @@ from edgekd.onnxio.passes import (
     gemm_bias,
     mask_constants,
     names,
+    outer_product,
     short_chains,
 )
 
@@ -45,6 +46,7 @@ PASSES: dict[str, ModuleType] = {
         gemm_bias,
         mask_constants,
         names,
+        outer_product,
         short_chains,
     )
 }
@@ -53,6 +55,7 @@ LEAN = (
     "constants",
     "common_subexpressions",
     "constant_reshape",
+    "outer_product",
     "mask_constants",
     "short_chains",
     "dead",

@@ -9,6 +9,8 @@ names.
 
 from __future__ import annotations
 
+import re
+
 import onnx_ir as ir
 
 from edgekd.errors import ExportError
@@ -17,7 +19,7 @@ from edgekd.onnxio.names import module_path
 WRAPPER = "wrapped"
 """The attribute under which the exporter's wrapper holds the model (``edgekd.onnxio.export``)."""
 
-NOISE = ("/export_handler", f"/{WRAPPER}")
+NOISE = re.compile(rf"/(export_handler(_\d+)?|{WRAPPER})(?=/)")
 ROLES = {
     "MatMul": ("", "weight"),
     "Gemm": ("", "weight", "bias"),
@@ -38,9 +40,7 @@ def run(model: ir.Model) -> int:
     taken: set[str] = set()
     fixed = {value.name for value in [*graph.inputs, *graph.outputs]}
     for node in graph:
-        name = node.name or node.op_type
-        for noise in NOISE:
-            name = name.replace(noise + "/", "/")
+        name = NOISE.sub("", node.name or node.op_type)
         name = _unique(name if name.startswith("/") else f"/{name}", taken)
         count += name != node.name
         node.name = name
