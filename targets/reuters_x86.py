@@ -41,7 +41,7 @@ TARGET = Target(
     quant=Quant(
         scheme="u8s8_static",
         calibration="reuters_r8",
-        epochs=0.5,
+        epochs=1,
         optimizer=Optimizer(learning_rate=1e-4),
         keep_float=("*.attention.self.MatMul*", "classifier"),
     ),
