@@ -2,7 +2,7 @@
 
 Activations get static per-tensor scales held as parameters, set by calibration (``edgekd.quant.calibrate``) and not
 trained by gradient; weights get one symmetric scale per output channel, the channel's maximum over 127 (63 in seven
-bits), recomputed as the weights move.
+bits), recomputed as the weights move. Four-bit weights get one for every block of a row.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from brevitas.inject.enum import (
     ScalingImplType,
     ScalingPerOutputType,
 )
+from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
 from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from brevitas.quant.base import IntQuant
 from brevitas.quant.solver.act import ActQuantSolver
+
+from edgekd.shape import block_size
 
 
 class _StaticScale(ExtendedInjector):  # type: ignore[misc]
@@ -65,12 +68,51 @@ class EmbeddingS8(Int8WeightPerTensorFloat):  # type: ignore[misc]
     """Signed, symmetric, one scale for the whole table, so that a gathered row needs no scale of its own."""
 
 
-SCHEMES: dict[str, tuple[Any, Any]] = {
-    "u8s8_static": (ActU8, WeightS8),
-    "u8s7_static": (ActU8, WeightS7),
-    "s8s8_static": (ActS8, WeightS8),
+class _HalfScale(torch.nn.Module):
+    """Rounds scales to float16, in which the file stores them, and never to 0; the gradient passes straight through."""
+
+    def __init__(self) -> None:  # injection looks at what a class's own constructor takes
+        super().__init__()
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        return scale.detach().clamp_min(2**-24).half().float() + (scale - scale.detach())
+
+
+class _BlockProxy(GroupwiseWeightQuantProxyFromInjector):  # type: ignore[misc]
+    """Gives the weight back in its own shape, without the blocks' dimension and their padding."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        out = super().forward(x)
+        return out.flatten(1)[:, : x.shape[1]] if self.skip_create_quant_tensor else out
+
+
+class WeightB4(Int8WeightPerTensorFloat):  # type: ignore[misc]
+    """Signed, symmetric, one float16 scale for each block of ``group_size`` weights of a row, -7..7."""
+
+    proxy_class = _BlockProxy
+    scaling_per_output_type = ScalingPerOutputType.GROUP
+    restrict_scale_threshold_impl = _HalfScale
+    bit_width = 4
+
+
+SCHEMES: dict[str, tuple[Any, Any, Any]] = {
+    "u8s8_static": (ActU8, WeightS8, EmbeddingS8),
+    "u8s7_static": (ActU8, WeightS7, EmbeddingS8),
+    "s8s8_static": (ActS8, WeightS8, EmbeddingS8),
+    "w4_block": (None, WeightB4, WeightB4),
 }
-"""The quantizers of a linear layer's input and of its weight."""
+"""The quantizers of a linear layer's input, of its weight, and of an embedding table."""
+
+
+def sized(weight: Any, width: int, block: int) -> Any:
+    """The quantizer for rows of ``width``; in blocks, of ``block`` or of the least power of two that holds a row."""
+    return weight.let(group_size=block_size(width, block)) if weight is WeightB4 else weight
+
+
+def is_static(proxy: Any) -> bool:
+    """Whether an activation quantizer has a range that calibration sets."""
+    quant = proxy.fused_activation_quant_proxy
+    return quant is not None and hasattr(quant.tensor_quant.scaling_impl, "value")
 
 
 def act_parameters(proxy: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter | None]:

@@ -18,7 +18,7 @@ from edgekd.stages.quantize import prepare
 from edgekd.store import Context, Stage, write_json
 from edgekd.tasks.sampling import stratified
 
-REVISION = 4
+REVISION = 5
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 
@@ -36,7 +36,7 @@ def run(
 ) -> None:
     """Write ``<artifact>/model.onnx`` with its folder, ``inputs/*.npz``; audit, parity, sizes and signature as JSON.
 
-    Raises ``ExportError`` where an int8 graph holds a float leftover or answers otherwise than it was trained to.
+    Raises ``ExportError`` where a quantized graph holds a float leftover or answers otherwise than it was trained to.
     """
     data = read_data(task, assets)
     graphs = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", *STUDENTS)
@@ -68,9 +68,10 @@ def run(
             parities[name] = _parity(model, path, tokens["validation"], export)
             advance(1)
     audited = audits["student_qad"]
+    counts = ", ".join(f"{audited[kind]} multiplications in {kind}" for kind in audit.KINDS[:2] if audited[kind])
     ctx.progress.log(
-        f"export: {audited['int8']} multiplications in int8, {audited['float']} in float as asked; "
-        f"{audited['int8_mac_share']:.1%} of the multiply-accumulates at 64 tokens are int8"
+        f"export: {counts}, {audited['float']} in float as asked; {audited['quantized_mac_share']:.1%} of the "
+        "multiply-accumulates at 64 tokens are quantized"
     )
     write_json(ctx.out / "audit.json", audits)
     write_json(ctx.out / "parity.json", parities)

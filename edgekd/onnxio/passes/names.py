@@ -28,6 +28,8 @@ ROLES = {
     "Transpose": ("weight",),
     "QuantizeLinear": ("", "scale", "zero_point"),
     "DequantizeLinear": ("", "scale", "zero_point"),
+    "MatMulNBits": ("", "weight", "", "", "", "bias"),
+    "GatherBlockQuantized": ("weight", "index"),
 }
 KINDS = {"weight_quant": "weight", "input_quant": "input", "bias_quant": "bias", "output_quant": "output"}
 
@@ -92,6 +94,8 @@ def _role(value: ir.Value, old: str) -> str:
     roles = ROLES.get(node.op_type, ())
     role = roles[index] if index < len(roles) else f"{node.op_type.lower()}_{index}"
     parent, _, last = module.rpartition(".")
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear") and last in KINDS:
+    if node.op_type == "Cast" and last in KINDS:  # of scales that are stored in float16
+        role = "scale"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast") and last in KINDS:
         return f"{parent}.{KINDS[last]}" + (f"_{role}" if role else "")
     return f"{module}.{role or node.op_type.lower()}".lstrip(".")
