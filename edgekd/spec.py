@@ -159,8 +159,10 @@ class Quant:
 
     ``scheme`` is ``u8s8_static`` (x86 with VNNI: unsigned activations), ``u8s7_static`` (x86 without: 7-bit weights, so
     that no sum of two products leaves 16 bits) or ``s8s8_static`` (ARM: signed symmetric activations); weights are
-    signed, symmetric, one scale per output channel. ``w4_block`` (any CPU: memory-bound decoders, embeddings) has 4-bit
-    weights, a float16 scale for each ``block`` of a row or for a shorter row, float activations; onnxruntime runs it.
+    signed, symmetric, one scale per output channel. ``u8s8_dynamic`` (x86 with VNNI, ARM) finds the range of an
+    activation anew for every input, all rows of a batch together: for unbounded activations. ``w4_block`` (any CPU:
+    memory-bound decoders, embeddings) has 4-bit weights, a float16 scale for each ``block`` of a row or for a shorter
+    row, float activations; onnxruntime runs it.
     ``calibration`` names a list in ``calibration/`` (ids of the training split), for the static schemes; ``method`` is
     how a range is chosen from what was observed. ``keep_float`` holds glob patterns of modules and graph nodes (dots
     between the parts) that stay in float; each must match something. During the first ``1 - frozen_fraction`` of the
@@ -168,7 +170,7 @@ class Quant:
     epoch came closer to the teacher.
     """
 
-    scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static", "w4_block"] = "u8s8_static"
+    scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block"] = "u8s8_static"
     block: Literal[32, 64, 128] = 128
     calibration: str = ""
     method: Literal["percentile", "mse", "minmax"] = "mse"
@@ -211,9 +213,11 @@ class Device:
         16 bits, where they saturate.
         """
         if self.isa == "aarch64":
-            return ("s8s8_static", "w4_block")
+            return ("s8s8_static", "u8s8_dynamic", "w4_block")
         without_vnni = self.features and not any("vnni" in feature for feature in self.features)
-        return ("u8s7_static", "w4_block") if without_vnni else ("u8s8_static", "u8s7_static", "w4_block")
+        if without_vnni:
+            return ("u8s7_static", "w4_block")
+        return ("u8s8_static", "u8s7_static", "u8s8_dynamic", "w4_block")
 
 
 X86_VNNI = Device(name="x86 with VNNI", isa="x86_64", features=("avx512_vnni|avx_vnni",))

@@ -182,9 +182,10 @@ def test_four_bits_are_refused_where_another_runtime_is_to_be_timed() -> None:
 @pytest.mark.parametrize(
     ("device", "scheme", "wanted"),
     [
-        (spec.X86_VNNI, "s8s8_static", "use u8s8_static or u8s7_static or w4_block"),
+        (spec.X86_VNNI, "s8s8_static", "use u8s8_static or u8s7_static or u8s8_dynamic or w4_block"),
+        (spec.X86_AVX2, "u8s8_dynamic", "use u8s7_static or w4_block"),
         (spec.X86_AVX2, "u8s8_static", "use u8s7_static or w4_block"),
-        (spec.ARM64_DOTPROD, "u8s8_static", "use s8s8_static or w4_block"),
+        (spec.ARM64_DOTPROD, "u8s8_static", "use s8s8_static or u8s8_dynamic or w4_block"),
     ],
 )
 def test_a_scheme_that_the_device_has_no_kernels_for_is_refused_with_the_one_to_use(

@@ -18,7 +18,7 @@ from edgekd.onnxio.names import module_path
 
 ATTENTION = ("*.attention.self.MatMul*",)
 SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static")
-OPERATORS = dict.fromkeys(SCHEMES, "Gemm") | {"w4_block": "MatMulNBits"}
+OPERATORS = dict.fromkeys(SCHEMES, "Gemm") | {"u8s8_dynamic": "MatMulInteger", "w4_block": "MatMulNBits"}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,14 @@ def test_the_share_of_int8_is_counted_by_hand(paths: dict[str, Path], scheme: st
     assert sum(row["macs"] for row in result["multiplications"]) == integer + attention
     assert result["quantized_mac_share"] == pytest.approx(integer / (integer + attention))
     assert result["int8_mac_share"] == (0 if scheme == "w4_block" else result["quantized_mac_share"])
+
+
+def test_onnxruntime_fuses_every_product_of_what_is_quantized_at_run_time(paths: dict[str, Path]) -> None:
+    operators = audit(paths["u8s8_dynamic"], ATTENTION)["operators"]
+    # query, key and value share what they multiply, and the last layer multiplies a slice of it
+    assert operators["DynamicQuantizeMatMul"] + operators["MatMulIntegerToFloat"] == 14
+    assert "MatMulInteger" not in operators and operators["DynamicQuantizeMatMul"] >= 5
+    assert operators["DequantizeLinear"] == 3  # of the embeddings
 
 
 def test_a_float_leftover_is_named(paths: dict[str, Path]) -> None:

@@ -17,7 +17,7 @@ from edgekd.onnxio.audit import session
 from edgekd.onnxio.files import read
 
 SHAPES = [feed(1, 1), feed(1, 64, seed=1), feed(3, 17, seed=2, padding=16)]
-SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static", "w4_block")
+SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block")
 
 
 @pytest.fixture(scope="module")

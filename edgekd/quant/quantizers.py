@@ -19,8 +19,10 @@ from brevitas.inject.enum import (
     RestrictValueType,
     ScalingImplType,
     ScalingPerOutputType,
+    StatsOp,
 )
 from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
+from brevitas.proxy.runtime_quant import DynamicActQuantProxyFromInjector
 from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from brevitas.quant.base import IntQuant
 from brevitas.quant.solver.act import ActQuantSolver
@@ -48,6 +50,36 @@ class ActU8(_StaticScale, ActQuantSolver):  # type: ignore[misc]
     zero_point_impl = ParameterZeroPoint
     zero_point_init = 0.0
     zero_point_shape = this.scaling_shape
+
+
+class _DynamicScale(torch.nn.Module):
+    """(high - low) / 255 over the whole tensor, 0 included, as ``DynamicQuantizeLinear`` has it; not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+        low, high = torch.aminmax(x.detach())
+        return ((high.clamp_min(0) - low.clamp_max(0)) / threshold).clamp_min(1e-30)
+
+
+class _DynamicZeroPoint(torch.nn.Module):
+    """The integer that stands for 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor, bit_width: torch.Tensor) -> torch.Tensor:
+        return (-x.detach().min().clamp_max(0) / scale).round().clamp(0, 255)
+
+
+class ActU8Dynamic(ActU8):
+    """The same with a range found anew for every tensor, all rows of a batch together."""
+
+    proxy_class = DynamicActQuantProxyFromInjector
+    scaling_impl = _DynamicScale
+    scaling_stats_op = StatsOp.MIN_MAX
+    zero_point_impl = _DynamicZeroPoint
 
 
 class ActS8(IntQuant, _StaticScale, ActQuantSolver):  # type: ignore[misc]
@@ -99,6 +131,7 @@ SCHEMES: dict[str, tuple[Any, Any, Any]] = {
     "u8s8_static": (ActU8, WeightS8, EmbeddingS8),
     "u8s7_static": (ActU8, WeightS7, EmbeddingS8),
     "s8s8_static": (ActS8, WeightS8, EmbeddingS8),
+    "u8s8_dynamic": (ActU8Dynamic, WeightS8, EmbeddingS8),
     "w4_block": (None, WeightB4, WeightB4),
 }
 """The quantizers of a linear layer's input, of its weight, and of an embedding table."""
