@@ -68,9 +68,10 @@ def test_a_teacher_of_another_family_answers_as_torch_does_and_is_quantized_dyna
         assert np.abs(rough.run(None, arrays)[0] - expected).max() < 0.1 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("scheme", ["u8s8_static", "u8s8_dynamic", "w4_block"])
 @pytest.mark.parametrize("name", ["DistilBert", "Roberta", "Electra"])
-def test_a_student_of_another_family_is_exported_whole_too(name: str, tmp_path: Path) -> None:
-    model = quantized(family(name))
+def test_a_student_of_another_family_is_exported_whole_too(name: str, scheme: str, tmp_path: Path) -> None:
+    model = quantized(family(name), scheme)
     assert ("token_type_ids" in given(model)) == (name != "DistilBert")
     path = tmp_path / "model.onnx"
     export.export_quantized(model, path, opset=17)
