@@ -67,7 +67,8 @@ FINISH = ("constants", "common_subexpressions", "dead", "names")
 
 FLOAT_PASSES = (*LEAN, *FINISH)
 
-PREPARED = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", "common_subexpressions", "dynamic_matmul")
+PREPARED = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", "dynamic_matmul")
+"""What makes Brevitas' nodes those that runtimes fuse."""
 
 QUANTIZED_PASSES = (*PREPARED, *LEAN, "gemm_bias", *FINISH)
 

@@ -40,10 +40,8 @@ def run(model: ir.Model, weights: Mapping[str, Blocks]) -> int:
     """Return how many nodes were put in. Raises ``ExportError`` where the graph holds other numbers than the module."""
     count = 0
     for node, name in list(_users(model, weights)):
-        value = (
-            _multiplied(node, name, weights[name]) if node.op_type != "Gather" else _gathered(node, name, weights[name])
-        )
-        replace(node, value)
+        made = _gathered if node.op_type == "Gather" else _multiplied
+        replace(node, made(node, name, weights[name]))
         count += 1
     if count:
         model.graph.opset_imports[DOMAIN] = 1
