@@ -1,4 +1,7 @@
-"""What the fields of a target may hold: types by their annotations, numbers by ``RANGES``. Standard library only."""
+"""What the fields of a target may hold, by themselves (types by annotation, numbers by ``RANGES``) and together.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import dataclasses
 import json
 import math
 import operator
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from edgekd.spec import Target
 
 Range = Mapping[str, float]
 
@@ -88,6 +95,38 @@ def problems(value: object, path: str = "") -> Iterator[str]:
     for name, wanted in get_type_hints(kind).items():
         place = f"{path}.{name}" if path else name
         yield from _wrong(getattr(value, name), wanted, place, f"{kind.__name__}.{name}")
+
+
+def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
+    """What in a target contradicts something else in it; ``known`` are the runtimes that there are."""
+    task, student, quant = target.task, target.student, target.quant
+    if not target.name.isidentifier():
+        yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
+    if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
+        yield "student: give either a config or layers/hidden/heads/ffn, not both"
+    if student.config is not None and not student.config.get("model_type"):
+        yield "student.config needs a model_type, e.g. {'model_type': 'distilbert', ...}"
+    if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
+        yield f"student.hidden {student.hidden} is not divisible by student.heads {student.heads}"
+    positions = student.positions or task.max_length
+    if positions < task.max_length:
+        yield f"student.positions {positions} is below task.max_length {task.max_length}"
+    if quant.static and not quant.calibration:
+        yield "quant.calibration must name a list in calibration/ (ids of the training split)"
+    expected = target.device.schemes
+    if quant.scheme not in expected:
+        yield f"scheme {quant.scheme} does not suit {target.device.name}: use {' or '.join(expected)}"
+    runtimes = (*target.bench.runtimes, *target.bench.workloads)
+    if quant.scheme == "w4_block" and "openvino" in runtimes:
+        yield "w4_block runs in ort_cpu alone: remove openvino from bench.runtimes and bench.workloads"
+    unknown = [name for name in runtimes if name not in known]
+    if unknown:
+        yield f"unknown runtime {unknown[0]!r}: there are {', '.join(known)}"
+    for workload in sorted({w for names in target.bench.workloads.values() for w in names}):
+        if not re.fullmatch(r"real|fixed[1-9][0-9]{0,5}", workload):
+            yield f"unknown workload {workload!r}: use 'real' or 'fixed<tokens>'"
+        elif workload != "real" and int(workload[5:]) > positions:
+            yield f"workload {workload} is longer than the student's {positions} positions: raise student.positions"
 
 
 def _wrong(value: Any, wanted: Any, place: str, rule: str) -> Iterator[str]:

@@ -85,7 +85,8 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
     """
     from edgekd import assets, catalog, machine, runtimes
 
-    task, calibration = target.task, target.quant.calibration
+    task = target.task
+    calibration = target.quant.calibration if target.quant.static else ""  # what nobody reads need not exist
     locators = {"train": task.train, "validation": task.validation, "test": task.test}
     sources = {name: assets.fingerprint(locator) for name, locator in locators.items() if locator is not None}
     sources["teacher"] = assets.fingerprint(target.teacher.source)

@@ -156,18 +156,30 @@ def parameters(shape: Sequence[Tensor]) -> int:
     return sum(tensor.count for tensor in shape)
 
 
-def int8_bytes(shape: Sequence[Tensor], keep_float: Sequence[str] = ()) -> tuple[int, int]:
-    """(least, expected) bytes of the int8 ONNX file.
+def block_size(width: int, block: int) -> int:
+    """The block of rows of ``width``: ``block``, or the least power of two (16 at least) that holds the whole row."""
+    return min(block, max(16, 1 << (width - 1).bit_length()))
+
+
+def file_bytes(shape: Sequence[Tensor], quant: spec.Quant) -> tuple[int, int]:
+    """(least, expected) bytes of the quantized ONNX file.
 
     The least is what the numbers take: one byte for a weight or an embedding, four for a bias, a norm or anything that
-    ``keep_float`` names. Expected are also a float scale and a zero point for each output channel, and the graph.
+    ``keep_float`` names. Expected are also a float scale and a zero point for each output channel, and the graph. In
+    4-bit blocks it is half a byte, and two for the scale of each block, which are always there.
     """
     least = scales = 0
     for tensor in shape:
         module = tensor.name.rpartition(".")[0]
-        whole = tensor.kind in ("bias", "norm") or named_in(module, keep_float)
-        least += tensor.count * (4 if whole else 1)
-        scales += 0 if whole else 5 * tensor.rows if tensor.kind == "linear" else 5
+        if tensor.kind in ("bias", "norm") or named_in(module, quant.keep_float):
+            least += 4 * tensor.count
+        elif quant.scheme == "w4_block":
+            size = block_size(tensor.columns, quant.block)
+            blocks = tensor.rows * -(-tensor.columns // size)
+            least += 2 * blocks + (blocks * size if tensor.kind == "linear" else tensor.count) // 2
+        else:
+            least += tensor.count
+            scales += 5 * (tensor.rows if tensor.kind == "linear" else 1)
     graph = GRAPH_BYTES_PER_WEIGHT * sum(tensor.kind in ("linear", "embedding") for tensor in shape)
     return least, least + scales + graph
 

@@ -23,6 +23,9 @@ SCORE_TOLERANCE = 0.003
 OPSETS = {15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18"}
 IR_VERSIONS = {8: "1.10", 9: "1.16", 10: "1.18"}
 """ONNX operator set or IR version -> the first onnxruntime that reads it, by its table of compatibility."""
+OPERATORS = {"GatherBlockQuantized": "1.22", "MatMulNBits": "1.19"}
+"""Operator of onnxruntime's own domain -> the first version that takes it as it is written here: tables in bytes (pull
+request 24239), with a bias (20587)."""
 
 
 def ship(run_folder: Path, out: Path) -> Path:
@@ -123,7 +126,8 @@ def _manifest(report: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, 
 
 def _minimum(graph: Mapping[str, Any], measured: str) -> str:
     """The first onnxruntime known to read such a graph; for one newer than the tables, the one it was measured in."""
-    needs = (OPSETS.get(max(graph["opset"], min(OPSETS))), IR_VERSIONS.get(max(graph["ir_version"], min(IR_VERSIONS))))
+    needs = [OPSETS.get(max(graph["opset"], min(OPSETS))), IR_VERSIONS.get(max(graph["ir_version"], min(IR_VERSIONS)))]
+    needs += [OPERATORS.get(name) for names in graph.get("operators", {}).values() for name in names]
     if None in needs:
         return measured
     return max((need for need in needs if need), key=lambda version: [int(part) for part in version.split(".")])

@@ -20,8 +20,9 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     """(teacher, student) of a target; each ``None`` where its configuration is not known yet, or not understood.
 
     Teacher: ``parameters``, ``fp32_bytes``, ``layers``, ``hidden``. Student: its shape, ``parameters``, ``int8_bytes``
-    (expected of the file) and ``int8_bytes_least``. Raises ``TargetError`` for a student or a layer map that
-    the teacher does not have the layers or widths for, ``AssetError`` for a configuration that cannot be read.
+    (expected of the file, whatever the scheme) and ``int8_bytes_least``. Raises ``TargetError`` for a student or a
+    layer map that the teacher does not have the layers or widths for, ``AssetError`` for a configuration that cannot be
+    read.
     """
     labels = label_count(target, line) or 2  # a handful of numbers either way
     config = _teacher_config(target, line)
@@ -42,7 +43,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     parts = shape.tensors(small, labels)
     if parts is None:
         return teacher, None
-    expected = shape.int8_bytes(parts, target.quant.keep_float)[1]
+    expected = shape.file_bytes(parts, target.quant)[1]
     return teacher, {
         "parameters": shape.parameters(parts),
         "layers": kept,
@@ -50,6 +51,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
         "heads": small.get("num_attention_heads", small.get("n_heads")),
         "ffn": small.get("intermediate_size", small.get("hidden_dim")),
         "vocabulary": small["vocab_size"],
+        "scheme": target.quant.scheme,
         "int8_bytes": expected,
         "int8_bytes_least": _least(target, small, labels, bool(built)),
     }
@@ -60,10 +62,11 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
     found: list[str] = []
     least, budget = student["int8_bytes_least"] if student else _least_bytes(target), target.budget
     smaller = "lower student.layers, hidden, ffn or vocabulary, or allow more"
+    bits = "4-bit" if target.quant.scheme == "w4_block" else "int8"
     if budget.size_mib is not None and least > budget.size_mib * 2**20:
         found.append(
-            f"the student takes at least {least / 2**20:.3g} MiB even if every weight is int8, and budget.size_mib is "
-            f"{budget.size_mib:g}; {smaller}"
+            f"the student takes at least {least / 2**20:.3g} MiB even if every weight is {bits}, and budget.size_mib "
+            f"is {budget.size_mib:g}; {smaller}"
         )
     most = teacher["fp32_bytes"] * TEACHER_SLACK / least if teacher and least else float("inf")
     if budget.shrink is not None and most < budget.shrink:
@@ -85,7 +88,7 @@ def _least(target: Target, config: Mapping[str, Any], labels: int, built: bool) 
     if target.student.vocabulary is not None and not built:
         config = {**config, "vocab_size": 0}
     parts = shape.tensors(config, labels)
-    return shape.int8_bytes(parts, target.quant.keep_float)[0] if parts else 0
+    return shape.file_bytes(parts, target.quant)[0] if parts else 0
 
 
 def check(target: Target, line: Sequence[Step]) -> None:

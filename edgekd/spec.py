@@ -6,8 +6,6 @@ the stages read these values, and the run store hashes them. Quantities carry th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -157,18 +155,23 @@ class Distill:
 
 @dataclass(frozen=True, kw_only=True)
 class Quant:
-    """Eight-bit quantization, calibrated and then trained.
+    """Quantization to eight bits (or four): calibrated, where activations have fixed ranges, and then trained.
 
     ``scheme`` is ``u8s8_static`` (x86 with VNNI: unsigned activations), ``u8s7_static`` (x86 without: 7-bit weights, so
     that no sum of two products leaves 16 bits) or ``s8s8_static`` (ARM: signed symmetric activations); weights are
-    signed, symmetric, one scale per output channel. ``calibration`` names a list in ``calibration/``
-    (ids of the training split); ``method`` is how a range is chosen from what was observed. ``keep_float`` holds glob
-    patterns of modules and graph nodes (dots between the parts) that stay in float; each must match something.
-    During the first ``1 - frozen_fraction`` of the training the ranges are observed anew four times, then frozen. The
-    calibrated model as it was before training is kept where no epoch came closer to the teacher.
+    signed, symmetric, one scale per output channel. ``u8s8_dynamic`` (x86 with VNNI, ARM) finds the range of an
+    activation anew for every input, all rows of a batch together: for unbounded activations. ``w4_block`` (any CPU:
+    memory-bound decoders, embeddings) has 4-bit weights, a float16 scale for each ``block`` of a row or for a shorter
+    row, float activations; onnxruntime runs it.
+    ``calibration`` names a list in ``calibration/`` (ids of the training split), for the static schemes; ``method`` is
+    how a range is chosen from what was observed. ``keep_float`` holds glob patterns of modules and graph nodes (dots
+    between the parts) that stay in float; each must match something. During the first ``1 - frozen_fraction`` of the
+    training the ranges are observed anew four times, then frozen. The model as it was before training is kept where no
+    epoch came closer to the teacher.
     """
 
-    scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static"] = "u8s8_static"
+    scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block"] = "u8s8_static"
+    block: Literal[32, 64, 128] = 128
     calibration: str = ""
     method: Literal["percentile", "mse", "minmax"] = "mse"
     percentile: float = 99.99
@@ -176,6 +179,11 @@ class Quant:
     optimizer: Optimizer = Optimizer(learning_rate=1e-4)
     frozen_fraction: float = 0.5
     keep_float: tuple[str, ...] = ()
+
+    @property
+    def static(self) -> bool:
+        """Whether activations have fixed ranges, which are calibrated."""
+        return self.scheme.endswith("_static")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,15 +207,17 @@ class Device:
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """The quantization schemes whose kernels it has, best first.
+        """The quantization schemes whose kernels it has, best first; float activations run anywhere.
 
         Unsigned activations do not fuse on ARM, signed ones not on x86. x86 without VNNI adds two u8 x s8 products in
         16 bits, where they saturate.
         """
         if self.isa == "aarch64":
-            return ("s8s8_static",)
+            return ("s8s8_static", "u8s8_dynamic", "w4_block")
         without_vnni = self.features and not any("vnni" in feature for feature in self.features)
-        return ("u8s7_static",) if without_vnni else ("u8s8_static", "u8s7_static")
+        if without_vnni:
+            return ("u8s7_static", "w4_block")
+        return ("u8s8_static", "u8s7_static", "u8s8_dynamic", "w4_block")
 
 
 X86_VNNI = Device(name="x86 with VNNI", isa="x86_64", features=("avx512_vnni|avx_vnni",))
@@ -260,34 +270,6 @@ class Target:
 
     def __post_init__(self) -> None:
         """Raise ``TargetError`` for values of a wrong type or range, and for values that contradict each other."""
-        problems = list(checks.problems(self)) or list(_problems(self))
+        problems = list(checks.problems(self)) or list(checks.contradictions(self, RUNTIMES))
         if problems:
             raise TargetError(f"target {self.name!r}: " + "; ".join(problems))
-
-
-def _problems(target: Target) -> Iterator[str]:
-    task, student, quant = target.task, target.student, target.quant
-    if not target.name.isidentifier():
-        yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
-    if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
-        yield "student: give either a config or layers/hidden/heads/ffn, not both"
-    if student.config is not None and not student.config.get("model_type"):
-        yield "student.config needs a model_type, e.g. {'model_type': 'distilbert', ...}"
-    if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
-        yield f"student.hidden {student.hidden} is not divisible by student.heads {student.heads}"
-    positions = student.positions or task.max_length
-    if positions < task.max_length:
-        yield f"student.positions {positions} is below task.max_length {task.max_length}"
-    if not quant.calibration:
-        yield "quant.calibration must name a list in calibration/ (ids of the training split)"
-    expected = target.device.schemes
-    if quant.scheme not in expected:
-        yield f"scheme {quant.scheme} does not suit {target.device.name}: use {' or '.join(expected)}"
-    unknown = [name for name in (*target.bench.runtimes, *target.bench.workloads) if name not in RUNTIMES]
-    if unknown:
-        yield f"unknown runtime {unknown[0]!r}: there are {', '.join(RUNTIMES)}"
-    for workload in sorted({w for names in target.bench.workloads.values() for w in names}):
-        if not re.fullmatch(r"real|fixed[1-9][0-9]{0,5}", workload):
-            yield f"unknown workload {workload!r}: use 'real' or 'fixed<tokens>'"
-        elif workload != "real" and int(workload[5:]) > positions:
-            yield f"workload {workload} is longer than the student's {positions} positions: raise student.positions"

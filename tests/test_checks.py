@@ -173,12 +173,20 @@ def test_a_smoke_run_never_has_more_examples_than_the_target_asks_for() -> None:
     assert smoke(changed(BASE, "task.limit", 20)).task.limit == 20
 
 
+def test_four_bits_are_refused_where_another_runtime_is_to_be_timed() -> None:
+    quant = spec.Quant(scheme="w4_block")  # needs no calibration list
+    dataclasses.replace(BASE, quant=quant)
+    with pytest.raises(TargetError, match="w4_block runs in ort_cpu alone: remove openvino"):
+        dataclasses.replace(BASE, quant=quant, bench=spec.Bench(runtimes=("ort_cpu", "openvino")))
+
+
 @pytest.mark.parametrize(
     ("device", "scheme", "wanted"),
     [
-        (spec.X86_VNNI, "s8s8_static", "use u8s8_static or u8s7_static"),
-        (spec.X86_AVX2, "u8s8_static", "use u8s7_static"),
-        (spec.ARM64_DOTPROD, "u8s8_static", "use s8s8_static"),
+        (spec.X86_VNNI, "s8s8_static", "use u8s8_static or u8s7_static or u8s8_dynamic or w4_block"),
+        (spec.X86_AVX2, "u8s8_dynamic", "use u8s7_static or w4_block"),
+        (spec.X86_AVX2, "u8s8_static", "use u8s7_static or w4_block"),
+        (spec.ARM64_DOTPROD, "u8s8_static", "use s8s8_static or u8s8_dynamic or w4_block"),
     ],
 )
 def test_a_scheme_that_the_device_has_no_kernels_for_is_refused_with_the_one_to_use(

@@ -118,6 +118,19 @@ def test_a_budget_that_fails_is_said_first_and_has_its_exit_code(line: Path) -> 
     assert "budget" in said.stdout[:400].lower() and "fail" in said.stdout[:400].lower()
 
 
+def test_the_same_student_in_four_bits_is_shipped_without_calibration(line: Path) -> None:
+    text = (line / "tiny_line.py").read_text().replace('name="tiny_line"', 'name="four_bits"')
+    (line / "four_bits.py").write_text(text.replace('calibration="tiny"', 'scheme="w4_block", block=32'))
+    edgekd("run", str(line / "four_bits.py"), cwd=line)
+    stages = json.loads((line / "runs/four_bits/stages.json").read_text())
+    found = json.loads((line / "runs/store" / stages["export"] / "audit.json").read_text())["student_qad"]
+    assert found["4-bit weights"] == 2 * 6 + 1 and found["int8"] == 0  # the classifier is kept in float
+    assert "calibrated on" not in (line / "runs/four_bits/report.md").read_text()
+    manifest = json.loads((line / "dist/four_bits/manifest.json").read_text())
+    assert manifest["scheme"] == "w4_block" and manifest["minimum_onnxruntime"] == "1.22"
+    assert edgekd("verify", "dist/four_bits", cwd=line).returncode == 0
+
+
 def test_ranges_move_with_the_weights_and_stand_still_at_the_end(line: Path) -> None:
     stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
     folder = line / "runs/store" / stages["quantize"]

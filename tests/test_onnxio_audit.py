@@ -18,38 +18,53 @@ from edgekd.onnxio.names import marked, module_path
 
 ATTENTION = ("*.attention.self.MatMul*",)
 SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static")
+OPERATORS = dict.fromkeys(SCHEMES, "Gemm") | {"u8s8_dynamic": "MatMulInteger", "w4_block": "MatMulNBits"}
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: Any) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("audit")
-    for scheme in SCHEMES:
+    for scheme in OPERATORS:
         export.export_quantized(quantized(classifier(), scheme), folder / scheme, opset=17)
     export.export_float(classifier(), folder / "float", opset=17)
     return {path.name: path for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_linear_layer_of_the_default_recipe_runs_in_int8(paths: dict[str, Path], scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "operator"), OPERATORS.items())
+def test_every_linear_layer_of_the_default_recipe_is_quantized(
+    paths: dict[str, Path], scheme: str, operator: str
+) -> None:
     result = audit(paths[scheme], ATTENTION)
-    integer = {row["node"] for row in result["multiplications"] if row["int8"]}
+    kind = "4-bit weights" if scheme == "w4_block" else "int8"
+    integer = {row["node"] for row in result["multiplications"] if row["kind"] == kind}
+    assert all(row["int8"] == (row["kind"] == "int8") for row in result["multiplications"])
     layers = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
               "intermediate.dense", "output.dense")  # fmt: skip
-    expected = {f"bert.encoder.layer.{i}.{name}.Gemm" for i in (0, 1) for name in layers}
-    assert integer == expected | {"bert.pooler.dense.Gemm", "classifier.Gemm"}
-    assert result["int8"] == 14 and result["float"] == 4
+    expected = {f"bert.encoder.layer.{i}.{name}.{operator}" for i in (0, 1) for name in layers}
+    assert integer == expected | {f"bert.pooler.dense.{operator}", f"classifier.{operator}"}
+    assert result[kind] == 14 and result["float"] == 4
     assert sum(result["operators"].values()) == result["nodes"]
 
 
-def test_the_share_of_int8_is_counted_by_hand(paths: dict[str, Path]) -> None:
-    result = audit(paths["u8s8_static"], ATTENTION)
+@pytest.mark.parametrize("scheme", ["u8s8_static", "w4_block"])
+def test_the_share_of_int8_is_counted_by_hand(paths: dict[str, Path], scheme: str) -> None:
+    result = audit(paths[scheme], ATTENTION)
     h, f, s, labels = 32, 48, 64, 4
     whole = s * (4 * h * h + 2 * h * f)  # the first layer, linear part
     last = s * 2 * h * h + 2 * h * h + 2 * h * f  # keys and values for every token, the rest for the first only
     attention = 2 * s * s * h + 2 * s * h
     integer = whole + last + h * h + h * labels
     assert sum(row["macs"] for row in result["multiplications"]) == integer + attention
-    assert result["int8_mac_share"] == pytest.approx(integer / (integer + attention))
+    assert result["quantized_mac_share"] == pytest.approx(integer / (integer + attention))
+    assert result["int8_mac_share"] == (0 if scheme == "w4_block" else result["quantized_mac_share"])
+
+
+def test_onnxruntime_fuses_every_product_of_what_is_quantized_at_run_time(paths: dict[str, Path]) -> None:
+    operators = audit(paths["u8s8_dynamic"], ATTENTION)["operators"]
+    # query, key and value share what they multiply, and the last layer multiplies a slice of it
+    assert operators["DynamicQuantizeMatMul"] + operators["MatMulIntegerToFloat"] == 14
+    assert "MatMulInteger" not in operators and operators["DynamicQuantizeMatMul"] >= 5
+    assert operators["DequantizeLinear"] == 3  # of the embeddings
 
 
 def test_a_float_leftover_is_named(paths: dict[str, Path]) -> None:

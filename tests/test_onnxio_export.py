@@ -17,7 +17,7 @@ from edgekd.onnxio.audit import session
 from edgekd.onnxio.files import read
 
 SHAPES = [feed(1, 1), feed(1, 64, seed=1), feed(3, 17, seed=2, padding=16)]
-SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static")
+SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block")
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,15 @@ def test_the_inputs_are_the_real_ones_with_dynamic_batch_and_sequence(files: Any
 @pytest.mark.parametrize("name", ["float", *SCHEMES])
 def test_the_file_is_stamped_for_old_runtimes_and_says_nothing_else(files: Any, name: str) -> None:
     model = read(files[name][1])
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    own = [("com.microsoft", 1)] if name == "w4_block" else []
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17), *own]
     assert model.ir_version <= 9
     assert not model.metadata_props and not model.doc_string and not model.graph.doc_string
     assert not model.producer_version and not model.graph.value_info
     assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
 
 
-@pytest.mark.parametrize("name", ["float", "u8s8_static"])
+@pytest.mark.parametrize("name", ["float", "u8s8_static", "w4_block"])
 def test_two_exports_of_one_model_are_the_same_bytes(files: Any, name: str, tmp_path: Path) -> None:
     model, path = files[name]
     write = export.export_float if name == "float" else export.export_quantized
@@ -92,8 +93,9 @@ def test_two_exports_of_one_model_are_the_same_bytes(files: Any, name: str, tmp_
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
 
 
-def test_exporting_leaves_the_model_as_it_was(files: Any, tmp_path: Path) -> None:
-    model = quantized(classifier(seed=5)).train()
+@pytest.mark.parametrize("scheme", ["u8s8_static", "w4_block"])
+def test_exporting_leaves_the_model_as_it_was(scheme: str, tmp_path: Path) -> None:
+    model = quantized(classifier(seed=5), scheme).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     export.export_quantized(model, tmp_path / "model.onnx", opset=17)
     assert model.training and all(module.training for module in model.bert.encoder.modules())
@@ -102,12 +104,14 @@ def test_exporting_leaves_the_model_as_it_was(files: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_weights_and_embeddings_are_int8_and_nothing_float_is_large(files: Any, scheme: str) -> None:
+def test_weights_and_embeddings_are_integers_and_nothing_float_is_large(files: Any, scheme: str) -> None:
     model, path = files[scheme]
     tensors = {t.name: t for t in read(path).graph.initializer}
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and name.endswith(".weight"):
-            assert tensors[name].data_type == onnx.TensorProto.INT8, name
+            assert tensors[name].data_type == getattr(onnx.TensorProto, "UINT8" if scheme == "w4_block" else "INT8"), (
+                name
+            )
     floats = [t for t in tensors.values() if t.data_type == onnx.TensorProto.FLOAT]
     assert max(np.prod(t.dims) for t in floats) <= 48  # biases, norms and scales only
     assert all(np.abs(onnx.numpy_helper.to_array(t)).max() < 1e30 for t in floats)
@@ -131,7 +135,7 @@ def test_query_key_and_value_share_one_quantizer(files: Any) -> None:
     assert len(quantizers) == 2 * 4 + 2  # a layer: attention, its output, two in the feed-forward; pooler, classifier
 
 
-@pytest.mark.parametrize("name", ["float", "u8s8_static"])
+@pytest.mark.parametrize("name", ["float", "u8s8_static", "w4_block"])
 def test_shapes_are_computed_once_and_nothing_is_left_to_fold(files: Any, name: str) -> None:
     counts = [node.op_type for node in read(files[name][1]).graph.node]
     assert counts.count("Shape") == 2  # of the sequence, for the positions; of batch and sequence, for attention
@@ -140,7 +144,7 @@ def test_shapes_are_computed_once_and_nothing_is_left_to_fold(files: Any, name: 
 
 
 def test_the_last_layer_runs_for_the_first_token_only_in_float_graphs_too(files: Any) -> None:
-    for name in ("float", "u8s8_static"):
+    for name in ("float", "u8s8_static", "w4_block"):
         graph = read(files[name][1]).graph
         slices = [node for node in graph.node if node.op_type == "Slice" and node.name.endswith("_first")]
         assert slices, name

@@ -152,6 +152,19 @@ def test_a_layer_that_runs_twice_is_compared_at_each_call(call: str, tmp_path: P
         parity.gate(model, path, feeds, labels, min_agreement=0.0, max_score_gap=1.0)
 
 
+@pytest.mark.parametrize("scheme", ["u8s8_static", "u8s8_dynamic", "w4_block"])
+@pytest.mark.parametrize("name", ["DistilBert", "Roberta", "Electra"])
+def test_a_student_of_another_family_is_exported_whole_too(name: str, scheme: str, tmp_path: Path) -> None:
+    model = quantized(family(name), scheme)
+    assert ("token_type_ids" in given(model)) == (name != "DistilBert")
+    path = tmp_path / "model.onnx"
+    export.export_quantized(model, path, opset=17)
+    attention = "*.attention.MatMul*" if name == "DistilBert" else "*.self.MatMul*"
+    assert audit(path, (attention,))["float"] == 4
+    arrays, expected = inputs(model, 3, 17, 5), logits(model, inputs(model, 3, 17, 5))
+    np.testing.assert_allclose(session(read(path)).run(None, arrays)[0], expected, atol=0.02 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("scheme", ["u8s8_static", "u8s7_static", "s8s8_static"])
 @pytest.mark.parametrize("keep", [(), ("classifier",)], ids=["whole", "float classifier"])
 def test_a_layer_before_a_relu_runs_in_int8(scheme: str, keep: tuple[str, ...], tmp_path: Path) -> None:

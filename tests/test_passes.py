@@ -100,6 +100,35 @@ def test_a_gemm_gets_its_weight_transposed_when_it_transposes_it_itself() -> Non
     assert not [a for n in result.graph.node if n.op_type == "Gemm" for a in n.attribute if a.name == "transB"]
 
 
+DYNAMIC = """g (float[b,s,3] x) => (float[b,s,4] y) {{
+    q, x_scale, x_zero = DynamicQuantizeLinear(x)
+    x_float = DequantizeLinear(q, x_scale, x_zero)
+    w_float = DequantizeLinear<axis = 1>(w, scale, zero)
+    {end}
+}}"""
+
+
+@pytest.mark.parametrize("end", ["y = MatMul(x_float, w_float)", "t = MatMul(x_float, w_float) y = Add(t, bias)"])
+def test_what_is_quantized_at_run_time_is_multiplied_as_integers(end: str) -> None:
+    weights = dict(w=s8(3, 4), scale=scales(4), zero=np.zeros(4, np.int8), bias=f32(4))
+    result = after(model(DYNAMIC.format(end=end), **weights), "dynamic_matmul", "dead", x=f32(2, 5, 3))
+    assert ops(result)[:4] == ["DynamicQuantizeLinear", "MatMulInteger", "Cast", "Mul"]
+    assert "DequantizeLinear" not in ops(result)
+
+
+def test_the_bias_of_a_gemm_is_added_in_float() -> None:
+    text = DYNAMIC.format(end="y = Gemm(x_float, w_float, bias)").replace("b,s,", "b,")
+    weights = dict(w=s8(3, 4), scale=scales(4), zero=np.zeros(4, np.int8), bias=f32(4))
+    result = after(model(text, **weights), "dynamic_matmul", "dead", x=f32(5, 3))
+    assert ops(result)[-1] == "Add" and "Gemm" not in ops(result)
+
+
+def test_an_asymmetric_weight_of_a_dynamic_product_is_an_error() -> None:
+    weights = dict(w=s8(3, 4), scale=scales(4), zero=np.ones(4, np.int8))
+    with pytest.raises(ExportError, match="multiplies in float what was quantized at run time"):
+        passes.apply(model(DYNAMIC.format(end="y = MatMul(x_float, w_float)"), **weights), ("dynamic_matmul",))
+
+
 def embedding(axis: str, scale: np.ndarray, zero: np.ndarray) -> onnx.ModelProto:
     return model(
         f"""g (int64[b,s] ids) => (float[b,s,6] y) {{

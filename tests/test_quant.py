@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx.reference import ReferenceEvaluator
 
 from edgekd import spec
 from edgekd.errors import DataError, TargetError, TrainingError
@@ -27,6 +30,15 @@ def quantized(scheme: str = "u8s8_static", keep: tuple[str, ...] = KEEP, seed: i
     model = tiny.bert(seed)
     ids = torch.tensor([[2, 40, 50, 3]])
     return replace.quantize(model, scheme, keep, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+DYNAMIC = quantized("u8s8_dynamic")
+DYNAMIC_QUANTIZE = ReferenceEvaluator(
+    onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[] x) => (uint8[] q, float s, uint8 z) '
+        "{ q, s, z = DynamicQuantizeLinear(x) }"
+    )
+)
 
 
 def resident_bytes() -> int:
@@ -140,6 +152,22 @@ def test_weights_are_quantized_in_training_as_in_evaluation_and_every_gradient_p
         assert (y - weight).abs().max() > 0
         y.sum().backward()
         assert weight.grad is not None and (weight.grad == 1).all()
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=3), elements=st.floats(-1e3, 1e3, width=32)))
+def test_dynamic_activations_are_quantized_as_the_onnx_operator_does(x: np.ndarray) -> None:
+    proxy = DYNAMIC.bert.pooler.dense.input_quant
+    quantized, scale, zero = DYNAMIC_QUANTIZE.run(None, {"x": x})
+    got = proxy(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, (quantized.astype(np.float32) - zero) * scale, rtol=1e-5, atol=1e-30)
+
+
+def test_dynamic_activations_need_no_calibration_and_let_gradients_through() -> None:
+    model = quantized("u8s8_dynamic").train()
+    assert replace.act_quantizers(model) == {}
+    ids = torch.tensor([[2, 40, 50, 3]])
+    model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
+    assert model.bert.embeddings.LayerNorm.weight.grad.abs().sum() > 0
 
 
 def test_query_key_and_value_share_one_quantizer() -> None:

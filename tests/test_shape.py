@@ -93,7 +93,7 @@ def test_no_student_is_smaller_than_the_one_of_the_smallest_teacher(
         return  # heads wider than the teacher's, say: there is no such student
     bound = shape.tensors(shape.student_config(student, shape.smallest_teacher(student, 16), 16), 2)
     assert whole is not None and bound is not None
-    assert shape.int8_bytes(bound)[0] <= shape.int8_bytes(whole)[0]
+    assert shape.file_bytes(bound, spec.Quant())[0] <= shape.file_bytes(whole, spec.Quant())[0]
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_a_known_family_with_tables_that_are_not_counted_is_none_too(kind: str) 
 def test_int8_takes_one_byte_a_weight_and_four_for_all_else() -> None:
     found = shape.tensors(AutoConfig.for_model("bert", **SMALL).to_dict(), 2)
     assert found is not None
-    least, expected = shape.int8_bytes(found)
+    least, expected = shape.file_bytes(found, spec.Quant())
     matrices = sum(t.count for t in found if t.columns > 1)
     assert least == matrices + 4 * (shape.parameters(found) - matrices)
     assert expected > least
     for attention in ("*.attention.self.*", "*.attention.self"):  # a module, and whatever it contains
-        kept, _ = shape.int8_bytes(found, ("classifier", attention))
+        kept, _ = shape.file_bytes(found, spec.Quant(keep_float=("classifier", attention)))
         assert kept - least == 3 * (2 * 24 + 3 * 3 * 24 * 24)
 
 

@@ -129,7 +129,7 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
             f"{student['layers']} layers, hidden {student['hidden']}, {student['heads']} heads, ffn {student['ffn']}"
         )
         lines.append(f"student  {student['parameters']:,} parameters ({shape}, {student['vocabulary']:,} tokens)")
-        lines.append(f"         about {mebibytes(student['int8_bytes'])} in int8")
+        lines.append(f"         about {mebibytes(student['int8_bytes'])} as {student['scheme']}")
     else:
         lines.append("student  size unknown until the teacher is known")
     size = found["labels_bytes"]

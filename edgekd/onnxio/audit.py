@@ -1,4 +1,6 @@
-"""What really runs in int8: the graph that onnxruntime makes of a file, read multiplication by multiplication."""
+"""What really runs in int8, or on 4-bit weights: the graph that onnxruntime makes of a file, multiplication by
+multiplication.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +24,33 @@ BATCH, SEQUENCE = 1, 64
 """The shape at which multiply-accumulate operations are counted."""
 
 INTEGER = {
-    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "NhwcQLinearConv",
-    "QAttention", "QGemm", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "NhwcQLinearConv", "QAttention",
+    "QGemm", "QLinearConv", "QLinearMatMul",
 }  # fmt: skip
+BLOCKS = {"MatMulNBits"}
+"""Float activations and sums; the weights are n-bit integers with a scale for each block."""
 FLOAT = {
     "Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation",
     "Gemm", "GemmFloat8", "GroupQueryAttention", "MatMul", "MultiHeadAttention", "NhwcFusedConv",
     "TransposeMatMul",
 }  # fmt: skip
 
+KINDS = ("int8", "4-bit weights", "float")
+MULTIPLICATIONS = INTEGER | BLOCKS | FLOAT
+
 WEIGHT = {"QLinearMatMul": 3, "QLinearConv": 3}  # which input is the right factor, where not the second
 
 
 def audit(path: Path, keep_float: tuple[str, ...]) -> dict[str, Any]:
-    """Classify every matrix multiplication and convolution of the optimized graph as int8 or float.
+    """Classify every matrix multiplication and convolution of the optimized graph as int8, 4-bit weights or float.
 
     ``keep_float`` holds globs over dotted node and module paths, for what is meant to stay in float. Returns
 
-    * ``multiplications``: [{node, operator, int8, macs}], one per multiplication of the file, in its order;
-    * ``int8``, ``float``: how many; ``int8_mac_share``: the share of multiply-accumulates done in int8 at batch 1 and
-      64 tokens (``None`` where not every one can be counted); ``operators``: how often each operator stands in the
-      optimized graph; ``nodes``; ``runtime``.
+    * ``multiplications``: [{node, operator, kind, int8, macs}], one per multiplication of the file, in its order; kind
+      is ``int8``, ``4-bit weights`` or ``float``;
+    * ``int8``, ``4-bit weights``, ``float``: how many; ``int8_mac_share`` and ``quantized_mac_share``: the share of
+      multiply-accumulates done in int8, or in anything but float, at batch 1 and 64 tokens (``None`` where not every
+      one can be counted); ``operators``: how often each operator stands in the optimized graph; ``nodes``; ``runtime``.
 
     Raises ``ExportError`` for a float multiplication that no glob names, a glob that matches nothing, and a graph in
     which nothing is quantized.
@@ -50,27 +58,33 @@ def audit(path: Path, keep_float: tuple[str, ...]) -> dict[str, Any]:
     model = files.read(path)
     optimized = _optimized(model, path)
     rows: list[dict[str, Any]] = [
-        {"node": module_path(name), "operator": op, "int8": op in INTEGER, "macs": macs}
+        {"node": module_path(name), "operator": op, "kind": kind(op), "int8": op in INTEGER, "macs": macs}
         for name, op, macs in _classify(model, optimized)
     ]
-    integer = [row for row in rows if row["int8"]]
-    if not integer:
+    counts = Counter(row["kind"] for row in rows)
+    if counts["float"] == len(rows):
         raise ExportError("the recipe quantizes nothing: no multiplication of the optimized graph is done in int8")
     _check_patterns(model, keep_float)
-    leftover = [row for row in rows if not row["int8"] and not named_in(str(row["node"]), keep_float)]
+    leftover = [row for row in rows if row["kind"] == "float" and not named_in(str(row["node"]), keep_float)]
     if leftover:
         names = ", ".join(f"{row['node']} ({row['operator']})" for row in leftover)
         raise ExportError(f"runs in float though nothing keeps it there: {names}; quantize it or name it in keep_float")
-    total = sum(row["macs"] for row in rows)
+    total, counted = sum(row["macs"] for row in rows), all(row["macs"] for row in rows)
+    done = {name: sum(row["macs"] for row in rows if row["kind"] == name) for name in KINDS}
     return {
         "multiplications": rows,
-        "int8": len(integer),
-        "float": len(rows) - len(integer),
-        "int8_mac_share": sum(row["macs"] for row in integer) / total if all(row["macs"] for row in rows) else None,
+        **{name: counts[name] for name in KINDS},
+        "int8_mac_share": done["int8"] / total if counted else None,
+        "quantized_mac_share": 1 - done["float"] / total if counted else None,
         "operators": dict(sorted(Counter(node.op_type for node in optimized.graph.node).items())),
         "nodes": len(optimized.graph.node),
         "runtime": f"onnxruntime {onnxruntime.__version__}",
     }
+
+
+def kind(operator: str) -> str:
+    """What a multiplication of that type is counted as: one of ``KINDS``."""
+    return "int8" if operator in INTEGER else "4-bit weights" if operator in BLOCKS else "float"
 
 
 def session(model: onnx.ModelProto, *, optimize: bool = True, save: Path | None = None) -> onnxruntime.InferenceSession:
@@ -112,12 +126,12 @@ def _classify(model: onnx.ModelProto, optimized: onnx.ModelProto) -> list[tuple[
 
     Fusions keep the first node's name, with something behind it, or at least the name of the tensor that they compute.
     """
-    made = [node for node in optimized.graph.node if node.op_type in INTEGER | FLOAT]
+    made = [node for node in optimized.graph.node if node.op_type in MULTIPLICATIONS]
     by_output = {name: node for node in made for name in node.output}
     macs = _macs(model)
     rows = []
     for node in model.graph.node:
-        if node.op_type not in INTEGER | FLOAT:
+        if node.op_type not in MULTIPLICATIONS:
             continue
         named = [other for other in made if other.name == node.name or other.name.startswith(f"{node.name}/")]
         match = named[0] if named else by_output.get(node.output[0])
@@ -128,12 +142,12 @@ def _classify(model: onnx.ModelProto, optimized: onnx.ModelProto) -> list[tuple[
 
 def _macs(model: onnx.ModelProto) -> dict[str, int]:
     """Multiply-accumulates by node name at batch 1 and 64 tokens; 0 where a shape cannot be told."""
-    graph = ir.from_proto(model)
+    graph = ir.from_proto(_standard(model))
     infer(graph)
     size = {"batch": BATCH, "sequence": SEQUENCE}
     counts = {}
     for node in graph.graph:
-        if node.op_type not in INTEGER | FLOAT:
+        if node.op_type not in MULTIPLICATIONS:
             continue
         out, weight = (_numbers(v, size) for v in (node.outputs[0], node.inputs[WEIGHT.get(node.op_type, 1)]))
         inner = math.prod(weight[1:]) if "Conv" in node.op_type else weight[-2:][0] if weight else 0
@@ -141,6 +155,27 @@ def _macs(model: onnx.ModelProto) -> dict[str, int]:
             inner = weight[-1]
         counts[node.name or ""] = math.prod(out) * inner
     return counts
+
+
+def _standard(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with standard operators, whose shapes are known, for those on 4-bit weights, and inputs as weights."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    for node in copy.graph.node:
+        if node.op_type in BLOCKS:
+            size = {a.name: a.i for a in node.attribute}
+            node.op_type, shape, inputs = "MatMul", (size["K"], size["N"]), [node.input[0], f"{node.name}:weight"]
+        elif node.op_type == "GatherBlockQuantized":
+            rows, count = stored[node.input[0]]
+            node.op_type, shape, inputs = "Gather", (rows, 2 * count), [f"{node.name}:weight", node.input[1]]
+        else:
+            continue
+        weight = onnx.helper.make_tensor_value_info(f"{node.name}:weight", onnx.TensorProto.FLOAT, shape)
+        copy.graph.input.append(weight)
+        node.domain, node.input[:] = "", inputs
+        del node.attribute[:]
+    return copy
 
 
 def _numbers(value: ir.Value | None, size: dict[str, int]) -> list[int]:

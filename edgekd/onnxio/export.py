@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -23,7 +24,9 @@ from edgekd.errors import ExportError
 from edgekd.globs import named_in
 from edgekd.onnxio import branches, files, passes
 from edgekd.onnxio.names import marked, module_path
+from edgekd.onnxio.passes import block_weights
 from edgekd.onnxio.passes.names import WRAPPER
+from edgekd.quant import blocks
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "logits"
@@ -61,10 +64,14 @@ def export_quantized(
 ) -> onnx.ModelProto:
     """Write a Brevitas fake-quantized ``model`` with int8 weights (quantize, clip, dequantize nodes turned lean).
 
+    Brevitas' exporter knows no blocks: a model with weights in blocks is exported in float, and gets them by a pass.
     ``keep_float`` names, by globs over module paths, what may hold fp32 tensors above 64 KiB. ``graph_passes`` replaces
     ``passes.QUANTIZED_PASSES``. Raises ``ExportError``, naming the tensor or node, where the file is not as promised.
     """
-    return _export(model, path, opset, graph_passes or passes.QUANTIZED_PASSES, quantized=True, keep_float=keep_float)
+    weights = blocks.block_weights(model)
+    names = graph_passes or (passes.FLOAT_PASSES if weights else passes.QUANTIZED_PASSES)
+    with blocks.plain(model):
+        return _export(model, path, opset, names, quantized=True, keep_float=keep_float, weights=weights)
 
 
 def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
@@ -86,14 +93,17 @@ def _export(
     names: tuple[str, ...],
     quantized: bool,
     keep_float: tuple[str, ...] = (),
+    weights: Mapping[str, blocks.Blocks] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     inputs = accepted_inputs(model)
     _check_request(model, opset, inputs)
-    raw = branches.inline(_trace(model, inputs, opset, quantized))
+    raw = branches.inline(_trace(model, inputs, opset, quantized and not weights))
     straight = quantized or branches.left(raw) is None
     result = passes.apply(raw, names) if straight else raw  # a baseline may be clumsy, but not missing
+    if weights:
+        result = passes.apply(block_weights.apply(result, weights), passes.FINISH)
     _stamp(result, opset)
-    _check(result, inputs, opset)
+    _check(result, inputs, {"": opset} | ({block_weights.DOMAIN: 1} if weights else {}))
     if quantized:
         _check_floats(result, keep_float)
     files.write(result, path)
@@ -182,7 +192,7 @@ def _stamp(model: onnx.ModelProto, opset: int) -> None:
     del model.metadata_props[:]
 
 
-def _check(model: onnx.ModelProto, inputs: tuple[str, ...], opset: int) -> None:
+def _check(model: onnx.ModelProto, inputs: tuple[str, ...], opsets: Mapping[str, int]) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -190,9 +200,9 @@ def _check(model: onnx.ModelProto, inputs: tuple[str, ...], opset: int) -> None:
     names = tuple(value.name for value in model.graph.input)
     if names != inputs:
         raise ExportError(f"the exported graph has the inputs {', '.join(names)} instead of {', '.join(inputs)}")
-    stamped = [(entry.domain, entry.version) for entry in model.opset_import]
-    if stamped != [("", opset)]:
-        raise ExportError(f"the exported graph uses the operator sets {stamped} instead of opset {opset} alone")
+    stamped = {entry.domain: entry.version for entry in model.opset_import}
+    if stamped != opsets:
+        raise ExportError(f"the exported graph uses the operator sets {stamped} instead of {opsets}")
     for tensor in model.graph.initializer:
         if tensor.external_data:
             raise ExportError(f"{tensor.name} is not stored in the file itself")

@@ -35,15 +35,17 @@ def insert_before(
     inputs: list[ir.Value | None],
     name: str,
     attributes: Mapping[str, int | float | str | list[int]] | None = None,
+    domain: str = "",
 ) -> ir.Value:
-    """Put a one-output node of the standard domain before ``anchor``; return its output (named like the node).
+    """Put a one-output node before ``anchor``; return its output (named like the node).
 
     Two nodes may share a name until ``passes.names``: one often stands in for the other.
     """
     graph = anchor.graph
     assert graph is not None
     output = ir.Value(name=free(graph, name))
-    graph.insert_before(anchor, ir.node(op_type, inputs, dict(attributes or {}), outputs=[output], name=name))
+    options = dict(attributes or {})
+    graph.insert_before(anchor, ir.node(op_type, inputs, options, domain=domain, outputs=[output], name=name))
     return output
 
 

@@ -12,9 +12,10 @@ from edgekd.onnxio import files
 
 
 def signature(path: Path) -> dict[str, Any]:
-    """``{"opset", "ir_version", "domains", "inputs", "outputs"}`` of an ONNX file.
+    """``{"opset", "ir_version", "domains", "operators", "inputs", "outputs"}`` of an ONNX file.
 
-    ``domains`` maps the operator sets besides the standard one to their versions. Inputs and outputs are ``{"name",
+    ``domains`` maps the operator sets besides the standard one to their versions, ``operators`` to the names of those
+    that are used. Inputs and outputs are ``{"name",
     "dtype", "shape"}`` with numpy's type names; a dimension is a number, or a name where it is dynamic. Raises
     ``ExportError`` for what is no ONNX file.
     """
@@ -25,6 +26,9 @@ def signature(path: Path) -> dict[str, Any]:
         "opset": sets.pop("ai.onnx"),
         "ir_version": int(model.ir_version),
         "domains": sets,
+        "operators": {
+            domain: sorted({node.op_type for node in model.graph.node if node.domain == domain}) for domain in sets
+        },
         "inputs": _values(value for value in model.graph.input if value.name not in weights),
         "outputs": _values(model.graph.output),
     }

@@ -11,7 +11,9 @@ import onnx
 from edgekd.onnxio import files
 from edgekd.onnxio.names import module_path
 
-LINEAR = {"Conv", "ConvInteger", "Gemm", "MatMul", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"}
+LINEAR = {
+    "Conv", "ConvInteger", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "QGemm", "QLinearConv", "QLinearMatMul",
+}  # fmt: skip
 NORM = {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"}
 
 
@@ -70,6 +72,6 @@ def _kinds(model: onnx.ModelProto) -> dict[str, str]:
             kinds[_module(node)] = "linear"
         elif node.op_type in NORM:
             kinds[_module(node)] = "norm"
-        elif node.op_type == "Gather" and node.input[0] in stored:
+        elif node.op_type in ("Gather", "GatherBlockQuantized") and node.input[0] in stored:
             kinds[_module(node)] = "embedding"
     return kinds

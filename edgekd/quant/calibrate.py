@@ -25,9 +25,12 @@ def calibrate(
 ) -> dict[str, tuple[float, float]]:
     """Observe ``rows`` of ``tokens``, activations in float, weights quantized; set and return (low, high) by module.
 
+    Where no activation has a range to set, nothing is observed.
     Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
     """
     histograms = {name: Histogram() for name in act_quantizers(model)}
+    if not histograms:
+        return {}
     device = next(model.parameters()).device
     mask = torch.empty(0)
 

@@ -2,7 +2,7 @@
 
 Activations get static per-tensor scales held as parameters, set by calibration (``edgekd.quant.calibrate``) and not
 trained by gradient; weights get one symmetric scale per output channel, the channel's maximum over 127 (63 in seven
-bits), recomputed as the weights move.
+bits), recomputed as the weights move. Four-bit weights get one for every block of a row.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from brevitas.core.quant import RescalingIntQuant
 from brevitas.core.zero_point import ParameterZeroPoint
 from brevitas.inject import ExtendedInjector, this
 from brevitas.inject.enum import (
@@ -19,12 +20,16 @@ from brevitas.inject.enum import (
     RestrictValueType,
     ScalingImplType,
     ScalingPerOutputType,
+    StatsOp,
 )
+from brevitas.proxy.groupwise_int_parameter_quant import GroupwiseWeightQuantProxyFromInjector
+from brevitas.proxy.runtime_quant import DynamicActQuantProxyFromInjector
 from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from brevitas.quant.base import IntQuant
 from brevitas.quant.solver.act import ActQuantSolver
 
 from edgekd.quant.fused import ActQuant, WeightQuant
+from edgekd.shape import block_size
 
 
 class _StaticScale(ExtendedInjector):  # type: ignore[misc]
@@ -50,6 +55,37 @@ class ActU8(_StaticScale, ActQuantSolver):  # type: ignore[misc]
     zero_point_shape = this.scaling_shape
 
 
+class _DynamicScale(torch.nn.Module):
+    """(high - low) / 255 over the whole tensor, 0 included, as ``DynamicQuantizeLinear`` has it; not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+        low, high = torch.aminmax(x.detach())
+        return ((high.clamp_min(0) - low.clamp_max(0)) / threshold).clamp_min(1e-30)
+
+
+class _DynamicZeroPoint(torch.nn.Module):
+    """The integer that stands for 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor, bit_width: torch.Tensor) -> torch.Tensor:
+        return (-x.detach().min().clamp_max(0) / scale).round().clamp(0, 255)
+
+
+class ActU8Dynamic(ActU8):
+    """The same with a range found anew for every tensor, all rows of a batch together."""
+
+    proxy_class = DynamicActQuantProxyFromInjector
+    tensor_quant = RescalingIntQuant  # the fast one works its range out once
+    scaling_impl = _DynamicScale
+    scaling_stats_op = StatsOp.MIN_MAX
+    zero_point_impl = _DynamicZeroPoint
+
+
 class ActS8(IntQuant, _StaticScale, ActQuantSolver):  # type: ignore[misc]
     """Signed, symmetric: what ARM kernels, XNNPACK and LiteRT multiply."""
 
@@ -73,12 +109,52 @@ class EmbeddingS8(Int8WeightPerTensorFloat):  # type: ignore[misc]
     tensor_quant = WeightQuant
 
 
-SCHEMES: dict[str, tuple[Any, Any]] = {
-    "u8s8_static": (ActU8, WeightS8),
-    "u8s7_static": (ActU8, WeightS7),
-    "s8s8_static": (ActS8, WeightS8),
+class _HalfScale(torch.nn.Module):
+    """Rounds scales to float16, in which the file stores them, and never to 0; the gradient passes straight through."""
+
+    def __init__(self) -> None:  # injection looks at what a class's own constructor takes
+        super().__init__()
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        return scale.detach().clamp_min(2**-24).half().float() + (scale - scale.detach())
+
+
+class _BlockProxy(GroupwiseWeightQuantProxyFromInjector):  # type: ignore[misc]
+    """Gives the weight back in its own shape, without the blocks' dimension and their padding."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        out = super().forward(x)
+        return out.flatten(1)[:, : x.shape[1]] if self.skip_create_quant_tensor else out
+
+
+class WeightB4(Int8WeightPerTensorFloat):  # type: ignore[misc]
+    """Signed, symmetric, one float16 scale for each block of ``group_size`` weights of a row, -7..7."""
+
+    proxy_class = _BlockProxy
+    scaling_per_output_type = ScalingPerOutputType.GROUP
+    restrict_scale_threshold_impl = _HalfScale
+    bit_width = 4
+
+
+SCHEMES: dict[str, tuple[Any, Any, Any]] = {
+    "u8s8_static": (ActU8, WeightS8, EmbeddingS8),
+    "u8s7_static": (ActU8, WeightS7, EmbeddingS8),
+    "s8s8_static": (ActS8, WeightS8, EmbeddingS8),
+    "u8s8_dynamic": (ActU8Dynamic, WeightS8, EmbeddingS8),
+    "w4_block": (None, WeightB4, WeightB4),
 }
-"""The quantizers of a linear layer's input and of its weight."""
+"""The quantizers of a linear layer's input, of its weight, and of an embedding table."""
+
+
+def sized(weight: Any, width: int, block: int) -> Any:
+    """The quantizer for rows of ``width``; in blocks, of ``block`` or of the least power of two that holds a row."""
+    return weight.let(group_size=block_size(width, block)) if weight is WeightB4 else weight
+
+
+def is_static(proxy: Any) -> bool:
+    """Whether an activation quantizer has a range that calibration sets."""
+    quant = proxy.fused_activation_quant_proxy
+    return quant is not None and hasattr(quant.tensor_quant.scaling_impl, "value")
 
 
 def act_parameters(proxy: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter | None]:

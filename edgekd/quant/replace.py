@@ -11,20 +11,23 @@ from torch import nn
 
 from edgekd.errors import TargetError
 from edgekd.globs import named_in
-from edgekd.quant.quantizers import SCHEMES, EmbeddingS8, act_parameters
+from edgekd.quant.quantizers import SCHEMES, act_parameters, is_static, sized
 
 
-def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[str, torch.Tensor]) -> Any:
+def quantize(
+    model: Any, scheme: str, keep_float: Iterable[str], example: dict[str, torch.Tensor], block: int = 128
+) -> Any:
     """Replace every ``nn.Linear`` and ``nn.Embedding`` of ``model`` in place, and return it.
 
     Linears that first read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear
     in the graph; ``example`` is a batch of inputs by which such sharing is found. Modules that match a ``keep_float``
-    glob stay. Raises ``TargetError`` as ``refuse`` does, and if nothing is left to quantize.
+    glob stay. ``block`` is the scheme's, where it has blocks. Raises ``TargetError`` as ``refuse`` does, if nothing is
+    left to quantize, and for a table whose rows cannot be stored in four bits.
     """
     patterns = tuple(keep_float)
     refuse(model, patterns)
     shared = _shared_inputs(model, example)
-    act, weight = SCHEMES[scheme]
+    act, weight, table = SCHEMES[scheme]
     proxies: dict[int, Any] = {}
     count = 0
     for name, module in list(model.named_modules()):
@@ -37,15 +40,19 @@ def quantize(model: Any, scheme: str, keep_float: Iterable[str], example: dict[s
                 module.in_features,
                 module.out_features,
                 bias=module.bias is not None,
-                weight_quant=weight,
+                weight_quant=sized(weight, module.in_features, block),
                 input_quant=proxies.get(group, act),
             )
             if group >= 0:
                 proxies[group] = new.input_quant
         elif type(module) is nn.Embedding:
-            new = QuantEmbedding(
-                module.num_embeddings, module.embedding_dim, padding_idx=module.padding_idx, weight_quant=EmbeddingS8
-            )
+            rows, width = module.num_embeddings, module.embedding_dim
+            if width % 2 and scheme == "w4_block":
+                raise TargetError(
+                    f"the rows of {name} hold {width} numbers, and in 4 bits two share a byte: choose an even width, "
+                    "or add it to keep_float"
+                )
+            new = QuantEmbedding(rows, width, padding_idx=module.padding_idx, weight_quant=sized(table, width, block))
         else:
             continue
         for proxy in (getattr(new, "input_quant", None), new.weight_quant):
@@ -99,11 +106,13 @@ def refuse(model: nn.Module, keep_float: Iterable[str]) -> None:
 
 
 def act_quantizers(model: nn.Module) -> dict[str, Any]:
-    """The activation quantizers by the name of the first module that uses each (shared ones appear once)."""
+    """The activation quantizers to calibrate, by the name of the first module that uses each."""
     found: dict[str, Any] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, QuantLinear) and id(module.input_quant) not in seen:
+        if not isinstance(module, QuantLinear) or not is_static(module.input_quant):
+            continue
+        if id(module.input_quant) not in seen:
             seen.add(id(module.input_quant))
             found[name] = module.input_quant
     return found

@@ -122,8 +122,11 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
     teacher, student = read("teacher", "scores.json"), read("distill", "student.json")
     distill, quantize = read("distill", "scores.json"), read("quantize", "scores.json")
     quant = read("quantize", "quant.json")
-    asked: dict[str, Any] = {"calibration": target.quant.calibration, "method": target.quant.method}
-    asked |= {"scheme": target.quant.scheme, "keep_float": list(target.quant.keep_float)}
+    asked: dict[str, Any] = {"scheme": target.quant.scheme, "keep_float": list(target.quant.keep_float)}
+    if target.quant.static:
+        asked |= {"calibration": target.quant.calibration, "method": target.quant.method}
+    if target.quant.scheme == "w4_block":
+        asked["block"] = target.quant.block
     found = {name: value for name, value in quant.items() if name != "ranges"}
     return {
         "teacher": {

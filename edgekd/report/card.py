@@ -23,7 +23,8 @@ def render(report: Report, manifest: Mapping[str, Any]) -> str:
 def _front(report: Report) -> str:
     """YAML; JSON values are YAML values."""
     given: dict[str, Any] = {"pipeline_tag": report["task"]["kind"].replace("_", "-"), "library_name": "onnx"}
-    given["tags"] = ["onnx", "int8", "distillation", "quantization-aware-training", "edgekd"]
+    bits = "int4" if report["training"]["quantize"].get("scheme") == "w4_block" else "int8"
+    given["tags"] = ["onnx", bits, "distillation", "quantization-aware-training", "edgekd"]
     source = report["teacher"]["source"]
     if source.startswith("hf:"):
         given["base_model"] = source.removeprefix("hf:").partition("@")[0]
@@ -42,7 +43,7 @@ def _what(report: Report, manifest: Mapping[str, Any]) -> list[str]:
     labels = ", ".join(code(label) for label in manifest["labels"])
     kind = escape(report["task"]["kind"].replace("_", " "))
     about = (
-        f"A student of {figures.plain(report['student']['parameters'])} parameters for {kind}, int8 "
+        f"A student of {figures.plain(report['student']['parameters'])} parameters for {kind}, quantized "
         f"({code(manifest['scheme'])}), distilled from {code(report['teacher']['source'])} and trained under "
         f"quantization for {escape(report['device']['name'])} by edgekd {report['edgekd_version']}. It reads "
         f"{manifest['max_length']} tokens at most and answers with one of {len(manifest['labels'])} labels: {labels}."
@@ -100,10 +101,9 @@ def _made(report: Report) -> list[str]:
         steps.append("The teacher was taken as it comes.")
     steps.append(f"The student learned from the teacher's stored answers ({_length(training['distill'])}).")
     quantize = training["quantize"]
-    steps.append(
-        f"It was calibrated on {figures.plain(quantize.get('calibration_examples'))} training examples and trained on "
-        f"under fake-quantization with the same losses ({_length(quantize)})."
-    )
+    examples = quantize.get("calibration_examples")
+    calibrated = f"calibrated on {figures.plain(examples)} training examples and " if examples else ""
+    steps.append(f"It was {calibrated}trained on under fake-quantization with the same losses ({_length(quantize)}).")
     return ["## How it was made", bullets(steps), "## Limits", bullets(escape(line) for line in report["limits"])]
 
 

@@ -138,9 +138,14 @@ def _training(report: Report) -> list[str]:
     if quantize.get("scores"):
         lines.append(f"int8 on validation, in training: {_scores(quantize['scores'])}.")
     if quantize.get("scheme"):
-        examples = figures.plain(quantize.get("calibration_examples"))
-        where = f"calibrated on {examples} examples of {code(quantize.get('calibration'))}"
-        lines.append(f"Scheme {code(quantize['scheme'])}, {where}, {escape(quantize.get('method'))} ranges.")
+        how = f"Scheme {code(quantize['scheme'])}"
+        if quantize.get("block"):
+            how += f" in blocks of {quantize['block']}"
+        if quantize.get("calibration"):
+            examples = figures.plain(quantize.get("calibration_examples"))
+            how += f", calibrated on {examples} examples of {code(quantize['calibration'])}"
+            how += f", {escape(quantize.get('method'))} ranges"
+        lines.append(f"{how}.")
     if quantize.get("keep_float"):
         lines.append(f"Kept in float: {', '.join(f'{code(name)}' for name in quantize['keep_float'])}.")
     if quantize.get("qat_step_time_ratio"):

@@ -36,7 +36,7 @@ def run(
 ) -> None:
     """Write ``<artifact>/model.onnx`` with its folder, ``inputs/*.npz``; audit, parity, sizes and signature as JSON.
 
-    Raises ``ExportError`` where an int8 graph holds a float leftover or answers otherwise than it was trained to.
+    Raises ``ExportError`` where a quantized graph holds a float leftover or answers otherwise than it was trained to.
     """
     data = read_data(task, assets)
     graphs = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", *STUDENTS)
@@ -68,10 +68,11 @@ def run(
             parities[name] = _parity(model, path, tokens["validation"], export)
             advance(1)
     audited = audits["student_qad"]
-    share = audited["int8_mac_share"]
+    share = audited["quantized_mac_share"]
+    counts = ", ".join(f"{audited[kind]} multiplications in {kind}" for kind in audit.KINDS[:2] if audited[kind])
     ctx.progress.log(
-        f"export: {audited['int8']} multiplications in int8, {audited['float']} in float as asked"
-        + (f"; {share:.1%} of the multiply-accumulates at 64 tokens are int8" if share is not None else "")
+        f"export: {counts}, {audited['float']} in float as asked"
+        + (f"; {share:.1%} of the multiply-accumulates at 64 tokens are quantized" if share is not None else "")
     )
     write_json(ctx.out / "audit.json", audits)
     write_json(ctx.out / "parity.json", parities)

@@ -66,9 +66,11 @@ def run(
     if not training["best"]["step"]:
         ctx.progress.log("quantize: no epoch came closer to the teacher than the calibrated student, which is kept")
     fp32 = read_json(distill.path / "scores.json")
-    found = {"fp32": fp32["validation"], "PTQ": scores["ptq"], "QAD": scores["qad"]}
-    ctx.progress.log("quantize: validation " + ", ".join(f"{name} {row['score']:.4f}" for name, row in found.items()))
-    write_json(ctx.out / "quant.json", {"scheme": quant.scheme, "calibration_examples": len(rows), "ranges": observed})
+    rows_by_name = {"fp32": fp32["validation"], "PTQ": scores["ptq"], "QAD": scores["qad"]}
+    said = ", ".join(f"{name} {row['score']:.4f}" for name, row in rows_by_name.items())
+    ctx.progress.log(f"quantize: validation {said}")
+    found = {"scheme": quant.scheme, "ranges": observed} | ({"calibration_examples": len(rows)} if quant.static else {})
+    write_json(ctx.out / "quant.json", found)
     ratio = training["step_ms"] / fp32["training"]["step_ms"]
     write_json(ctx.out / "scores.json", scores | {"training": training, "qat_step_time_ratio": round(ratio, 3)})
     loop.clean(ctx.out)
@@ -93,6 +95,5 @@ def prepare(model: Any, quant: spec.Quant) -> Any:
     """Replace the student's layers by fake-quantized ones, in place; the same structure for training and export."""
     device = next(model.parameters()).device
     example = torch.full((1, 8), int(model.config.pad_token_id or 0), device=device)
-    return quantize(
-        model, quant.scheme, quant.keep_float, {"input_ids": example, "attention_mask": torch.ones_like(example)}
-    )
+    inputs = {"input_ids": example, "attention_mask": torch.ones_like(example)}
+    return quantize(model, quant.scheme, quant.keep_float, inputs, quant.block)

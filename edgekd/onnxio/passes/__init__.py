@@ -19,6 +19,7 @@ from edgekd.onnxio.passes import (
     constant_reshape,
     constants,
     dead,
+    dynamic_matmul,
     first_token,
     flatten,
     fold_clip,
@@ -38,6 +39,7 @@ PASSES: dict[str, ModuleType] = {
         constant_reshape,
         constants,
         dead,
+        dynamic_matmul,
         first_token,
         flatten,
         fold_clip,
@@ -68,7 +70,10 @@ FINISH = ("constants", "common_subexpressions", "dead", "names")
 
 FLOAT_PASSES = (*LEAN, *FINISH)
 
-QUANTIZED_PASSES = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", *LEAN, "gemm_bias", *FINISH)
+PREPARED = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", "dynamic_matmul")
+"""What makes Brevitas' nodes those that runtimes fuse."""
+
+QUANTIZED_PASSES = (*PREPARED, *LEAN, "gemm_bias", *FINISH)
 
 
 def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:

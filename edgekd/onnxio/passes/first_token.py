@@ -130,7 +130,7 @@ def _needs(node: ir.Node, at: int) -> dict[int, int] | None:
         return {0: at} if at != axis(node, -1, rank) else None
     if kind == "Transpose":
         return {0: node.attributes["perm"].as_ints()[at]} if "perm" in node.attributes else None
-    if kind == "MatMul":
+    if kind in ("MatMul", "MatMulInteger"):
         right = shapes[1]
         if right is None or rank < 2 or len(shapes[0]) != rank:
             return None

@@ -30,6 +30,9 @@ ROLES = {
     "Transpose": ("weight",),
     "QuantizeLinear": ("", "scale", "zero_point"),
     "DequantizeLinear": ("", "scale", "zero_point"),
+    "MatMulInteger": ("", "weight"),
+    "MatMulNBits": ("", "weight", "", "", "", "bias"),
+    "GatherBlockQuantized": ("weight", "index"),
 }
 KINDS = {"weight_quant": "weight", "input_quant": "input", "bias_quant": "bias", "output_quant": "output"}
 
@@ -92,6 +95,8 @@ def _role(value: ir.Value, old: str) -> str:
     roles = ROLES.get(node.op_type, ())
     role = roles[index] if index < len(roles) else f"{node.op_type.lower()}_{index}"
     parent, _, last = module.rpartition(".")
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear") and last in KINDS:
+    if node.op_type in ("Cast", "Mul") and last in KINDS:  # scales alone are cast (from float16) or multiplied there
+        role = "scale"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast", "Mul") and last in KINDS:
         return f"{parent}.{KINDS[last]}" + (f"_{role}" if role else "")
     return f"{module}.{role or node.op_type.lower()}".lstrip(".")
