@@ -75,7 +75,7 @@ def test_micro_batches_carry_the_totals_of_the_whole_step() -> None:
     parts = list(micro_batches(tokens, rows, 4))
     assert [len(p.labels_B) for p in parts] == [4, 4, 2]
     assert {(p.total_examples, p.total_tokens) for p in parts} == {(10, int(tokens.lengths.sum()))}
-    assert torch.cat([p.rows for p in parts]).tolist() == rows.tolist()
+    assert torch.cat([p.labels_B for p in parts]).tolist() == tokens.labels.tolist()
 
 
 def test_evaluation_batches_cover_the_split_from_short_to_long() -> None:
