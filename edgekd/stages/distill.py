@@ -15,7 +15,7 @@ from edgekd.models import student as student_builder
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 6
+REVISION = 5
 PROJECTIONS = "projections.safetensors"
 
 
