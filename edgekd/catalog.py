@@ -38,9 +38,9 @@ def path_of(name_or_path: str | Path) -> Path:
     """
     path = Path(name_or_path).expanduser()
     if path.suffix == ".py" or len(path.parts) > 1:
-        if path.is_file() and path.suffix != ".py":
-            raise TargetError(f"{path} is no target: a target is a file of Python that ends with .py")
         if path.is_file():
+            if path.suffix != ".py":
+                raise TargetError(f"{path} is no target: a target is a file of Python that ends with .py")
             return path
         names = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise TargetError(f"there is no target file {path}{_near(path.name, names)}")

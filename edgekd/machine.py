@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekd.spec import Device
+from edgekd.spec import X86_AVX2, X86_VNNI, Device
 
 ROOT = Path("/")
 
@@ -65,8 +65,8 @@ def instruction_set(root: Path = ROOT) -> str | None:
     """
     if isa() == "aarch64":
         return "arm64"
-    flags = cpu_flags(root) if isa() == "x86_64" else frozenset[str]()
-    return "vnni" if flags & {"avx512_vnni", "avx_vnni"} else "avx2" if "avx2" in flags else None
+    kinds = (("vnni", X86_VNNI), ("avx2", X86_AVX2))
+    return next((name for name, device in kinds if not missing_features(device, root)), None)
 
 
 def cpu_model(root: Path = ROOT) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekd.bundle import MODEL, read_manifest, verified
+from edgekd.bundle import MODEL, verified
 from edgekd.cli.common import RUNS, Json, Store, print_json, print_json_line, run_folder
 from edgekd.errors import BundleError, UsageError
 from edgekd.progress import Progress
@@ -84,9 +84,9 @@ def verify(
         raise UsageError("--install fetches what --isa arm64 needs; give that too")
     if isa is not None and files_only:
         raise UsageError("--files-only runs nothing and --isa does; leave one of them out")
-    shipping.verify_files(bundle)
+    manifest = shipping.verify_files(bundle)
     if isa is not None:
-        _verify_isa(bundle, isa.value, examples, install, store, json)
+        _verify_isa(bundle, manifest, isa.value, examples, install, store, json)
         return
     result: dict[str, Any] = {"bundle": str(bundle), "files": "intact"}
     if not files_only:
@@ -98,13 +98,13 @@ def verify(
             print(f"{name}: {value}")
 
 
-def _verify_isa(bundle: Path, isa: str, examples: int, install: bool, store: Path, json: bool) -> None:
-    from edgekd.isa import cpus, results, verify
+def _verify_isa(
+    bundle: Path, manifest: dict[str, Any], isa: str, examples: int, install: bool, store: Path, json: bool
+) -> None:
+    from edgekd.isa import results, verify
 
     progress = Progress()
-    cpus.require(isa, install=install)
-    manifest = read_manifest(bundle)
-    rows = list(verify.verify(bundle, isa, examples, progress))
+    rows = list(verify.verify(bundle, isa, examples, progress, install))
     run = store / manifest["run"]
     if run.is_dir():
         results.record(run, manifest["files"][MODEL]["sha256"], rows)

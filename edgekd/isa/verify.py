@@ -19,15 +19,19 @@ from edgekd.tasks.sampling import stratified
 Logits = NDArray[np.float32]
 
 
-def verify(bundle: Path, isa: str, examples: int, progress: Progress) -> Iterator[dict[str, Any]]:
+def verify(
+    bundle: Path, isa: str, examples: int, progress: Progress, install: bool = False
+) -> Iterator[dict[str, Any]]:
     """Run the bundle on ``examples`` of the test split (drawn by class) on every CPU of ``isa``, a row for each.
+
+    ``install`` fetches what is missing first, where edgekd can (``cpus.require``).
 
     Here means this process, on this machine's CPU. A row: ``isa``, ``cpu``, ``emulator`` (null: the machine itself) and
     its ``emulator_version``, ``onnxruntime``, ``examples``, ``same_labels``, ``score``, ``max_logit_difference``,
     ``same``; and of the run here ``native_cpu``, ``native_isa``, ``native_score``. Raises ``MissingDependencyError``
     where it cannot be run, ``BenchError`` where the run fails, and as ``ship.rescore`` does.
     """
-    cpus.require(isa)
+    cpus.require(isa, install=install)
     manifest = read_manifest(bundle)
     dataset = ship.dataset(manifest)
     drawn = stratified(np.asarray(dataset.test.labels), examples, manifest["data"]["seed"])

@@ -44,11 +44,11 @@ def plain(model: nn.Module) -> Iterator[None]:
     quantized = list(_in_blocks(model))
     try:
         for name, module in quantized:
-            _put(model, name, _float(module))
+            model.set_submodule(name, _float(module))
         yield
     finally:
         for name, module in quantized:
-            _put(model, name, module)
+            model.set_submodule(name, module)
 
 
 def _in_blocks(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -69,8 +69,3 @@ def _float(module: Any) -> nn.Module:
     new.weight = nn.Parameter(module.weight_quant(module.weight), requires_grad=False)
     new.train(module.training)
     return new  # type: ignore[no-any-return]
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

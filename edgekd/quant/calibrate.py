@@ -28,9 +28,10 @@ def calibrate(
     Where no activation has a range to set, nothing is observed.
     Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
     """
-    histograms = {name: Histogram() for name in act_quantizers(model)}
-    if not histograms:
+    quantizers = act_quantizers(model)
+    if not quantizers:
         return {}
+    histograms = {name: Histogram() for name in quantizers}
     device = next(model.parameters()).device
     mask = torch.empty(0)
 
@@ -46,7 +47,7 @@ def calibrate(
 
         return observe
 
-    handles = [proxy.register_forward_pre_hook(hook(name)) for name, proxy in act_quantizers(model).items()]
+    handles = [proxy.register_forward_pre_hook(hook(name)) for name, proxy in quantizers.items()]
     training = model.training
     model.eval()
     _enable(model, False)
@@ -62,7 +63,7 @@ def calibrate(
             handle.remove()
         _enable(model, True)
         model.train(training)
-    for name, proxy in act_quantizers(model).items():
+    for name, proxy in quantizers.items():
         scale, shift = act_parameters(proxy)
         low, high = choose(histograms[name], quant.method, quant.percentile, signed=shift is None)
         if not math.isfinite(high - low) or not 0 < high - low < 1e30:

@@ -43,41 +43,49 @@ class RoundAndClip(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(grads[0], *ctx.saved_tensors, *ctx.bounds), None, None, None
 
 
-class WeightQuant(RescalingIntQuant):  # type: ignore[misc]
-    """A weight's quantizer, symmetric, whose scale is the largest magnitude over the largest integer: nothing clips."""
+class _Fast(RescalingIntQuant):  # type: ignore[misc]
+    """Brevitas' integer quantizer, with a way of its own (``fast``) in training on a CPU."""
 
     def forward(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized."""
-        if not self.training or x.device.type != "cpu":
-            quantized: Quantized = super().forward(x)
-            return quantized
-        with torch.no_grad():
-            bits = self.msb_clamp_bit_width_impl()
-            scale = self.scaling_impl(x, self.int_scaling_impl(bits))
-            zero_point = self.zero_point_impl(x, scale, bits)
+        if self.training and x.device.type == "cpu":
+            return self.fast(x)
+        quantized: Quantized = super().forward(x)
+        return quantized
+
+    def fast(self, x: Tensor) -> Quantized:
+        """``x`` fake-quantized, in few passes."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, zero point and bit width, as Brevitas works them out."""
+        bits = self.msb_clamp_bit_width_impl()
+        scale = self.scaling_impl(x, self.int_scaling_impl(bits))
+        return scale, self.zero_point_impl(x, scale, bits), bits
+
+
+class WeightQuant(_Fast):
+    """A weight's quantizer, symmetric, whose scale is the largest magnitude over the largest integer: nothing clips."""
+
+    def fast(self, x: Tensor) -> Quantized:
+        """``x`` fake-quantized, in few passes."""
+        scale, zero_point, bits = self.grid(x)
         return Round.apply(x, scale), scale, zero_point, bits  # type: ignore[no-untyped-call]
 
 
-class ActQuant(RescalingIntQuant):  # type: ignore[misc]
+class ActQuant(_Fast):
     """An activation's quantizer with a static range, which is worked out anew only when its parameters have changed."""
 
     _known: tuple[Any, ...] | None = None
 
-    def forward(self, x: Tensor) -> Quantized:
-        """``x`` fake-quantized."""
-        if not self.training or x.device.type != "cpu":
-            quantized: Quantized = super().forward(x)
-            return quantized
+    def fast(self, x: Tensor) -> Quantized:
+        """``x`` fake-quantized, in few passes."""
         versions = [parameter._version for parameter in self.parameters()]
         if self._known is None or self._known[0] != versions:
-            self._known = (versions, *self._range(x))
+            scale, zero_point, bits = self.grid(x)
+            ends = (self.int_quant.min_int(bits), self.int_quant.max_int(bits))
+            floats = (float(scale), *(float(end - zero_point) for end in ends))
+            self._known = (versions, floats, (scale, zero_point, bits))
         _, floats, tensors = self._known
         return (RoundAndClip.apply(x, *floats), *tensors)  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def _range(self, x: Tensor) -> tuple[tuple[float, ...], tuple[Tensor, ...]]:
-        bits = self.msb_clamp_bit_width_impl()
-        scale = self.scaling_impl(x, self.int_scaling_impl(bits))
-        zero_point = self.zero_point_impl(x, scale, bits)
-        low, high = (bound - zero_point for bound in (self.int_quant.min_int(bits), self.int_quant.max_int(bits)))
-        return (float(scale), float(low), float(high)), (scale, zero_point, bits)

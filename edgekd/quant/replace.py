@@ -61,8 +61,7 @@ def quantize(
         _move(module, new)
         if type(module) is nn.Embedding and name not in shared:
             new = Table(new)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, new)
+        model.set_submodule(name, new)
         count += 1
     if not count:
         raise TargetError("this recipe quantizes nothing: keep_float matches every layer, or the model has no Linear")

@@ -62,15 +62,15 @@ def budget_text(line: dict[str, Any]) -> str:
 
 def _budget(lines: Sequence[dict[str, Any]], bad: bool) -> str:
     failed = [budget_text(line) for line in lines if line["met"] is False]
-    open_ = _open([line for line in lines if line["met"] is None])
-    undecided = sum(line["met"] is None for line in lines)
+    undecided = [line for line in lines if line["met"] is None]
+    open_ = _open(undecided)
     if not lines:
         return "NO BUDGET is set in the target: nothing was asked."
     if failed:
         rest = f" Not decided: {'; '.join(open_)}." if open_ else ""
         return f"BUDGET FAILED, {len(failed)} of {len(lines)}: {'; '.join(failed)}.{rest}"
     if open_:
-        return f"BUDGET UNDECIDED, {undecided} of {len(lines)} could not be judged: {'; '.join(open_)}."
+        return f"BUDGET UNDECIDED, {len(undecided)} of {len(lines)} could not be judged: {'; '.join(open_)}."
     return f"BUDGET MET, {len(lines)} of {len(lines)}" + (", but read what follows." if bad else ".")
 
 
