@@ -26,6 +26,7 @@ SHARE: Range = {"at least": 0, "at most": 1}
 DROPOUT: Range = {"at least": 0, "below": 1}
 
 RANGES: dict[str, Range] = {
+    "TextClassification.test_fraction": {"above": 0, "below": 1},
     "TextClassification.validation_fraction": {"above": 0, "below": 1},
     "TextClassification.max_length": {"at least": 8},
     "TextClassification.transfer_words": {"at least": 8},

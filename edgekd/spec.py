@@ -19,15 +19,19 @@ class TextClassification:
 
     ``train`` and ``test`` (and ``validation``, if the data has one) are locators, see ``edgekd.assets``. Without
     ``validation``, a stratified ``validation_fraction`` of the training split is held out, the same rows for one seed.
+    Without ``test``, a stratified ``test_fraction`` of ``train`` is held out before, the same rows for every seed, and
+    what says the same as one of them is not trained on. ``encoding`` is that of a text format, as Python spells it.
     ``labels`` fixes the label names and their order; by default they are the sorted names found in the training split.
     ``transfer_words`` adds a transfer set: unlabelled text that student and teacher go through together, beside the
     training split. It is what training documents say beyond their first so many words, in windows of as many.
     """
 
     train: str
-    test: str
+    test: str | None = None
+    test_fraction: float = 0.2
     validation: str | None = None
     validation_fraction: float = 0.1
+    encoding: str = "utf-8"
     text_column: str = "text"
     label_column: str = "label"
     labels: tuple[str, ...] | None = None

@@ -86,6 +86,30 @@ def test_what_is_held_out_keeps_its_place_in_the_training_source(tmp_path):
     assert data.train.labels.dtype == np.int64
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_test_split_held_out_is_the_same_for_every_seed_and_nothing_in_it_is_trained_on(tmp_path, seed):
+    rows = [(f"text {row % 30}", "ab"[row % 30 > 14]) for row in range(40)]  # ten texts stand twice
+    task = TextClassification(train=table(tmp_path, "train", rows), test_fraction=0.25)
+    data, other = tc.load(task, seed=seed), tc.load(task, seed=1)
+    assert data.test.ids == other.test.ids and len(data.test) == 10
+    taught = {*data.train.texts, *data.validation.texts}
+    assert not taught & set(data.test.texts)
+    kept = [f"train/{i}" for i, (text, _) in enumerate(rows) if text not in data.test.texts]
+    assert sorted(data.train.ids + data.validation.ids) == sorted(kept)
+
+
+def test_text_of_another_encoding_is_read_where_the_task_names_it(tmp_path):
+    path = tmp_path / "tweets.csv"
+    path.write_bytes("text,label\ncaf\xe9,a\nth\xe9,b\n".encode("latin-1"))
+    sources = {"train": str(path), "test": str(path), "validation": str(path)}
+    data = tc.load(TextClassification(**sources, encoding="latin-1"), seed=0)
+    assert data.train.texts == ["caf\xe9", "th\xe9"]
+    with pytest.raises(DataError, match="name its encoding"):
+        tc.load(TextClassification(**sources), seed=0)
+    with pytest.raises(DataError, match="as Python spells it"):
+        tc.load(TextClassification(**sources, encoding="latin-99"), seed=0)
+
+
 def test_a_validation_source_is_used_as_it_is(tmp_path):
     validation = table(tmp_path, "validation", [("v", "b")])
     data = tc.load(small(tmp_path, validation=validation), seed=0)
@@ -147,8 +171,8 @@ def test_integer_labels_are_positions_where_words_are_given(tmp_path):
         (dict(test=[("x", True)]), "holds True"),
         (dict(text_column="body"), "no column 'body'; it has 'text', 'label'"),
         (dict(train=[("t", "a"), ("t", "b")]), "no class has two training examples"),
-        (dict(validation_fraction=0.0), "validation_fraction is 0.0"),
-        (dict(validation_fraction=1.0), "validation_fraction is 1.0"),
+        (dict(validation_fraction=0.0), "fraction to hold out is 0.0"),
+        (dict(validation_fraction=1.0), "fraction to hold out is 1.0"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused_with_the_place(options, message, tmp_path):

@@ -13,13 +13,13 @@ Ints = NDArray[np.int64]
 def holdout(labels: Ints, fraction: float, seed: int) -> NDArray[np.bool_]:
     """Mark the rows held out: about ``fraction`` of each class, at least one and never all; none of a class of one."""
     if not 0 < fraction < 1:
-        raise DataError(f"validation_fraction is {fraction}; it must be between 0 and 1")
+        raise DataError(f"the fraction to hold out is {fraction}; it must be between 0 and 1")
     marked = np.zeros(len(labels), np.bool_)
     for rows in _shuffled_by_class(labels, seed):
         if len(rows) > 1:
             marked[rows[: min(max(int(len(rows) * fraction + 0.5), 1), len(rows) - 1)]] = True
     if not marked.any():
-        raise DataError("no class has two training examples, so none can be held out; give a validation source")
+        raise DataError("no class has two training examples, so none can be held out; give that split's source")
     return marked
 
 

@@ -6,11 +6,13 @@ and a cell of a typed format keeps its type.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,11 @@ class Table:
     cells: dict[str, list[Any]]
 
 
-def read(locator: str, columns: tuple[str, ...], progress: Progress | None = None) -> Table:
-    """Read ``columns`` of the table that ``locator`` means (see ``edgekd.assets``).
+def read(locator: str, columns: tuple[str, ...], progress: Progress | None = None, encoding: str = "utf-8") -> Table:
+    """Read ``columns`` of the table that ``locator`` means (see ``edgekd.assets``); a text format in ``encoding``.
 
-    Raise ``DataError`` for a column that is not there (naming those that are), an unknown format or a malformed row,
-    and ``AssetError`` when the source cannot be had.
+    Raise ``DataError`` for a column that is not there (naming those that are), an unknown format or encoding or a
+    malformed row, and ``AssetError`` when the source cannot be had.
     """
     where = assets.parse(locator)
     if where.kind == "hf-data":
@@ -49,10 +51,16 @@ def read(locator: str, columns: tuple[str, ...], progress: Progress | None = Non
     ending = ".parquet" if ".parquet" in endings else endings[-1]  # Parquet files are called .parquet.brotli and so on
     if ending not in FORMATS:
         raise DataError(f"{path.name}: no known table format; use a file that ends with one of {', '.join(FORMATS)}")
+    read_format, is_text = FORMATS[ending]
     try:
-        return FORMATS[ending](path, columns)
+        return read_format(path, columns, encoding) if is_text else read_format(path, columns)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error}); convert it, e.g. with `iconv -t UTF-8`") from error
+        raise DataError(
+            f'{path}: not {encoding} ({error}); name its encoding in the task (encoding="latin-1" takes any byte), or '
+            "convert it, e.g. with `iconv -t UTF-8`"
+        ) from error
+    except LookupError as error:
+        raise DataError(f"{path}: {error}; write the task's encoding as Python spells it") from error
 
 
 def check_columns(name: str, wanted: tuple[str, ...], present: list[str]) -> None:
@@ -69,15 +77,15 @@ def check_columns(name: str, wanted: tuple[str, ...], present: list[str]) -> Non
 # -------------------------------------------------------------------------------------------------------- text formats
 
 
-def _delimited(path: Path, columns: tuple[str, ...], delimiter: str) -> Table:
-    lines = _lines(path, delimiter)
+def _delimited(path: Path, columns: tuple[str, ...], encoding: str, delimiter: str) -> Table:
+    lines = _lines(path, delimiter, encoding)
     _, header = next(lines, (0, []))
     return _collect(path, columns, header, lines)
 
 
-def _orange(path: Path, columns: tuple[str, ...]) -> Table:
+def _orange(path: Path, columns: tuple[str, ...], encoding: str) -> Table:
     """Three header lines (names, types, flags), then tab-separated rows; a row without its class is left out."""
-    lines = _lines(path, "\t")
+    lines = _lines(path, "\t", encoding)
     header, types, flags = ([cell.strip() for cell in next(lines, (0, []))[1]] for _ in range(3))
     options = [word for cell in flags for word in cell.split()]
     typed = bool(types) and all(kind.lower() in ORANGE_TYPES for kind in types) and len(types) == len(header)
@@ -92,11 +100,11 @@ def _orange(path: Path, columns: tuple[str, ...]) -> Table:
     return Table([table.rows[i] for i in keep], {name: [cells[i] for i in keep] for name, cells in table.cells.items()})
 
 
-def _lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
     """Each record that is no blank line, with the number of the line it ends on."""
     limit = csv.field_size_limit(MAX_CELL)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with path.open(encoding=_without_mark(encoding), newline="") as stream:
             reader = csv.reader(stream, delimiter=delimiter, strict=True)
             for record in reader:
                 if record:
@@ -105,6 +113,11 @@ def _lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}, near line {reader.line_num}: {error}; look at the quotes around there") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _without_mark(encoding: str) -> str:
+    """The encoding that leaves out the mark which some programs put before UTF-8."""
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
 def _collect(path: Path, columns: tuple[str, ...], header: list[str], lines: Iterator[tuple[int, list[str]]]) -> Table:
@@ -120,9 +133,9 @@ def _collect(path: Path, columns: tuple[str, ...], header: list[str], lines: Ite
     return Table(list(range(len(found))), {name: [row[i] for row in found] for i, name in enumerate(columns)})
 
 
-def _json_lines(path: Path, columns: tuple[str, ...]) -> Table:
+def _json_lines(path: Path, columns: tuple[str, ...], encoding: str) -> Table:
     cells: dict[str, list[Any]] = {column: [] for column in columns}
-    with path.open(encoding="utf-8-sig", newline="\n") as stream:
+    with path.open(encoding=_without_mark(encoding), newline="\n") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip(" \t\r\n"):
                 continue
@@ -190,11 +203,12 @@ def _named(values: list[Any], names: list[str] | None) -> list[Any]:
     return [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
 
 
-FORMATS: dict[str, Callable[[Path, tuple[str, ...]], Table]] = {
-    ".csv": lambda path, columns: _delimited(path, columns, ","),
-    ".tsv": lambda path, columns: _delimited(path, columns, "\t"),
-    ".tab": _orange,
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".parquet": _parquet,
+FORMATS: dict[str, tuple[Callable[..., Table], bool]] = {
+    ".csv": (partial(_delimited, delimiter=","), True),
+    ".tsv": (partial(_delimited, delimiter="\t"), True),
+    ".tab": (_orange, True),
+    ".jsonl": (_json_lines, True),
+    ".ndjson": (_json_lines, True),
+    ".parquet": (_parquet, False),
 }
+"""How a file that ends so is read, and whether it is text, which has an encoding."""

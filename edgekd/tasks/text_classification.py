@@ -25,6 +25,8 @@ from edgekd.tasks.sampling import Ints, holdout, stratified
 SPLITS = ("train", "validation", "test")
 SCHEMA = "edgekd.dataset/1"
 UNLABELLED = -1
+TEST_SEED = 0
+"""Draws a test split that no source has: not the target's seed, so that every seed is scored on the same examples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The three splits. A validation split held out of the training source keeps its ``train/...`` ids.
+    """The three splits. A split held out of the training source keeps its ``train/...`` ids.
 
     ``transfer`` is unlabelled text for the teacher to label, if the task has any. ``uncut_ids`` are those of the
     training split before a limit cut it; ``None`` if nothing was cut, or once read back.
@@ -97,10 +99,11 @@ class Dataset:
 
 
 def load(task: TextClassification, seed: int, progress: Progress | None = None) -> Dataset:
-    """Read the task's sources, hold out a validation split if it has none, and cut each split to ``task.limit``.
+    """Read the task's sources, hold out test and validation splits it lacks, and cut each split to ``task.limit``.
 
-    Integer labels are positions in ``task.labels`` where those are given as words, else names. The hold-out depends on
-    ``seed`` and the training source only, and has one example at least of every class that has two. A limit keeps one
+    Integer labels are positions in ``task.labels`` where those are given as words, else names. A hold-out depends on
+    the training source only, and validation's on ``seed``; it has one example at least of every class that has two.
+    What is left for training has no text that stands in a held-out test split. A limit keeps one
     at least of every class, even where that is more examples. Raise ``DataError`` for a missing column, a text that is
     no string, a label that is missing or unknown, or an empty split; ``AssetError`` when a source cannot be had.
     """
@@ -113,10 +116,14 @@ def load(task: TextClassification, seed: int, progress: Progress | None = None) 
     splits = {
         n: Examples(ids, texts, _index(ids, names, labels, positions)) for n, (ids, texts, names) in found.items()
     }
+    if "test" not in splits:
+        splits |= _hold_out("test", splits["train"], task.test_fraction, TEST_SEED)
+        seen = set(splits["test"].texts)
+        splits["train"] = splits["train"].take(
+            np.array([row for row, text in enumerate(splits["train"].texts) if text not in seen], np.int64)
+        )
     if "validation" not in splits:
-        held_out = holdout(splits["train"].labels, task.validation_fraction, seed)
-        whole = splits["train"]
-        splits |= {"train": whole.take(np.flatnonzero(~held_out)), "validation": whole.take(np.flatnonzero(held_out))}
+        splits |= _hold_out("validation", splits["train"], task.validation_fraction, seed)
     uncut_ids = None
     if task.limit is not None:
         uncut_ids = splits["train"].ids
@@ -127,11 +134,16 @@ def load(task: TextClassification, seed: int, progress: Progress | None = None) 
     return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence, uncut_ids, transfer)
 
 
+def _hold_out(name: str, whole: Examples, fraction: float, seed: int) -> dict[str, Examples]:
+    marked = holdout(whole.labels, fraction, seed)
+    return {"train": whole.take(np.flatnonzero(~marked)), name: whole.take(np.flatnonzero(marked))}
+
+
 def _read(
     name: str, locator: str, task: TextClassification, progress: Progress | None
 ) -> tuple[list[str], list[str], list[str | int]]:
     """Ids, texts and raw labels of one source, each a checked value."""
-    table = tables.read(locator, (task.text_column, task.label_column), progress)
+    table = tables.read(locator, (task.text_column, task.label_column), progress, task.encoding)
     ids = [f"{name}/{row}" for row in table.rows]
     texts, labels = table.cells[task.text_column], table.cells[task.label_column]
     if not ids:
