@@ -186,11 +186,11 @@ def _keep_if_best(task: Task, state: dict[str, Any], row: dict[str, Any], best: 
 
 
 def _adamw(module: torch.nn.Module, options: spec.Optimizer, device: torch.device) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); matrices decay, biases and norms do not."""
+    """AdamW (Loshchilov & Hutter 2019); matrices decay; biases, norms and learned scales (one a row) do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.squeeze().ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.squeeze().ndim <= 1], "weight_decay": 0.0},
     ]
     fused = device.type in ("cpu", "cuda")
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.learning_rate, fused=fused)

@@ -13,7 +13,7 @@ from edgekd.distill.data import Ints, Tokens
 from edgekd.errors import DataError, TrainingError
 from edgekd.progress import Progress
 from edgekd.quant.observe import Histogram, choose
-from edgekd.quant.quantizers import act_parameters
+from edgekd.quant.quantizers import act_parameters, levels
 from edgekd.quant.replace import act_quantizers
 
 BATCH = 16
@@ -65,7 +65,7 @@ def calibrate(
         model.train(training)
     for name, proxy in quantizers.items():
         scale, shift = act_parameters(proxy)
-        low, high = choose(histograms[name], quant.method, quant.percentile, signed=shift is None)
+        low, high = choose(histograms[name], quant.method, quant.percentile, shift is None, levels(proxy))
         if not math.isfinite(high - low) or not 0 < high - low < 1e30:
             raise TrainingError(
                 f"the input of {name} has the range [{low}, {high}]: it cannot be quantized; add it to keep_float"

@@ -2,7 +2,8 @@
 
 Brevitas makes an operation of every step (divide, shift, round, clip, shift back, multiply) and of its gradient, each
 over the whole tensor and the small ones anew at every call: on a CPU that costs nearly as much as the student itself.
-The values are the same; a weight's scale, its largest magnitude, gets no gradient here.
+The values are the same; a weight's scale, its largest magnitude, gets no gradient here. Scales that are learned have
+their gradients from here on any device (torch's own kernel for them takes ten times as long on a CPU).
 """
 
 from __future__ import annotations
@@ -43,12 +44,44 @@ class RoundAndClip(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(grads[0], *ctx.saved_tensors, *ctx.bounds), None, None, None
 
 
+class LearnedRound(torch.autograd.Function):
+    """``clip(round(x / scale), low - zero_point, high - zero_point) * scale``, with gradients of scale and zero point.
+
+    LSQ (Esser et al. 2020): a value inside moves the scale by what rounding did to it, a clipped one by the end that it
+    stands at. ``scale`` has one value, or one for each row of ``x``; ``zero_point`` one. Both gradients are multiplied
+    by ``factor``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, factor: float) -> Tensor:  # noqa: D102
+        ends = low - float(zero_point), high - float(zero_point)
+        y = torch.div(x, scale).round_().clamp_(*ends).mul_(scale)
+        ctx.save_for_backward(x, y, scale, zero_point)
+        ctx.ends, ctx.factor = ends, factor
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        (g,), (x, y, scale, zero_point), (low, high) = grads, ctx.saved_tensors, ctx.ends
+        if scale.numel() > 1:
+            inside = g * (torch.div(x, scale).sub_((low + high) / 2).abs_() <= (high - low + 1) / 2)
+            moved = (g * y - inside * x).flatten(1).sum(1).reshape(scale.shape) / scale
+            return inside, moved * ctx.factor, None, None, None, None
+        ends = (low - 0.5) * float(scale), (high + 0.5) * float(scale)
+        inside = torch.ops.aten.hardtanh_backward(g, x, *ends)
+        moved = (torch.dot(g.flatten(), y.flatten()) - torch.dot(inside.flatten(), x.flatten())) / scale
+        clipped = (g.sum() - inside.sum()) * -scale
+        return inside, moved * ctx.factor, (clipped * ctx.factor).reshape(zero_point.shape), None, None, None
+
+
 class _Fast(RescalingIntQuant):  # type: ignore[misc]
-    """Brevitas' integer quantizer, with a way of its own (``fast``) in training on a CPU."""
+    """Brevitas' integer quantizer, with a way of its own (``fast``) in training on ``devices``."""
+
+    devices: tuple[str, ...] = ("cpu",)
 
     def forward(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized."""
-        if self.training and x.device.type == "cpu":
+        if self.training and x.device.type in self.devices:
             return self.fast(x)
         quantized: Quantized = super().forward(x)
         return quantized
@@ -57,12 +90,15 @@ class _Fast(RescalingIntQuant):  # type: ignore[misc]
         """``x`` fake-quantized, in few passes."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, zero point and bit width, as Brevitas works them out."""
         bits = self.msb_clamp_bit_width_impl()
         scale = self.scaling_impl(x, self.int_scaling_impl(bits))
         return scale, self.zero_point_impl(x, scale, bits), bits
+
+    def ends(self, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest integer."""
+        return self.int_quant.min_int(bits), self.int_quant.max_int(bits)
 
 
 class WeightQuant(_Fast):
@@ -70,7 +106,8 @@ class WeightQuant(_Fast):
 
     def fast(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized, in few passes."""
-        scale, zero_point, bits = self.grid(x)
+        with torch.no_grad():
+            scale, zero_point, bits = self.grid(x)
         return Round.apply(x, scale), scale, zero_point, bits  # type: ignore[no-untyped-call]
 
 
@@ -83,9 +120,34 @@ class ActQuant(_Fast):
         """``x`` fake-quantized, in few passes."""
         versions = [parameter._version for parameter in self.parameters()]
         if self._known is None or self._known[0] != versions:
-            scale, zero_point, bits = self.grid(x)
-            ends = (self.int_quant.min_int(bits), self.int_quant.max_int(bits))
-            floats = (float(scale), *(float(end - zero_point) for end in ends))
+            with torch.no_grad():
+                scale, zero_point, bits = self.grid(x)
+                floats = (float(scale), *(float(end - zero_point) for end in self.ends(bits)))
             self._known = (versions, floats, (scale, zero_point, bits))
         _, floats, tensors = self._known
         return (RoundAndClip.apply(x, *floats), *tensors)  # type: ignore[no-untyped-call]
+
+
+class LearnedQuant(_Fast):
+    """A quantizer whose scale, and zero point if it has one, are trained like weights.
+
+    Their gradients are divided by the square root of the largest integer times how many values share a scale, of one
+    example where there is a batch, so that they stay small beside the weights' (LSQ; LSQ+, Bhalgat et al. 2020).
+    """
+
+    devices = ("cpu", "cuda")
+    batched = False
+
+    def fast(self, x: Tensor) -> Quantized:
+        """``x`` fake-quantized, in few passes."""
+        scale, zero_point, bits = self.grid(x)
+        low, high = (int(end) for end in self.ends(bits))
+        shared = x.numel() / scale.numel() / (len(x) if self.batched else 1)
+        y = LearnedRound.apply(x, scale, zero_point, low, high, (shared * high) ** -0.5)  # type: ignore[no-untyped-call]
+        return y, scale, zero_point, bits
+
+
+class LearnedActQuant(LearnedQuant):
+    """The same for activations, whose first dimension is the batch."""
+
+    batched = True

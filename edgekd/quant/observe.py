@@ -59,9 +59,11 @@ class Histogram:
         return float(self.centres[index].clamp(self.low, self.high))
 
 
-def choose(histogram: Histogram, method: str, percentile: float, signed: bool) -> tuple[float, float]:
-    """(low, high) for eight bits, zero always inside: the extremes (``minmax``), the central ``percentile`` percent,
-    or the range with the least mean squared quantization error (``mse``; Choukroun et al. 2019 choose ranges so).
+def choose(
+    histogram: Histogram, method: str, percentile: float, signed: bool, levels: int = 255
+) -> tuple[float, float]:
+    """(low, high) for ``levels`` steps, zero inside: the extremes (``minmax``), the central ``percentile`` percent, or
+    the range with the least mean squared quantization error (``mse``; Choukroun et al. 2019 choose ranges so).
     Symmetric if ``signed``; infinite if anything observed was not finite.
     """
     low, high = histogram.low, histogram.high
@@ -73,16 +75,16 @@ def choose(histogram: Histogram, method: str, percentile: float, signed: bool) -
     low, high = min(low, 0.0), max(high, 0.0)
     if signed:
         low, high = -max(-low, high), max(-low, high)
-    return _least_error(histogram, low, high) if method == "mse" else (low, high)
+    return _least_error(histogram, low, high, levels) if method == "mse" else (low, high)
 
 
-def _least_error(histogram: Histogram, low: float, high: float) -> tuple[float, float]:
+def _least_error(histogram: Histogram, low: float, high: float, levels: int) -> tuple[float, float]:
     shares = torch.linspace(1.0, 1 / MSE_STEPS, MSE_STEPS, dtype=torch.float64)
     used = histogram.counts > 0
     x_N, count_N = histogram.centres[used], histogram.counts[used]
-    scale_S1 = (shares * (high - low) / 255).unsqueeze(1)
+    scale_S1 = (shares * (high - low) / levels).unsqueeze(1)
     zero_S1 = (-(low * shares).unsqueeze(1) / scale_S1).round()
-    q_SN = ((x_N / scale_S1).round() + zero_S1).clamp(0, 255)
+    q_SN = ((x_N / scale_S1).round() + zero_S1).clamp(0, levels)
     error_S = (((q_SN - zero_S1) * scale_S1 - x_N).square() * count_N).sum(1)
     best = float(shares[int(error_S.argmin())])
     return low * best, high * best

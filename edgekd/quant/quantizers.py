@@ -1,8 +1,8 @@
 """Which Brevitas quantizers stand for which scheme: the door to brevitas.
 
-Activations get static per-tensor scales held as parameters, set by calibration (``edgekd.quant.calibrate``) and not
-trained by gradient; weights get one symmetric scale per output channel, the channel's maximum over 127 (63 in seven
-bits), recomputed as the weights move. Four-bit weights get one for every block of a row.
+Activations get static per-tensor scales held as parameters, set by calibration (``edgekd.quant.calibrate``); weights
+get one symmetric scale per output channel, the channel's maximum over 127 (63 in seven bits), recomputed as the weights
+move. Four-bit weights get one for every block of a row. Scales may be learned instead, weights' too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from brevitas.quant.base import IntQuant
 from brevitas.quant.solver.act import ActQuantSolver
 
-from edgekd.quant.fused import ActQuant, WeightQuant
+from edgekd.quant.fused import ActQuant, LearnedActQuant, LearnedQuant, WeightQuant
 from edgekd.shape import block_size
 
 
@@ -146,6 +146,32 @@ SCHEMES: dict[str, tuple[Any, Any, Any]] = {
 """The quantizers of a linear layer's input, of its weight, and of an embedding table."""
 
 
+def of(
+    scheme: str,
+    learned: bool = False,
+    weight_bits: int | None = None,
+    act_bits: int | None = None,
+    per_channel: bool = True,
+) -> tuple[Any, Any, Any]:
+    """The quantizers of ``scheme`` (see ``SCHEMES``); the keywords depart from it.
+
+    ``learned`` scales are parameters to train: of activations with a static range, and of linear layers' weights, where
+    they are to be set first (``least_error``). Fewer bits make integers fewer, not smaller: the files hold them in
+    the scheme's types, so this is for studies, as is one scale for a whole weight instead of one a channel.
+    """
+    act, weight, table = SCHEMES[scheme]
+    if learned:
+        act = act.let(tensor_quant=LearnedActQuant)
+        weight = weight.let(tensor_quant=LearnedQuant, scaling_impl_type=ScalingImplType.PARAMETER, scaling_init=1.0)
+    if weight_bits is not None:
+        weight = weight.let(bit_width=weight_bits)
+    if act_bits is not None:
+        act = act.let(bit_width=act_bits)
+    if not per_channel:
+        weight = weight.let(scaling_per_output_type=ScalingPerOutputType.TENSOR)
+    return act, weight, table
+
+
 def sized(weight: Any, width: int, block: int) -> Any:
     """The quantizer for rows of ``width``; in blocks, of ``block`` or of the least power of two that holds a row."""
     return weight.let(group_size=block_size(width, block)) if weight is WeightB4 else weight
@@ -164,3 +190,8 @@ def act_parameters(proxy: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter |
     quant = proxy.fused_activation_quant_proxy.tensor_quant
     zero_point = quant.zero_point_impl
     return quant.scaling_impl.value, zero_point.value if isinstance(zero_point, ParameterZeroPoint) else None
+
+
+def levels(proxy: Any) -> int:
+    """Steps between the least and the largest integer of an activation quantizer."""
+    return int(2 ** int(proxy.fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl()) - 1)

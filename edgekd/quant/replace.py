@@ -11,23 +11,30 @@ from torch import nn
 
 from edgekd.errors import TargetError
 from edgekd.globs import named_in
-from edgekd.quant.quantizers import SCHEMES, act_parameters, is_static, sized
+from edgekd.quant import quantizers, weight_scales
+from edgekd.quant.quantizers import act_parameters, is_static, sized
 
 
 def quantize(
-    model: Any, scheme: str, keep_float: Iterable[str], example: dict[str, torch.Tensor], block: int = 128
+    model: Any,
+    scheme: str,
+    keep_float: Iterable[str],
+    example: dict[str, torch.Tensor],
+    block: int = 128,
+    **departures: Any,
 ) -> Any:
     """Replace every ``nn.Linear`` and ``nn.Embedding`` of ``model`` in place, and return it.
 
     Linears that first read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear
     in the graph; ``example`` is a batch of inputs by which such sharing is found. Modules that match a ``keep_float``
-    glob stay. ``block`` is the scheme's, where it has blocks. Raises ``TargetError`` as ``refuse`` does, if nothing is
-    left to quantize, and for a table whose rows cannot be stored in four bits.
+    glob stay. ``block`` is the scheme's, where it has blocks; ``departures`` are those of ``quantizers.of``. Raises
+    ``TargetError`` as ``refuse`` does, if nothing is left to quantize, and for a table whose rows cannot be stored in
+    four bits.
     """
     patterns = tuple(keep_float)
     refuse(model, patterns)
     shared = _shared_inputs(model, example)
-    act, weight, table = SCHEMES[scheme]
+    act, weight, table = quantizers.of(scheme, **departures)
     proxies: dict[int, Any] = {}
     count = 0
     for name, module in list(model.named_modules()):
@@ -59,6 +66,7 @@ def quantize(
             if proxy is not None:  # plain tensors between the layers: nobody reads the scales that would travel along
                 proxy.skip_create_quant_tensor = True
         _move(module, new)
+        weight_scales.start(new)
         if type(module) is nn.Embedding and name not in shared:
             new = Table(new)
         model.set_submodule(name, new)
@@ -68,7 +76,7 @@ def quantize(
     for proxy in act_quantizers(model).values():
         for parameter in act_parameters(proxy):
             if parameter is not None:
-                parameter.requires_grad_(False)
+                parameter.requires_grad_(departures.get("learned", False))
     model.to(next(model.parameters()).device)
     return model
 
