@@ -57,6 +57,7 @@ RANGES: dict[str, Range] = {
     "Quant.percentile": {"above": 0, "at most": 100},
     "Quant.epochs": POSITIVE,
     "Quant.frozen_fraction": SHARE,
+    "Quant.weights_first": {"at least": 0, "below": 1},
     "Export.opset": {"at least": 17, "at most": 20},
     "Export.parity_examples": COUNT,
     "Export.min_agreement": SHARE,
@@ -114,6 +115,14 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
         yield f"student.positions {positions} is below task.max_length {task.max_length}"
     if quant.static and not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
+    departs = (quant.weights_first, quant.scales != "statistics", quant.weight_bits, quant.activation_bits)
+    if not quant.static and any(departs):
+        yield (
+            f"{quant.scheme} has no ranges to learn, to bring in later or to cut: weights_first, scales, weight_bits "
+            "and activation_bits are for static schemes"
+        )
+    if quant.scheme == "u8s7_static" and quant.weight_bits == 8:
+        yield "u8s7_static has 7-bit weights, so that sums stay in 16 bits: quant.weight_bits 8 would undo that"
     expected = target.device.schemes
     if quant.scheme not in expected:
         yield f"scheme {quant.scheme} does not suit {target.device.name}: use {' or '.join(expected)}"

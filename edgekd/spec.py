@@ -172,6 +172,10 @@ class Quant:
     between the parts) that stay in float; each must match something. During the first ``1 - frozen_fraction`` of the
     training the ranges are observed anew four times, then frozen. The model as it was before training is kept where no
     epoch came closer to the teacher.
+    During the first ``weights_first`` of the training only weights are quantized. ``scales="learned"`` trains the
+    scales of weights and activations like weights (LSQ, 2020), instead of taking them from what was observed.
+    ``weight_bits`` and ``activation_bits`` below the scheme's are for studies: linear layers'
+    integers become fewer, the file no smaller.
     """
 
     scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block"] = "u8s8_static"
@@ -182,6 +186,10 @@ class Quant:
     epochs: float = 2
     optimizer: Optimizer = Optimizer(learning_rate=1e-4)
     frozen_fraction: float = 0.5
+    weights_first: float = 0.0
+    scales: Literal["statistics", "learned"] = "statistics"
+    weight_bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = None
+    activation_bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = None
     keep_float: tuple[str, ...] = ()
 
     @property

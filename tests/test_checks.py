@@ -180,6 +180,19 @@ def test_four_bits_are_refused_where_another_runtime_is_to_be_timed() -> None:
         dataclasses.replace(BASE, quant=quant, bench=spec.Bench(runtimes=("ort_cpu", "openvino")))
 
 
+@pytest.mark.parametrize("option", [{"scales": "learned"}, {"weights_first": 0.5}, {"weight_bits": 4}])
+def test_what_static_schemes_alone_have_is_refused_elsewhere(option: dict[str, Any]) -> None:
+    dataclasses.replace(BASE, quant=spec.Quant(calibration="base", **option))
+    for scheme in ("u8s8_dynamic", "w4_block"):
+        with pytest.raises(TargetError, match=f"{scheme} has no ranges to learn"):
+            dataclasses.replace(BASE, quant=spec.Quant(scheme=scheme, **option))
+
+
+def test_seven_bits_are_not_made_eight() -> None:
+    with pytest.raises(TargetError, match="7-bit weights"):
+        dataclasses.replace(BASE, quant=spec.Quant(scheme="u8s7_static", calibration="base", weight_bits=8))
+
+
 @pytest.mark.parametrize(
     ("device", "scheme", "wanted"),
     [

@@ -22,16 +22,17 @@ SCHEMES = ("u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_bloc
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: Any) -> dict[str, tuple[Any, Path]]:
-    """(torch model, exported file) by scheme; ``float`` is the unquantized one."""
+    """(torch model, exported file) by scheme; ``float`` is not quantized, ``learned`` has learned scales."""
     folder = tmp_path_factory.mktemp("export")
     models = {"float": classifier()} | {scheme: quantized(classifier(), scheme) for scheme in SCHEMES}
+    models["learned"] = quantized(classifier(), learned=True)
     for name, model in models.items():
         write = export.export_float if name == "float" else export.export_quantized
         write(model, folder / f"{name}.onnx", opset=17)
     return {name: (model, folder / f"{name}.onnx") for name, model in models.items()}
 
 
-@pytest.mark.parametrize("name", ["float", *SCHEMES])
+@pytest.mark.parametrize("name", ["float", "learned", *SCHEMES])
 @pytest.mark.parametrize("optimize", [False, True], ids=["plain", "optimized"])
 def test_onnxruntime_answers_what_torch_answers(files: Any, name: str, optimize: bool) -> None:
     model, path = files[name]

@@ -33,11 +33,11 @@ def classifier(seed: int = 0, **changes: Any) -> Any:
     return model
 
 
-def quantized(model: Any, scheme: str = "u8s8_static", keep_float: tuple[str, ...] = ()) -> Any:
+def quantized(model: Any, scheme: str = "u8s8_static", keep_float: tuple[str, ...] = (), **departures: Any) -> Any:
     """The model fake-quantized in place, every activation range set to what it does on a few batches."""
     names = accepted_inputs(model)
     batches = [{k: v for k, v in tensors(feed(8, 20, seed)).items() if k in names} for seed in range(4)]
-    quantize(model, scheme, keep_float, batches[0])
+    quantize(model, scheme, keep_float, batches[0], **departures)
     proxies = act_quantizers(model)
     seen: dict[str, list[float]] = {name: [0.0, 0.0] for name in proxies}
 

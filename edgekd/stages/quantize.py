@@ -96,4 +96,9 @@ def prepare(model: Any, quant: spec.Quant) -> Any:
     device = next(model.parameters()).device
     example = torch.full((1, 8), int(model.config.pad_token_id or 0), device=device)
     inputs = {"input_ids": example, "attention_mask": torch.ones_like(example)}
-    return quantize(model, quant.scheme, quant.keep_float, inputs, quant.block)
+    departures = {
+        "learned": quant.scales == "learned",
+        "weight_bits": quant.weight_bits,
+        "act_bits": quant.activation_bits,
+    }
+    return quantize(model, quant.scheme, quant.keep_float, inputs, quant.block, **departures)
