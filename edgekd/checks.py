@@ -116,6 +116,8 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     if quant.static and not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
     departs = (quant.weights_first, quant.scales != "statistics", quant.weight_bits, quant.activation_bits)
+    if quant.scheme == "w4_block" and not quant.per_channel:
+        yield "w4_block has a scale for every block: quant.per_channel does not apply"
     if not quant.static and any(departs):
         yield (
             f"{quant.scheme} has no ranges to learn, to bring in later or to cut: weights_first, scales, weight_bits "

@@ -174,8 +174,8 @@ class Quant:
     epoch came closer to the teacher.
     During the first ``weights_first`` of the training only weights are quantized. ``scales="learned"`` trains the
     scales of weights and activations like weights (LSQ, 2020), instead of taking them from what was observed.
-    ``weight_bits`` and ``activation_bits`` below the scheme's are for studies: linear layers'
-    integers become fewer, the file no smaller.
+    ``per_channel=False`` gives a weight one scale in all, for runtimes that have no more. ``weight_bits`` and
+    ``activation_bits`` below the scheme's are for studies: linear layers' integers become fewer, the file no smaller.
     """
 
     scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block"] = "u8s8_static"
@@ -188,6 +188,7 @@ class Quant:
     frozen_fraction: float = 0.5
     weights_first: float = 0.0
     scales: Literal["statistics", "learned"] = "statistics"
+    per_channel: bool = True
     weight_bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = None
     activation_bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = None
     keep_float: tuple[str, ...] = ()

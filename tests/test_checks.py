@@ -186,6 +186,8 @@ def test_what_static_schemes_alone_have_is_refused_elsewhere(option: dict[str, A
     for scheme in ("u8s8_dynamic", "w4_block"):
         with pytest.raises(TargetError, match=f"{scheme} has no ranges to learn"):
             dataclasses.replace(BASE, quant=spec.Quant(scheme=scheme, **option))
+    with pytest.raises(TargetError, match="a scale for every block"):
+        dataclasses.replace(BASE, quant=spec.Quant(scheme="w4_block", per_channel=False))
 
 
 def test_seven_bits_are_not_made_eight() -> None:

@@ -26,13 +26,14 @@ def files(tmp_path_factory: Any) -> dict[str, tuple[Any, Path]]:
     folder = tmp_path_factory.mktemp("export")
     models = {"float": classifier()} | {scheme: quantized(classifier(), scheme) for scheme in SCHEMES}
     models["learned"] = quantized(classifier(), learned=True)
+    models["per tensor"] = quantized(classifier(), per_channel=False)
     for name, model in models.items():
         write = export.export_float if name == "float" else export.export_quantized
         write(model, folder / f"{name}.onnx", opset=17)
     return {name: (model, folder / f"{name}.onnx") for name, model in models.items()}
 
 
-@pytest.mark.parametrize("name", ["float", "learned", *SCHEMES])
+@pytest.mark.parametrize("name", ["float", "learned", "per tensor", *SCHEMES])
 @pytest.mark.parametrize("optimize", [False, True], ids=["plain", "optimized"])
 def test_onnxruntime_answers_what_torch_answers(files: Any, name: str, optimize: bool) -> None:
     model, path = files[name]

@@ -157,7 +157,7 @@ def of(
 
     ``learned`` scales are parameters to train: of activations with a static range, and of linear layers' weights, where
     they are to be set first (``least_error``). Fewer bits make integers fewer, not smaller: the files hold them in
-    the scheme's types, so this is for studies, as is one scale for a whole weight instead of one a channel.
+    the scheme's types.
     """
     act, weight, table = SCHEMES[scheme]
     if learned:

@@ -98,6 +98,7 @@ def prepare(model: Any, quant: spec.Quant) -> Any:
     inputs = {"input_ids": example, "attention_mask": torch.ones_like(example)}
     departures = {
         "learned": quant.scales == "learned",
+        "per_channel": quant.per_channel,
         "weight_bits": quant.weight_bits,
         "act_bits": quant.activation_bits,
     }

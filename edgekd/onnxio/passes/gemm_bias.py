@@ -30,12 +30,12 @@ def run(model: ir.Model) -> int:
             continue
         name = node.inputs[2].name if node.inputs[2] is not None else node.name
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+            steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))  # one scale, or one a channel
         if not np.isfinite(steps).all() or np.abs(steps).max(initial=0) > LIMIT:
             _split(node)
         else:
             inputs: list[ir.Value | None] = [
-                add_constant(model.graph, f"{name}_int32", np.broadcast_to(steps, scale.shape).astype(np.int32)),
+                add_constant(model.graph, f"{name}_int32", steps.astype(np.int32)),
                 add_constant(model.graph, f"{name}_scale", scale),
                 add_constant(model.graph, f"{name}_zero_point", np.zeros(scale.shape, np.int32)),
             ]
