@@ -23,6 +23,7 @@ from scipy import stats
 from edgekd import catalog, machine, pipeline, store
 from edgekd.distill import evaluate
 from edgekd.progress import Progress
+from edgekd.spec import Quant, Student
 from edgekd.stages import distill, quantize
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage
@@ -40,13 +41,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(True)
-    target = catalog.load(given.target)
-    line = {step.stage.name: step for step in pipeline.steps(target, given.store, beside=catalog.path_of(given.target))}
-    if not line["labels"].stage.path.is_dir():
-        raise SystemExit(
-            f"make the teacher's labels first: edgekd run {given.target} --store {given.store} --to labels"
-        )
-    teacher = store.read_json(line["teacher"].stage.path / "scores.json")["test"]["score"]
+    target, line, teacher = finished(given.target, given.store)
     print(f"teacher: {teacher:.2%}")
     found = []
     for seed in given.seeds:
@@ -59,8 +54,24 @@ def main() -> None:
         ("qad - fp32", table[:, 2] - table[:, 0]),
         ("qad - ptq", table[:, 2] - table[:, 1]),
     ):
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-        print(f"{name}: {100 * values.mean():.2f} +- {100 * half:.2f}" + kept(values.mean(), teacher, name in KINDS))
+        mean, half = interval(values)
+        print(f"{name}: {100 * mean:.2f} +- {100 * half:.2f}" + kept(mean, teacher, name in KINDS))
+
+
+def interval(values: Any) -> tuple[float, float]:
+    """The mean of ``values``, (N,), and half of its 95% interval by Student's t."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values)), float(half)
+
+
+def finished(target: str, folder: Path) -> tuple[Any, dict[str, Any], float]:
+    """A target, its line by stage, and its teacher's score on test; exits where its labels are not made."""
+    loaded = catalog.load(target)
+    steps = pipeline.steps(loaded, folder, beside=catalog.path_of(target))
+    line = {step.stage.name: step for step in steps}
+    if not line["labels"].stage.path.is_dir():
+        raise SystemExit(f"make the teacher's labels first: edgekd run {target} --store {folder} --to labels")
+    return loaded, line, store.read_json(line["teacher"].stage.path / "scores.json")["test"]["score"]
 
 
 def kept(score: float, teacher: float, say: bool = True) -> str:
@@ -68,16 +79,34 @@ def kept(score: float, teacher: float, say: bool = True) -> str:
     return f", {score / teacher:.2%} kept" if say else ""
 
 
-def scores(line: dict[str, Any], folder: Path, seed: int, threads: int) -> dict[str, float]:
-    """Scores on the test split of the students that ``seed`` makes, by kind."""
-    stages = {name: Stage(name, "", folder / name) for name in ("distill", "quantize")}
+def scores(
+    line: dict[str, Any],
+    folder: Path,
+    seed: int,
+    threads: int,
+    student: Student | None = None,
+    quant: Quant | None = None,
+    quantized: str = "quantize",
+) -> dict[str, float]:
+    """Scores on the test split of the students that ``seed`` makes, by kind.
+
+    ``student`` and ``quant`` stand in for the target's; ``quantized`` names the folder of what is quantized so.
+    """
+    task, quant = line["quantize"].inputs["task"], quant or line["quantize"].inputs["quant"]
+    stages = {
+        "distill": Stage("distill", "", folder / "distill"),
+        "quantize": Stage("quantize", "", folder / quantized),
+    }
+    changes: dict[str, dict[str, Any]] = {
+        "distill": {"student": student or line["distill"].inputs["student"]},
+        "quantize": {"distill": stages["distill"], "quant": quant},
+    }
     for module, name in ((distill, "distill"), (quantize, "quantize")):
         out = stages[name].path
         if not (out / "scores.json").exists():
             out.mkdir(parents=True, exist_ok=True)
-            inputs = line[name].inputs | {"seed": seed} | ({"distill": stages["distill"]} if name == "quantize" else {})
+            inputs = line[name].inputs | {"seed": seed} | changes[name]
             module.run(Context(out, "cpu", threads, Progress()), **inputs)
-    task, quant = line["quantize"].inputs["task"], line["quantize"].inputs["quant"]
     data = read_data(task, line["assets"].stage)
     model, tokenizer = load_stage_model(stages["distill"], data.labels)
     test = tokenise_splits(tokenizer, data, task.max_length, ("test",))["test"]

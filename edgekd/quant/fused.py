@@ -108,7 +108,7 @@ class WeightQuant(_Fast):
         """``x`` fake-quantized, in few passes."""
         with torch.no_grad():
             scale, zero_point, bits = self.grid(x)
-        return Round.apply(x, scale), scale, zero_point, bits  # type: ignore[no-untyped-call]
+        return Round.apply(self.int_quant.input_view_impl(x), scale), scale, zero_point, bits  # type: ignore[no-untyped-call]
 
 
 class ActQuant(_Fast):

@@ -130,6 +130,7 @@ class _BlockProxy(GroupwiseWeightQuantProxyFromInjector):  # type: ignore[misc]
 class WeightB4(Int8WeightPerTensorFloat):  # type: ignore[misc]
     """Signed, symmetric, one float16 scale for each block of ``group_size`` weights of a row, -7..7."""
 
+    tensor_quant = WeightQuant
     proxy_class = _BlockProxy
     scaling_per_output_type = ScalingPerOutputType.GROUP
     restrict_scale_threshold_impl = _HalfScale
