@@ -142,7 +142,7 @@ def test_activations_are_quantized_in_training_as_in_evaluation_and_gradients_pa
         assert abs(passed.min() - (low - step / 2)) < 0.005 and abs(passed.max() - (high + step / 2)) < 0.005
 
 
-@pytest.mark.parametrize("scheme", ["u8s8_static", "u8s7_static", "s8s8_static"])
+@pytest.mark.parametrize("scheme", ["u8s8_static", "u8s7_static", "s8s8_static", "w4_block"])
 def test_weights_are_quantized_in_training_as_in_evaluation_and_every_gradient_passes(scheme: str) -> None:
     model = quantized(scheme)
     for layer in (model.bert.encoder.layer[0].intermediate.dense, model.bert.embeddings.word_embeddings):
