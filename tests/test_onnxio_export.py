@@ -178,8 +178,8 @@ def test_a_half_precision_model_is_refused_by_name(tmp_path: Path) -> None:
         export.export_float(classifier().bfloat16(), tmp_path / "model.onnx", opset=17)
 
 
-def test_a_model_that_reads_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"Linear\.forward takes no input_ids"):
+def test_a_model_that_reads_neither_texts_nor_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"Linear\.forward takes neither input_ids nor pixel_values"):
         export.export_float(torch.nn.Linear(2, 2), tmp_path / "model.onnx", opset=17)
 
 

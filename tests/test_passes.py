@@ -567,3 +567,127 @@ def test_control_flow_is_refused_by_name() -> None:
     )
     with pytest.raises(ExportError, match=r"/If_0 \(If\) holds a graph of its own"):
         passes.apply(before, ("constants",))
+
+
+CONVOLUTION = """g (float[b,3,6,6] x) => (float[b,h,i,j] y) {
+    q = QuantizeLinear(x, x_scale, x_zero)
+    x_float = DequantizeLinear(q, x_scale, x_zero)
+    w_float = DequantizeLinear<axis = 0>(w, scale, zero)
+    c = Conv<pads = [1, 1, 1, 1]>(x_float, w_float, bias)
+    %s
+}"""
+
+
+def convolution(body: str, point: np.ndarray, **weights: np.ndarray) -> onnx.ModelProto:
+    given = dict(
+        w=s8(4, 3, 3, 3), scale=scales(4), zero=np.zeros(4, np.int8), bias=f32(4), x_scale=np.float32(0.02),
+        x_zero=np.uint8(120), y_scale=np.float32(0.03), y_zero=point, one=np.float32(1), three=np.float32(3),
+        widths=np.array([0, 0, 1, 0, 0, 0, 2, 1]), half=np.float32(0.5),
+    )  # fmt: skip
+    graph = CONVOLUTION % body
+    return model(graph, **{name: array for name, array in (given | weights).items() if name in graph})
+
+
+@pytest.mark.parametrize("point", [np.uint8(0), np.uint8(3), np.int8(0)], ids=["u8", "shifted", "s8"])
+@pytest.mark.parametrize(
+    "between",
+    ["Relu(c)", "Clip(c, one, three)", "MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c)", "Pad(c, widths)",
+     "Pad(c, widths, half)"],
+)  # fmt: skip
+def test_a_convolution_is_quantized_before_what_comes_behind_it(between: str, point: np.ndarray) -> None:
+    before = convolution(
+        f"t = {between} r = Relu(t) p = QuantizeLinear(r, y_scale, y_zero) y = DequantizeLinear(p, y_scale, y_zero)",
+        point,
+    )
+    result = after(before, "early_quantize", "dead", x=2 * f32(2, 3, 6, 6))
+    place = ops(result).index("Conv")
+    assert ops(result)[place + 1] == "QuantizeLinear" and ops(result)[-1] == "DequantizeLinear"
+    assert "Relu" not in ops(result)
+
+
+@pytest.mark.parametrize(
+    ("between", "point", "clips"),
+    [
+        ("Relu(c)", np.uint8(0), 0),  # the least integer is 0 itself
+        ("Relu(c)", np.uint8(3), 1),
+        ("Relu(c)", np.int8(0), 1),
+        ("Clip(c, one, three)", np.uint8(0), 1),
+        ("Clip(c, none, nine)", np.uint8(0), 0),  # 255 steps of 0.03 are less
+    ],
+)
+def test_integers_are_clipped_only_where_their_quantization_does_not_cut_as_much(
+    between: str, point: np.ndarray, clips: int
+) -> None:
+    y = f"t = {between} p = QuantizeLinear(t, y_scale, y_zero) y = DequantizeLinear(p, y_scale, y_zero)"
+    before = convolution(y, point, none=np.float32(0), nine=np.float32(9))
+    result = after(before, "early_quantize", x=3 * f32(2, 3, 6, 6))
+    assert ops(result).count("Clip") == clips
+
+
+@pytest.mark.parametrize("point", [np.uint8(5), np.int8(0)], ids=["u8", "s8"])
+def test_what_comes_behind_a_quantized_convolution_works_on_its_integers(point: np.ndarray) -> None:
+    pool = "MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]>"
+    before = convolution(
+        f"p = QuantizeLinear(c, y_scale, y_zero) d = DequantizeLinear(p, y_scale, y_zero) r = Relu(d) y = {pool}(r)",
+        point,
+    )
+    result = after(before, "early_quantize", "dead", x=f32(2, 3, 6, 6))
+    assert ops(result)[-5:] == ["Conv", "QuantizeLinear", "Clip", "MaxPool", "DequantizeLinear"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Relu(c) p = QuantizeLinear(t, y_scale, y_zero) d = DequantizeLinear(p, y_scale, y_zero) y = Add(d, t)",
+        "t = Relu(c) p = QuantizeLinear(t, y_scale, y_zero) d = DequantizeLinear(p, y_scale, y_zero) y = Add(d, c)",
+        't = Pad<mode = "reflect">(c, widths) p = QuantizeLinear(t, y_scale, y_zero) '
+        "y = DequantizeLinear(p, y_scale, y_zero)",
+        "t = Relu(c) y = Relu(t)",
+        "p = QuantizeLinear(c, y_scale, y_zero) d = DequantizeLinear(p, y_scale, y_zero) y = Clip(d, one, three)",
+        "p = QuantizeLinear(c, y_scale, y_zero) d = DequantizeLinear(p, y_scale, y_zero) y = Pad(d, widths, half)",
+    ],
+    ids=[
+        "read in float",
+        "convolution read in float",
+        "reflected",
+        "not quantized",
+        "cut between two integers",
+        "filled between two integers",
+    ],
+)
+def test_a_convolution_that_is_not_only_quantized_is_left_alone(body: str) -> None:
+    before = convolution(body, np.uint8(3))
+    assert ops(passes.apply(before, ("constants", "early_quantize"))) == ops(before)
+
+
+@pytest.mark.parametrize("least", [1e-3, 1e-13, 0.0], ids=["usual", "nearly zero weights", "no weights"])
+def test_a_convolutions_bias_is_int32_whatever_the_weights_of_its_channel(least: float) -> None:
+    weights = s8(4, 3, 3, 3)
+    weights[1] *= least > 0
+    before = convolution(
+        "y = Identity(c)", np.uint8(3), w=weights, scale=np.array([1e-3, least or 1e-20, 2e-3, 1e-3], np.float32)
+    )
+    result = passes.apply(before, ("constants", "gemm_bias", "dead"))
+    node = next(n for n in result.graph.node if n.op_type == "Conv")
+    made = {n.output[0]: n for n in result.graph.node}
+    bias, (step, scale) = made[node.input[2]], (stored(result, made[node.input[i]].input[1]) for i in (0, 1))
+    assert stored(result, bias.input[0]).dtype == np.int32
+    np.testing.assert_array_equal(stored(result, bias.input[1]), np.asarray(step * scale, np.float32))
+    x = f32(2, 3, 6, 6)
+    found, wanted = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (result, before))
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_a_padding_put_together_of_constants_is_a_constant() -> None:
+    before = model(
+        """g (float[b,3,4,4] x, int64[8] given) => (float[h,i,j,k] y) {
+            shape = ConstantOfShape <value = int64[1] {0}> (four)
+            both = Concat<axis = 0>(front, shape)
+            widths = Cast<to = 7>(both)
+            z = Pad(x, widths)
+            y = Pad(z, given)
+        }""",
+        four=np.array([4]), front=np.array([0, 0, 1, 2]),
+    )  # fmt: skip
+    result = after(before, "constant_pads", "dead", x=f32(1, 3, 4, 4), given=np.arange(8))
+    assert ops(result) == ["Pad", "Pad"]

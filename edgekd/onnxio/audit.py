@@ -5,6 +5,7 @@ multiplication.
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -125,6 +126,7 @@ def _classify(model: onnx.ModelProto, optimized: onnx.ModelProto) -> list[tuple[
     """(name in the file, operator in the optimized graph, multiply-accumulates) of each multiplication of the file.
 
     Fusions keep the first node's name, with something behind it, or at least the name of the tensor that they compute.
+    What works on another order of dimensions has ``_token_`` and a number behind its name.
     """
     made = [node for node in optimized.graph.node if node.op_type in MULTIPLICATIONS]
     by_output = {name: node for node in made for name in node.output}
@@ -133,7 +135,7 @@ def _classify(model: onnx.ModelProto, optimized: onnx.ModelProto) -> list[tuple[
     for node in model.graph.node:
         if node.op_type not in MULTIPLICATIONS:
             continue
-        named = [other for other in made if other.name == node.name or other.name.startswith(f"{node.name}/")]
+        named = [other for other in made if re.match(rf"{re.escape(node.name)}($|/|_token_\d+$)", other.name)]
         match = named[0] if named else by_output.get(node.output[0])
         # A multiplication that vanished in a fusion without a trace counts as float: better asked than overlooked.
         rows.append((node.name, match.op_type if match is not None else node.op_type, macs.get(node.name, 0)))
@@ -141,7 +143,7 @@ def _classify(model: onnx.ModelProto, optimized: onnx.ModelProto) -> list[tuple[
 
 
 def _macs(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates by node name at batch 1 and 64 tokens; 0 where a shape cannot be told."""
+    """Multiply-accumulates by node name at batch 1 (and 64 tokens); 0 where a shape cannot be told."""
     graph = ir.from_proto(_standard(model))
     infer(graph)
     size = {"batch": BATCH, "sequence": SEQUENCE}

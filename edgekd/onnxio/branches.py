@@ -14,13 +14,14 @@ from edgekd.onnxio.audit import session
 from edgekd.onnxio.graph import free, replace
 
 SHAPES = ((1, 1), (1, 7), (2, 1), (3, 16))
-"""(batch, sequence) of the inputs on which a condition must come out the same to be taken for decided."""
+"""(batch, sequence) of the inputs on which a condition must come out the same to be taken for decided; an image has the
+batch only."""
 
 
 def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the one branch that is ever taken in the place of each ``If`` that branches on shapes alone.
 
-    Such a condition is computed for several ``SHAPES`` of the inputs, all int64 (batch, sequence). Where it differs, or
+    Such a condition is computed for several ``SHAPES`` of the inputs. Where it differs, or
     depends on what the tensors hold, the ``If`` stays. A graph without control flow is returned as it is.
     """
     if left(model) is None:
@@ -55,7 +56,7 @@ def _decided(model: ir.Model) -> list[tuple[ir.Node, str]]:
     runner = session(proto, optimize=False)
     answers = []
     for shape in SHAPES:
-        feed = {value.name: np.full(shape, value.name != "token_type_ids", np.int64) for value in proto.graph.input}
+        feed = {value.name: _filled(value, shape) for value in proto.graph.input}
         answers.append(dict(zip(names, (bool(found) for found in runner.run(names, feed)), strict=True)))
     found = []
     for node in asked:
@@ -64,6 +65,13 @@ def _decided(model: ir.Model) -> list[tuple[ir.Node, str]]:
         if len(ways) == 1:
             found.append((node, "then_branch" if ways.pop() else "else_branch"))
     return found
+
+
+def _filled(value: onnx.ValueInfoProto, shape: tuple[int, int]) -> np.ndarray:
+    kind = value.type.tensor_type
+    size = dict(zip(("batch", "sequence"), shape, strict=True))
+    whole = [size.get(one.dim_param, one.dim_value) for one in kind.shape.dim]
+    return np.full(whole, value.name != "token_type_ids", onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
 
 def _of_shapes(value: ir.Value | None) -> bool:

@@ -29,6 +29,9 @@ from edgekd.onnxio.passes.names import WRAPPER
 from edgekd.quant import blocks
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PIXELS = "pixel_values"
+Image = tuple[int, int, int]
+"""Channels, height, width."""
 OUTPUT = "logits"
 OPSETS = range(17, 21)
 """17 brought LayerNormalization; 20 is the last that the TorchScript exporter writes."""
@@ -49,33 +52,41 @@ class _Positional(nn.Module):
         return getattr(self, WRAPPER)(**dict(zip(self.names, tensors, strict=True))).logits
 
 
-def export_float(model: nn.Module, path: Path, *, opset: int) -> onnx.ModelProto:
+def export_float(model: nn.Module, path: Path, *, opset: int, image: Image | None = None) -> onnx.ModelProto:
     """Write ``model`` in float32 with dynamic batch and sequence; inputs int64 (batch, sequence), output ``logits``.
 
-    The inputs are those of input_ids, attention_mask and token_type_ids that its forward accepts. The graph gets every
-    pass that a float graph can gain from, since int8 graphs are compared with it; one that branches on data
-    (``branches.left`` names the node) is written as it was traced. Raises ``ExportError``.
+    The inputs are those of input_ids, attention_mask and token_type_ids that its forward accepts. A model of images has
+    one, pixel_values, float32 (batch, channels, height, width), whose last three sizes are those of ``image``. The
+    graph gets every pass that a float graph can gain from, since int8 graphs are compared with it; one that branches on
+    data (``branches.left`` names the node) is written as it was traced. Raises ``ExportError``.
     """
-    return _export(model, path, opset, passes.FLOAT_PASSES, quantized=False)
+    return _export(model, path, opset, passes.FLOAT_PASSES, image, quantized=False)
 
 
 def export_quantized(
-    model: nn.Module, path: Path, *, opset: int, keep_float: tuple[str, ...] = (), graph_passes: tuple[str, ...] = ()
+    model: nn.Module,
+    path: Path,
+    *,
+    opset: int,
+    keep_float: tuple[str, ...] = (),
+    graph_passes: tuple[str, ...] = (),
+    image: Image | None = None,
 ) -> onnx.ModelProto:
     """Write a Brevitas fake-quantized ``model`` with int8 weights (quantize, clip, dequantize nodes turned lean).
 
     Brevitas' exporter knows no blocks: a model with weights in blocks is exported in float, and gets them by a pass.
     ``keep_float`` names, by globs over module paths, what may hold fp32 tensors above 64 KiB. ``graph_passes`` replaces
-    ``passes.QUANTIZED_PASSES``. Raises ``ExportError``, naming the tensor or node, where the file is not as promised.
+    ``passes.QUANTIZED_PASSES``. Inputs, ``image`` and output are those of ``export_float``. Raises ``ExportError``,
+    naming the tensor or node, where the file is not as promised.
     """
     weights = blocks.block_weights(model)
     names = graph_passes or (passes.FLOAT_PASSES if weights else passes.QUANTIZED_PASSES)
     with blocks.plain(model):
-        return _export(model, path, opset, names, quantized=True, keep_float=keep_float, weights=weights)
+        return _export(model, path, opset, names, image, quantized=True, keep_float=keep_float, weights=weights)
 
 
 def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
-    """Which of the text inputs the model reads.
+    """Which of the text inputs the model reads; pixel_values where it reads none of them.
 
     Token types only where it has a table for them: some decoders look them up among the words, and without any (as in
     training) compute something else than with zeros.
@@ -83,7 +94,7 @@ def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
     accepted = set(inspect.signature(model.forward).parameters)
     if not getattr(getattr(model, "config", None), "type_vocab_size", 0):
         accepted.discard("token_type_ids")
-    return tuple(name for name in INPUTS if name in accepted)
+    return tuple(name for name in INPUTS if name in accepted) or tuple({PIXELS} & accepted)
 
 
 def _export(
@@ -91,13 +102,14 @@ def _export(
     path: Path,
     opset: int,
     names: tuple[str, ...],
+    image: Image | None,
     quantized: bool,
     keep_float: tuple[str, ...] = (),
     weights: Mapping[str, blocks.Blocks] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     inputs = accepted_inputs(model)
-    _check_request(model, opset, inputs)
-    raw = branches.inline(_trace(model, inputs, opset, quantized and not weights))
+    _check_request(model, opset, inputs, image)
+    raw = branches.inline(_trace(model, inputs, image, opset, quantized and not weights))
     straight = quantized or branches.left(raw) is None
     result = passes.apply(raw, names) if straight else raw  # a baseline may be clumsy, but not missing
     if weights:
@@ -110,25 +122,35 @@ def _export(
     return result
 
 
-def _check_request(model: nn.Module, opset: int, inputs: tuple[str, ...]) -> None:
+def _check_request(model: nn.Module, opset: int, inputs: tuple[str, ...], image: Image | None) -> None:
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} cannot be exported; choose one of {OPSETS.start} to {OPSETS.stop - 1}")
-    if "input_ids" not in inputs:
-        raise ExportError(f"{type(model).__name__}.forward takes no input_ids; only text models are exported here")
+    if "input_ids" not in inputs and PIXELS not in inputs:
+        raise ExportError(
+            f"{type(model).__name__}.forward takes neither input_ids nor {PIXELS}; only models of texts and of images "
+            "are exported here"
+        )
+    if PIXELS in inputs and image is None:
+        raise ExportError(f"{type(model).__name__} reads images; say which size: image=(channels, height, width)")
     for name, tensor in model.named_parameters():
         if tensor.dtype != torch.float32:
             raise ExportError(f"{name} is {tensor.dtype}; export a float32 copy of the model (model.float())")
 
 
-def _trace(model: nn.Module, inputs: tuple[str, ...], opset: int, quantized: bool) -> onnx.ModelProto:
+def _trace(
+    model: nn.Module, inputs: tuple[str, ...], image: Image | None, opset: int, quantized: bool
+) -> onnx.ModelProto:
     device = next(model.parameters()).device
     example = tuple(torch.ones(2, 8, dtype=torch.long, device=device) for _ in inputs)
     if "token_type_ids" in inputs:
         example = (*example[:-1], torch.zeros_like(example[-1]))
+    dynamic = {0: "batch", 1: "sequence"}
+    if image is not None and PIXELS in inputs:
+        example, dynamic = (torch.zeros(2, *image, device=device),), {0: "batch"}
     options: dict[str, Any] = dict(
         input_names=list(inputs),
         output_names=[OUTPUT],
-        dynamic_axes={**{name: {0: "batch", 1: "sequence"} for name in inputs}, OUTPUT: {0: "batch"}},
+        dynamic_axes={**dict.fromkeys(inputs, dynamic), OUTPUT: {0: "batch"}},
         opset_version=opset,
         dynamo=False,
         do_constant_folding=True,

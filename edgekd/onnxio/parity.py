@@ -174,6 +174,8 @@ def _module_tensors(model: nn.Module, graph: onnx.ModelProto) -> dict[str, str]:
         scopes = node.name.strip("/").split("/")
         for end in range(1, len(scopes)):
             call = ".".join(scopes[:end])
+            if node.op_type == "QuantizeLinear" and "output_quant" in scopes:
+                last.pop(call, None)  # what it returns stands behind the DequantizeLinear, unless that moved on
             if module_path(call) in modules and node.op_type not in MOVES and "input_quant" not in scopes:
                 last[call] = (index, node.output[0])
     return {name: tensor for name, (_, tensor) in sorted(last.items(), key=lambda item: item[1])}

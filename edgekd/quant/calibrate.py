@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from edgekd import spec
 from edgekd.distill.data import Ints, Tokens
@@ -19,21 +21,40 @@ from edgekd.quant.replace import act_quantizers
 BATCH = 16
 
 
-@torch.no_grad()
 def calibrate(
     model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints, progress: Progress | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Observe ``rows`` of ``tokens``, activations in float, weights quantized; set and return (low, high) by module.
+    """Observe ``rows`` of ``tokens``, as ``calibrate_on`` does."""
 
-    Where no activation has a range to set, nothing is observed.
-    Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for i in range(0, len(rows), BATCH):
+            ids, valid, _ = tokens.gather(rows[i : i + BATCH])
+            yield {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(valid).long()}
+
+    return calibrate_on(model, quant, batches(), len(rows), progress)
+
+
+@torch.no_grad()
+def calibrate_on(
+    model: Any,
+    quant: spec.Quant,
+    batches: Iterable[dict[str, Tensor]],
+    examples: int,
+    progress: Progress | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Observe ``batches``, activations in float, weights quantized; set and return (low, high) by module.
+
+    A batch holds the model's inputs by name, its ``examples`` (how many there are in all) in the first dimension. Where
+    there is an ``attention_mask`` (batch, sequence), padding is not observed. Where no activation has a range to set,
+    nothing is observed. Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant,
+    naming the tensor.
     """
     quantizers = act_quantizers(model)
     if not quantizers:
         return {}
     histograms = {name: Histogram() for name in quantizers}
     device = next(model.parameters()).device
-    mask = torch.empty(0)
+    mask: Tensor | None = None
 
     def hook(name: str) -> Any:
         last: Any = None
@@ -42,7 +63,9 @@ def calibrate(
             nonlocal last
             x = args[0]
             if x is not last:  # query, key and value share their quantizer, and are given one tensor
-                histograms[name].observe(x[mask] if x.shape[:2] == mask.shape else x)
+                seen = x[mask] if mask is not None and x.shape[:2] == mask.shape else x
+                cut = getattr(module, "cut", None)
+                histograms[name].observe(seen if cut is None else seen.clamp(*cut))
             last = x
 
         return observe
@@ -52,12 +75,12 @@ def calibrate(
     model.eval()
     _enable(model, False)
     try:
-        with (progress or Progress(quiet=True)).bar("calibration", total=len(rows), unit="example") as advance:
-            for i in range(0, len(rows), BATCH):
-                ids, valid, _ = tokens.gather(rows[i : i + BATCH])
-                mask = torch.from_numpy(valid).to(device)
-                model(input_ids=torch.from_numpy(ids).to(device), attention_mask=mask.long())
-                advance(len(ids))
+        with (progress or Progress(quiet=True)).bar("calibration", total=examples, unit="example") as advance:
+            for batch in batches:
+                given = {name: tensor.to(device) for name, tensor in batch.items()}
+                mask = given["attention_mask"].bool() if "attention_mask" in given else None
+                model(**given)
+                advance(len(next(iter(given.values()))))
     finally:
         for handle in handles:
             handle.remove()
@@ -67,8 +90,10 @@ def calibrate(
         scale, shift = act_parameters(proxy)
         low, high = choose(histograms[name], quant.method, quant.percentile, shift is None, levels(proxy))
         if not math.isfinite(high - low) or not 0 < high - low < 1e30:
+            layer = name.removesuffix(".output_quant")
             raise TrainingError(
-                f"the input of {name} has the range [{low}, {high}]: it cannot be quantized; add it to keep_float"
+                f"the {'input' if layer == name else 'output'} of {layer} has the range [{low}, {high}]: it cannot be "
+                "quantized; add it to keep_float"
             )
         scale.fill_(high - low if shift is not None else high)
         if shift is not None:

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from brevitas.nn import QuantEmbedding, QuantLinear
+from brevitas.nn import QuantConv2d, QuantEmbedding, QuantLinear
 from torch import nn
 
 from edgekd.errors import TargetError
 from edgekd.globs import named_in
 from edgekd.quant import quantizers, weight_scales
+from edgekd.quant.flow import watch
+from edgekd.quant.fold import fold_batch_norms
 from edgekd.quant.quantizers import act_parameters, is_static, sized
 
 
@@ -23,17 +25,23 @@ def quantize(
     block: int = 128,
     **departures: Any,
 ) -> Any:
-    """Replace every ``nn.Linear`` and ``nn.Embedding`` of ``model`` in place, and return it.
+    """Replace every ``nn.Linear``, ``nn.Embedding`` and ``nn.Conv2d`` of ``model`` in place, and return it.
 
-    Linears that first read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear
-    in the graph; ``example`` is a batch of inputs by which such sharing is found. Modules that match a ``keep_float``
-    glob stay. ``block`` is the scheme's, where it has blocks; ``departures`` are those of ``quantizers.of``. Raises
+    Layers that first read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear
+    in the graph; ``example`` is a batch of inputs by which such sharing is found. Batch norms are folded into the
+    convolutions before them. A convolution's output is quantized too, unless inputs of quantized layers are all that it
+    becomes: runtimes have integer convolutions only from integers to integers. Modules that match a ``keep_float`` glob
+    stay. ``block`` is the scheme's, where it has blocks; ``departures`` are those of ``quantizers.of``. Raises
     ``TargetError`` as ``refuse`` does, if nothing is left to quantize, and for a table whose rows cannot be stored in
     four bits.
     """
     patterns = tuple(keep_float)
-    refuse(model, patterns)
-    shared = _shared_inputs(model, example)
+    refuse(model, patterns, scheme)
+    fold_batch_norms(model, example)
+    flow = watch(model, example)
+    shared = flow.given
+    layers = {name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)}
+    quantized = {name for name in layers if not named_in(name, patterns)}
     act, weight, table = quantizers.of(scheme, **departures)
     proxies: dict[int, Any] = {}
     count = 0
@@ -52,6 +60,24 @@ def quantize(
             )
             if group >= 0:
                 proxies[group] = new.input_quant
+        elif type(module) is nn.Conv2d:
+            group = shared.get(name, -1)
+            new = QuantConv2d(
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+                bias=module.bias is not None,
+                weight_quant=weight,
+                input_quant=proxies.get(group, act),
+                output_quant=None if flow.requantized(name, quantized) else act,
+            )
+            new.output_quant.cut = flow.cut(name)  # for calibration: no integers for what is clipped next
+            if group >= 0:
+                proxies[group] = new.input_quant
         elif type(module) is nn.Embedding:
             rows, width = module.num_embeddings, module.embedding_dim
             if width % 2 and scheme == "w4_block":
@@ -62,7 +88,7 @@ def quantize(
             new = QuantEmbedding(rows, width, padding_idx=module.padding_idx, weight_quant=sized(table, width, block))
         else:
             continue
-        for proxy in (getattr(new, "input_quant", None), new.weight_quant):
+        for proxy in (getattr(new, "input_quant", None), new.weight_quant, getattr(new, "output_quant", None)):
             if proxy is not None:  # plain tensors between the layers: nobody reads the scales that would travel along
                 proxy.skip_create_quant_tensor = True
         _move(module, new)
@@ -98,30 +124,41 @@ class Table(nn.Module):
         return self.rows(ids)
 
 
-def refuse(model: nn.Module, keep_float: Iterable[str]) -> None:
-    """Raise ``TargetError`` for a layer whose weight no scheme quantizes and that ``keep_float`` does not name."""
+def refuse(model: nn.Module, keep_float: Iterable[str], scheme: str) -> None:
+    """Raise ``TargetError`` for a layer that ``scheme`` does not quantize and ``keep_float`` does not name.
+
+    Convolutions need a static scheme, and zeros as padding: onnxruntime cannot read their weights in 4 bits, and its
+    ``ConvInteger``, for ranges found at run time, takes several times as long as its float ``Conv``.
+    """
     patterns = tuple(keep_float)
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or type(module) in (nn.Linear, nn.Embedding):
             continue
-        if not named_in(name, patterns):
-            raise TargetError(
-                f"{name} of {type(model).__name__} is a {type(module).__name__}, which no scheme quantizes: name it in "
-                "keep_float to leave it in float, or choose another architecture"
-            )
+        convolution = type(module) is nn.Conv2d and module.padding_mode == "zeros"
+        if named_in(name, patterns) or (convolution and scheme.endswith("_static")):
+            continue
+        why = f"{scheme} does not quantize: choose a static scheme," if convolution else "no scheme quantizes:"
+        raise TargetError(
+            f"{name} of {type(model).__name__} is a {type(module).__name__}, which {why} name it in keep_float to "
+            "leave it in float, or choose another architecture"
+        )
 
 
 def act_quantizers(model: nn.Module) -> dict[str, Any]:
-    """The activation quantizers to calibrate, by the name of the first module that uses each."""
+    """The activation quantizers to calibrate, by the name of the first module that uses each.
+
+    Those of outputs are named by their own path, which ends in ``.output_quant``.
+    """
     found: dict[str, Any] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if not isinstance(module, QuantLinear) or not is_static(module.input_quant):
+        if not isinstance(module, (QuantLinear, QuantConv2d)):
             continue
-        if id(module.input_quant) not in seen:
-            seen.add(id(module.input_quant))
-            found[name] = module.input_quant
+        for path, proxy in ((name, module.input_quant), (f"{name}.output_quant", module.output_quant)):
+            if is_static(proxy) and id(proxy) not in seen:
+                seen.add(id(proxy))
+                found[path] = proxy
     return found
 
 
@@ -129,27 +166,6 @@ def _move(old: Any, new: Any) -> None:
     device = old.weight.device
     new.to(device)
     new.weight = old.weight
-    if isinstance(old, nn.Linear):
+    if isinstance(old, (nn.Linear, nn.Conv2d)):
         new.bias = old.bias
     new.train(old.training)
-
-
-@torch.no_grad()
-def _shared_inputs(model: Any, example: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Module name -> group number, the same for modules that were first given one and the same tensor.
-
-    Linears and embeddings that the model did not call are left out.
-    """
-    seen: list[tuple[str, torch.Tensor]] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda m, args, name=name: seen.append((name, args[0])))
-        for name, module in model.named_modules()
-        if type(module) in (nn.Linear, nn.Embedding)
-    ]
-    try:
-        model(**example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    groups: dict[int, int] = {}  # the list keeps the tensors alive, so their ids are unique
-    return {name: groups.setdefault(id(tensor), len(groups)) for name, tensor in reversed(seen)}

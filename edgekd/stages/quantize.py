@@ -82,7 +82,7 @@ def check(student: spec.Student, quant: spec.Quant) -> None:
     What surgery cuts consists of layers that can. Asked before anything is trained.
     """
     if student.config is not None:
-        refuse(skeleton(student.config), quant.keep_float)
+        refuse(skeleton(student.config), quant.keep_float, quant.scheme)
 
 
 def observation_steps(quant: spec.Quant, last: int) -> tuple[int, ...]:

@@ -16,10 +16,12 @@ from edgekd.errors import ExportError
 from edgekd.onnxio import branches
 from edgekd.onnxio.passes import (
     common_subexpressions,
+    constant_pads,
     constant_reshape,
     constants,
     dead,
     dynamic_matmul,
+    early_quantize,
     first_token,
     flatten,
     fold_clip,
@@ -36,10 +38,12 @@ PASSES: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         common_subexpressions,
+        constant_pads,
         constant_reshape,
         constants,
         dead,
         dynamic_matmul,
+        early_quantize,
         first_token,
         flatten,
         fold_clip,
@@ -57,6 +61,7 @@ LEAN = (
     "constants",
     "common_subexpressions",
     "constant_reshape",
+    "constant_pads",
     "outer_product",
     "mask_constants",
     "short_chains",
@@ -73,7 +78,7 @@ FLOAT_PASSES = (*LEAN, *FINISH)
 PREPARED = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", "dynamic_matmul")
 """What makes Brevitas' nodes those that runtimes fuse."""
 
-QUANTIZED_PASSES = (*PREPARED, *LEAN, "gemm_bias", *FINISH)
+QUANTIZED_PASSES = (*PREPARED, *LEAN, "early_quantize", "gemm_bias", *FINISH)
 
 
 def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:

@@ -94,6 +94,8 @@ def _down(graph: ir.Graph, anchor: ir.Node, value: ir.Value) -> ir.Value:
 def _up(lead: _Lead, node: ir.Node, inside: dict[ir.Node, None]) -> None:
     """Give the users outside of the region their sequence back; those that reshape it do so from the matrix."""
     value, whole = node.outputs[0], None
+    shape = _shape(value)
+    assert shape is not None and isinstance(shape[2], int)
     for use in value.uses():
         if use.node in inside:
             continue
@@ -104,14 +106,12 @@ def _up(lead: _Lead, node: ir.Node, inside: dict[ir.Node, None]) -> None:
             target is not None
             and target.size > 2
             and target[0] == 0
-            and target[1] in (0, -1)
+            and target[1] in (0, -1, shape[1])
             and (target[2:] > 0).all()
         ):
-            use.node.replace_input_with(1, lead.shape(_shape(value), [int(n) for n in target[2:]]))
+            use.node.replace_input_with(1, lead.shape(shape, [int(n) for n in target[2:]]))
             continue
         if whole is None:
-            shape = _shape(value)
-            assert shape is not None and isinstance(shape[2], int)
             followers = {u.node for u in value.uses() if u.node not in inside}
             follower = next(n for n in lead.graph if n in followers)
             inputs: list[ir.Value | None] = [value, lead.shape(shape, [shape[2]])]

@@ -1,12 +1,14 @@
-"""Linear layers on matrices become fully integer.
+"""Linear layers on matrices, and convolutions, become fully integer.
 
 Requires: ``fold_transpose``.
-Does: in a ``Gemm`` (alpha = beta = 1) whose two factors are dequantized, replaces the float bias by ``int32 ->
-DequantizeLinear`` with the scale s_x * s_w and the zero point 0, the only form that onnxruntime makes a ``QGemm`` of.
-A bias too large for int32 at that scale (a channel of nearly zero weights) makes it ``MatMul`` and ``Add`` instead.
-A ``Relu`` behind it becomes ``Max`` with 0, since onnxruntime makes a float ``FusedGemm`` of the two. It stays where
-nothing but a ``QuantizeLinear`` follows that cuts at 0 itself: there onnxruntime drops it, and keeps to integers.
-Ensures: the bias of every such ``Gemm`` is dequantized from int32 with exactly (in float32) that scale.
+Does: in a ``Gemm`` (alpha = beta = 1) or ``Conv`` whose two factors are dequantized, replaces the float bias by ``int32
+-> DequantizeLinear`` with the scale s_x * s_w and the zero point 0, the only form that onnxruntime makes a ``QGemm`` or
+``QLinearConv`` of. A bias may be too large for int32 at that scale, in a channel of nearly zero weights (a folded batch
+norm leaves such). That makes a ``Gemm`` ``MatMul`` and ``Add`` instead; in a ``Conv`` the weights of the channel get a
+larger scale, at which what they lose is nothing beside the bias.
+A ``Relu`` behind a ``Gemm`` becomes ``Max`` with 0, since onnxruntime makes a float ``FusedGemm`` of the two. It stays
+where nothing but a ``QuantizeLinear`` follows that cuts at 0 itself: there onnxruntime drops it, and keeps to integers.
+Ensures: the bias of every such node is dequantized from int32 with exactly (in float32) that scale.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ def run(model: ir.Model) -> int:
         scale = _scale(node)
         if scale is None or bias is None or bias.dtype != np.float32:
             continue
+        if node.op_type == "Conv":
+            scale = _roomy(node, bias, scale)
         name = node.inputs[2].name if node.inputs[2] is not None else node.name
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))  # one scale, or one a channel
@@ -61,8 +65,8 @@ def ensures(model: ir.Model) -> None:
 
 
 def _scale(node: ir.Node) -> np.ndarray | None:
-    """s_x * s_w of a Gemm on two dequantized factors."""
-    if node.op_type != "Gemm" or node.domain or attribute(node, "transA", 0):
+    """s_x * s_w of a Gemm or Conv on two dequantized factors."""
+    if node.op_type not in ("Gemm", "Conv") or node.domain or attribute(node, "transA", 0):
         return None
     if any(name in node.attributes and node.attributes[name].as_float() != 1.0 for name in ("alpha", "beta")):
         return None
@@ -97,3 +101,27 @@ def _split(node: ir.Node) -> None:
     stem = node.name.rpartition("/")[0] if node.name else ""
     product = insert_before(node, "MatMul", list(node.inputs[:2]), f"{stem}/MatMul")
     replace(node, insert_before(node, "Add", [product, node.inputs[2]], f"{stem}/Add"))
+
+
+def _roomy(node: ir.Node, bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """``scale``, large enough for ``bias`` in every channel: where it was not, the weights get a larger one."""
+    weight = producer(node.inputs[1], "DequantizeLinear")
+    assert weight is not None and node.graph is not None
+    integers, step = constant(weight.inputs[0]), constant(weight.inputs[1])
+    assert integers is not None and step is not None
+    growth = np.maximum(np.abs(bias) / (scale.astype(np.float64) * (LIMIT // 2)), 1)
+    if (growth == 1).all():
+        return scale
+    shape = (-1, *[1] * (integers.ndim - 1))
+    arrays = {
+        "weight": np.rint(integers / growth.reshape(shape)).astype(np.int8),
+        "weight_scale": (step * growth).astype(np.float32),
+        "weight_zero_point": np.zeros(growth.shape, np.int8),
+    }
+    inputs: list[ir.Value | None] = [
+        add_constant(node.graph, f"{node.name}_{name}", array) for name, array in arrays.items()
+    ]
+    node.replace_input_with(1, insert_before(node, "DequantizeLinear", inputs, weight.name or "", {"axis": 0}))
+    grown = _scale(node)
+    assert grown is not None
+    return grown
