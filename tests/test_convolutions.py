@@ -176,8 +176,7 @@ def test_a_training_step_reaches_every_weight_of_a_fake_quantized_resnet(learned
     quantize(model, "u8s8_static", (), pixels(2), learned=learned)
     calibrate_on(model, QUANT, [pixels(4, seed) for seed in (0, 1)], 8)
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    learned = [tensor for tensor in model.parameters() if tensor.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=0.01)
+    optimizer = torch.optim.SGD([tensor for tensor in model.parameters() if tensor.requires_grad], lr=0.01)
     loss = functional.cross_entropy(model.train()(**pixels(4)).logits, torch.arange(4))
     loss.backward()
     optimizer.step()

@@ -660,13 +660,14 @@ def test_a_convolution_that_is_not_only_quantized_is_left_alone(body: str) -> No
     assert ops(passes.apply(before, ("constants", "early_quantize"))) == ops(before)
 
 
-@pytest.mark.parametrize("least", [1e-3, 1e-13, 0.0], ids=["usual", "nearly zero weights", "no weights"])
-def test_a_convolutions_bias_is_int32_whatever_the_weights_of_its_channel(least: float) -> None:
-    weights = s8(4, 3, 3, 3)
-    weights[1] *= least > 0
-    before = convolution(
-        "y = Identity(c)", np.uint8(3), w=weights, scale=np.array([1e-3, least or 1e-20, 2e-3, 1e-3], np.float32)
-    )
+@pytest.mark.parametrize(
+    "scale",
+    [np.array([1e-3, 1e-3, 2e-3, 1e-3]), np.array([1e-3, 1e-13, 2e-3, 1e-3]), np.array(1e-3), np.array(1e-13)],
+    ids=["usual", "a channel of nearly no weights", "one scale", "one scale, nearly no weights"],
+)
+def test_a_convolutions_bias_is_int32_whatever_the_weights_of_its_channel(scale: np.ndarray) -> None:
+    zero = np.zeros(scale.shape, np.int8)
+    before = convolution("y = Identity(c)", np.uint8(3), scale=scale.astype(np.float32), zero=zero)
     result = passes.apply(before, ("constants", "gemm_bias", "dead"))
     node = next(n for n in result.graph.node if n.op_type == "Conv")
     made = {n.output[0]: n for n in result.graph.node}

@@ -137,6 +137,7 @@ class LearnedQuant(_Fast):
 
     devices = ("cpu", "cuda")
     batched = False
+    exposed = False  # whether the model's own code gets what comes out, and may change it in place
 
     def fast(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized, in few passes."""
@@ -144,7 +145,7 @@ class LearnedQuant(_Fast):
         low, high = (int(end) for end in self.ends(bits))
         shared = x.numel() / scale.numel() / (len(x) if self.batched else 1)
         y = LearnedRound.apply(x, scale, zero_point, low, high, (shared * high) ** -0.5)  # type: ignore[no-untyped-call]
-        return y, scale, zero_point, bits
+        return y.clone() if self.exposed else y, scale, zero_point, bits
 
 
 class LearnedActQuant(LearnedQuant):

@@ -193,6 +193,13 @@ def act_parameters(proxy: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter |
     return quant.scaling_impl.value, zero_point.value if isinstance(zero_point, ParameterZeroPoint) else None
 
 
+def at_output(proxy: Any, cut: tuple[float, float | None] | None) -> None:
+    """Note that a quantizer is one of a layer's output, of which the model keeps only what is inside ``cut``."""
+    proxy.cut = cut  # for calibration: no integers for what is clipped next
+    if proxy.fused_activation_quant_proxy is not None:
+        proxy.fused_activation_quant_proxy.tensor_quant.exposed = True
+
+
 def levels(proxy: Any) -> int:
     """Steps between the least and the largest integer of an activation quantizer."""
     return int(2 ** int(proxy.fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl()) - 1)

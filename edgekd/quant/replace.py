@@ -75,7 +75,7 @@ def quantize(
                 input_quant=proxies.get(group, act),
                 output_quant=None if flow.requantized(name, quantized) else act,
             )
-            new.output_quant.cut = flow.cut(name)  # for calibration: no integers for what is clipped next
+            quantizers.at_output(new.output_quant, flow.cut(name))
             if group >= 0:
                 proxies[group] = new.input_quant
         elif type(module) is nn.Embedding:
