@@ -679,16 +679,18 @@ def test_a_convolutions_bias_is_int32_whatever_the_weights_of_its_channel(scale:
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
-def test_a_padding_put_together_of_constants_is_a_constant() -> None:
+def test_a_padding_put_together_of_constants_is_a_constant_or_nothing() -> None:
     before = model(
         """g (float[b,3,4,4] x, int64[8] given) => (float[h,i,j,k] y) {
             shape = ConstantOfShape <value = int64[1] {0}> (four)
             both = Concat<axis = 0>(front, shape)
             widths = Cast<to = 7>(both)
+            nothing = Mul(widths, zero)
             z = Pad(x, widths)
-            y = Pad(z, given)
+            same = Pad(z, nothing)
+            y = Pad(same, given)
         }""",
-        four=np.array([4]), front=np.array([0, 0, 1, 2]),
+        four=np.array([4]), zero=np.array(0), front=np.array([0, 0, 1, 2]),
     )  # fmt: skip
     result = after(before, "constant_pads", "dead", x=f32(1, 3, 4, 4), given=np.arange(8))
     assert ops(result) == ["Pad", "Pad"]

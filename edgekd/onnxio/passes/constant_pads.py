@@ -1,8 +1,8 @@
-"""Padding that depends on nothing is a constant.
+"""Padding that depends on nothing is a constant, and none at all no node.
 
 Requires: ``constants``.
 Does: computes the widths of a ``Pad`` that the exporter puts together out of constants (it turns torch's order of
-dimensions round in eight nodes, and does not fold them).
+dimensions round in eight nodes, and does not fold them). Drops a ``Pad`` by nothing, which would copy its input.
 Ensures: nothing more; widths that depend on an input stay computed.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from edgekd.onnxio.graph import add_constant, constant
+from edgekd.onnxio.graph import add_constant, constant, replace
 
 
 def run(model: ir.Model) -> int:
@@ -20,16 +20,19 @@ def run(model: ir.Model) -> int:
     if not found:
         return 0
     proto = ir.to_proto(model)
-    names = [node.inputs[1].name for node in found if node.inputs[1] is not None]
     needed = {value for node in found for value in _above(node.inputs[1])}
     kept = [one for one, node in zip(proto.graph.node, model.graph, strict=True) if node.outputs[0] in needed]
+    names = [node.inputs[1].name for node in found if node.inputs[1] is not None]
     del proto.graph.node[:], proto.graph.output[:], proto.graph.input[:]
     proto.graph.node.extend(kept)
     for name in dict.fromkeys(names):
         proto.graph.output.add(name=name)
     arrays = dict(zip(dict.fromkeys(names), ReferenceEvaluator(proto).run(None, {}), strict=True))
     for node, name in zip(found, names, strict=True):
-        node.replace_input_with(1, add_constant(model.graph, f"{node.name}_widths", arrays[name]))
+        if arrays[name].any() or node.inputs[0] is None:
+            node.replace_input_with(1, add_constant(model.graph, f"{node.name}_widths", arrays[name]))
+        else:
+            replace(node, node.inputs[0])
     return len(found)
 
 
