@@ -21,8 +21,8 @@ batch only."""
 def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the one branch that is ever taken in the place of each ``If`` that branches on shapes alone.
 
-    Such a condition is computed for several ``SHAPES`` of the inputs. Where it differs, or
-    depends on what the tensors hold, the ``If`` stays. A graph without control flow is returned as it is.
+    Such a condition is computed for several ``SHAPES`` of the inputs. Where it differs, or depends on what the tensors
+    hold, the ``If`` stays. A graph without control flow is returned as it is.
     """
     if left(model) is None:
         return model

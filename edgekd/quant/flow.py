@@ -96,7 +96,7 @@ def watch(model: Any, example: dict[str, Tensor]) -> Flow:
     seen = _Watch()
     hooks = []
     for name, module in model.named_modules():
-        if isinstance(module, LAYERS):
+        if type(module) in LAYERS:
             hooks += [
                 module.register_forward_pre_hook(lambda m, args, name=name: seen.enter(name, args[0])),
                 module.register_forward_hook(lambda m, args, out, name=name: seen.leave(name, args[0], out)),
