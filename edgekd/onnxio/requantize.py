@@ -1,113 +1,117 @@
-"""More of a finished graph in int8 than its training had: what `edgekd tune` tries without training anew.
+"""More of an exported graph in int8 than its training had: attention's products, outputs of linear layers.
 
-The ranges are observed in the graph itself, run on calibration examples, and each is put into it as ``QuantizeLinear ->
-DequantizeLinear``. onnxruntime moves the pair up through reshapes and transposes and fuses it into the products on
-either side of it.
+They are no modules, so nothing stands for them in training. Their ranges are observed in the graph itself, and put into
+it as ``QuantizeLinear -> DequantizeLinear``: onnxruntime moves the pair up through reshapes and transposes, and fuses
+it into the products on either side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 
+from edgekd.distill.data import Tokens
 from edgekd.errors import ExportError
+from edgekd.globs import named_in
 from edgekd.onnxio.audit import session, signed
 from edgekd.onnxio.graph import add_constant, constant, insert_before, producer
+from edgekd.onnxio.names import module_path
 from edgekd.quant.observe import Histogram, choose
 
-Feed = dict[str, NDArray[Any]]
-Place = tuple[ir.Value, list[ir.Node]]
-"""A tensor, and those of its users that are to read it quantized."""
+Place = tuple[str, tuple[str, ...]]
+"""A tensor, and the nodes that are to read it quantized, by their names."""
 
 
-def attention(graph: ir.Graph) -> Iterator[Place]:
-    """The factors of every product of two tensors that are computed: queries, keys, probabilities, values."""
-    for node in graph:
-        if _product(node, "MatMul") and not any(producer(v, "DequantizeLinear") for v in node.inputs):
-            for value in dict.fromkeys(node.inputs):
-                assert value is not None
-                yield value, [node]
+def attention(model: onnx.ModelProto, keep_float: Iterable[str] = ()) -> list[Place]:
+    """The factors of the products of two computed tensors: queries and keys, probabilities and values.
+
+    Not those that ``keep_float`` names, by globs over the paths of nodes.
+    """
+    patterns = tuple(keep_float)
+    found: list[Place] = []
+    for node in _graph(model).graph:
+        if node.op_type != "MatMul" or node.domain or named_in(module_path(node.name or ""), patterns):
+            continue
+        if not any(constant(value) is not None or producer(value, "DequantizeLinear") for value in node.inputs):
+            found += [(str(value.name), (str(node.name),)) for value in dict.fromkeys(node.inputs) if value is not None]
+    return found
 
 
-def outputs(graph: ir.Graph) -> Iterator[Place]:
-    """What the int8 linear layers give, unless it is the model's answer."""
-    for node in graph:
+def outputs(model: onnx.ModelProto) -> list[Place]:
+    """What the int8 linear layers give to one other node, unless it is the model's answer or quantized there anyway.
+
+    Where several nodes read it, as in GELU, the pair would stand in the way of their fusion.
+    """
+    found: list[Place] = []
+    for node in _graph(model).graph:
         if node.op_type in ("Gemm", "MatMul") and all(producer(v, "DequantizeLinear") for v in node.inputs[:2]):
-            value = node.outputs[0]
-            if not value.is_graph_output() and value.uses():
-                yield value, list(value.consumers())
-
-
-WHERE = {"attention": attention, "outputs": outputs}
+            value, users = node.outputs[0], list(node.outputs[0].consumers())
+            if not value.is_graph_output() and len(users) == 1 and users[0].op_type != "QuantizeLinear":
+                found.append((str(value.name), (str(users[0].name),)))
+    return found
 
 
 def apply(
-    model: onnx.ModelProto, where: Iterable[str], feeds: Sequence[Feed], method: str, percentile: float
+    model: onnx.ModelProto, places: Sequence[Place], calibration: Tokens, method: str, percentile: float
 ) -> onnx.ModelProto:
-    """The model with the tensors of ``where`` (names in ``WHERE``) quantized statically; the one given is not changed.
+    """The model with those tensors quantized statically, by ranges observed in itself; the one given is not changed.
 
-    ``feeds`` are calibration examples without padding (int64 (1, tokens) by input), ``method`` and ``percentile`` as in
-    ``spec.Quant``. Activations are signed where those of the model are. Raises ``ExportError`` where the model has no
-    such tensor, or one that has no range.
+    ``method`` and ``percentile`` are as in ``spec.Quant``; activations are signed where those of the model are. Raises
+    ``ExportError`` for a tensor that has no range.
     """
-    own = onnx.ModelProto()
-    own.CopyFrom(model)
-    graph = ir.from_proto(own)
     symmetric = signed(model)
-    for name in where:
-        places = list(WHERE[name](graph.graph))
-        if not places:
-            raise ExportError(f"there is nothing in the graph to quantize as {name}")
-        tensors = list(dict.fromkeys(str(value.name) for value, _ in places))
-        ranges = _observe(ir.to_proto(graph), tensors, feeds, method, percentile, symmetric)
-        for value, users in places:
-            _quantize(graph.graph, value, users, *ranges[str(value.name)], symmetric)
-    return ir.to_proto(graph)
+    ranges = _observe(model, sorted({tensor for tensor, _ in places}), calibration, method, percentile, symmetric)
+    own = _graph(model)
+    values = {value.name: value for node in own.graph for value in node.outputs}
+    for tensor, users in places:
+        _quantize(own.graph, values[tensor], users, *ranges[tensor], symmetric)
+    return ir.to_proto(own)
 
 
-def _product(node: ir.Node, kind: str) -> bool:
-    return node.op_type == kind and not node.domain and all(constant(value) is None for value in node.inputs)
+def _graph(model: onnx.ModelProto) -> ir.Model:
+    own = onnx.ModelProto()
+    own.CopyFrom(model)  # the graph shares its tensors with the message it is read from
+    return ir.from_proto(own)
 
 
 def _observe(
-    model: onnx.ModelProto, tensors: list[str], feeds: Sequence[Feed], method: str, percentile: float, symmetric: bool
-) -> Mapping[str, tuple[float, float]]:
-    """(low, high) of each tensor over the feeds."""
+    model: onnx.ModelProto, tensors: list[str], calibration: Tokens, method: str, percentile: float, symmetric: bool
+) -> dict[str, tuple[float, float]]:
+    """(low, high) of each tensor over the examples, which go through the graph one by one, without padding."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    runner = session(opened)
+    runner, inputs = session(opened), [value.name for value in model.graph.input]
     histograms = {name: Histogram() for name in tensors}
-    names = [value.name for value in model.graph.input]
-    for feed in feeds:
-        found = runner.run(tensors, {name: feed[name] for name in names})
+    for row in range(len(calibration)):
+        ids, mask, _ = calibration.gather(np.array([row]))
+        given = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+        found = runner.run(tensors, {name: given[name] for name in inputs})
         for name, array in zip(tensors, found, strict=True):
             histograms[name].observe(torch.from_numpy(array))
     ranges = {name: choose(seen, method, percentile, symmetric) for name, seen in histograms.items()}
     for name, (low, high) in ranges.items():
         if not math.isfinite(high - low) or not 0 < high - low < 1e30:
-            raise ExportError(f"{name} has the range [{low}, {high}]: it cannot be quantized")
+            raise ExportError(f"{name} has the range [{low}, {high}]: it cannot be quantized; name it in keep_float")
     return ranges
 
 
 def _quantize(
-    graph: ir.Graph, value: ir.Value, users: list[ir.Node], low: float, high: float, symmetric: bool
+    graph: ir.Graph, value: ir.Value, users: Collection[str], low: float, high: float, symmetric: bool
 ) -> None:
     step = high / 127 if symmetric else (high - low) / 255
     point = np.array(0, np.int8) if symmetric else np.array(round(-low / step), np.uint8)
     scale = add_constant(graph, f"{value.name}_scale", np.array(step, np.float32))
     zero = add_constant(graph, f"{value.name}_zero_point", point)
-    anchor = next(node for node in graph if node in users)
-    whole = insert_before(anchor, "QuantizeLinear", [value, scale, zero], f"{value.name}/QuantizeLinear")
-    back = insert_before(anchor, "DequantizeLinear", [whole, scale, zero], f"{value.name}/DequantizeLinear")
-    for user in users:
-        for index, used in enumerate(user.inputs):
+    reading = [node for node in graph if node.name in users and value in node.inputs]
+    integers = insert_before(reading[0], "QuantizeLinear", [value, scale, zero], f"{value.name}/QuantizeLinear")
+    floats = insert_before(reading[0], "DequantizeLinear", [integers, scale, zero], f"{value.name}/DequantizeLinear")
+    for node in reading:
+        for index, used in enumerate(node.inputs):
             if used is value:
-                user.replace_input_with(index, back)
+                node.replace_input_with(index, floats)

@@ -28,7 +28,7 @@ def outcome(row: Row, least: float) -> str:
         return "INVALID"
     if row["score"] is None or row["score"] < least:
         return "score"
-    return verdict(row["speedup_vs_teacher"] and row["speedup_low"], row["speedup_high"])
+    return verdict(row["speedup_low"], row["speedup_high"])
 
 
 def choose(rows: Sequence[Row], own: str, choosable: Collection[str], least: float) -> str:
