@@ -78,8 +78,15 @@ def graph(
             distill=distill,
             quantize=quantize,
         ),
-        "bench": dict(task=t.task, bench=t.bench, device=t.device, export=export, assets=assets, machine=machine)
-        | (dict(session=session) if session else {}),
+        "bench": dict(
+            task=t.task,
+            bench=t.bench,
+            device=t.device,
+            export=export,
+            assets=assets,
+            machine=machine,
+            session=dict(session or {}),
+        ),
     }
 
 

@@ -3,9 +3,9 @@
 The job: ``runtime``, ``model`` and ``inputs`` (paths), ``workload``, ``threads``, ``cpus`` (to run on), ``calls``,
 ``warmup`` (see ``warm_up``), ``score`` (whether to go on over the whole test split), ``samples`` (the ``.npz`` to
 write), ``calm_ns`` (the ``Canary.best_ns`` of the processes before this one, or null), ``parent`` (the process that
-started this one) and, where there are any, the ``session`` options of onnxruntime. The answer is one line of JSON on stdout; whatever a library prints goes to stderr. In the ``.npz``:
-``call_ns`` int64 (calls,), ``null_ns`` int64 (the same loop around nothing) and, if asked for, ``logits`` float32
-(examples, classes).
+started this one) and, where there are any, the ``session`` options of onnxruntime. The answer is one line of JSON on
+stdout; whatever a library prints goes to stderr. In the ``.npz``: ``call_ns`` int64 (calls,), ``null_ns`` int64 (the
+same loop around nothing) and, if asked for, ``logits`` float32 (examples, classes).
 """
 
 from __future__ import annotations

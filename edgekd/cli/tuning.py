@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -13,18 +13,17 @@ from edgekd.cli.common import RUNS, Json, Smoke, Store, TargetName, load, mebiby
 from edgekd.errors import INTERRUPTED
 from edgekd.progress import Progress
 
-VERDICTS = {
-    "score": "beyond the score budget",
-    "information": "for information: no target can ask for it without training",
-    "INVALID": "INVALID: {why_invalid}",
-    "no graph": "no graph: {why}",
-}
+VERDICTS = {"score": "beyond the score budget", "same": "no difference shown"}
 
 
 def tune(
     target: TargetName,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of fresh processes; below 5 nothing is VALID.")] = 5,
     calls: Annotated[int, typer.Option(min=1, help="Timed calls a round; below 100 nothing is VALID.")] = 100,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Try this one beside the target's own; repeatable."),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Time anew instead of taking up what was timed.")] = False,
     smoke: Smoke = False,
     store: Store = RUNS,
@@ -41,6 +40,7 @@ def tune(
 
     $ edgekd tune reuters_x86
     $ edgekd tune ./my_target.py --rounds 9 --calls 200
+    $ edgekd tune reuters_x86 --only attention_int8 --only no_prepacking
     $ edgekd tune reuters_x86 --again --json
     """
     from edgekd.tuning import tune as tuning
@@ -49,7 +49,14 @@ def tune(
     progress = Progress()
     try:
         found = tuning.tune(
-            found_target, store, beside=path, rounds=rounds, calls=calls, again=again, progress=progress
+            found_target,
+            store,
+            beside=path,
+            rounds=rounds,
+            calls=calls,
+            only=only or (),
+            again=again,
+            progress=progress,
         )
     except KeyboardInterrupt:
         progress.log("interrupted; what was exported and timed is kept, and the same command goes on from there")
@@ -62,33 +69,42 @@ def tune(
 
 def _print(found: Mapping[str, Any]) -> None:
     console = stdout()
-    console.print(_table("placement", found["placements"]))
-    console.print()
-    console.print(_table("session option", found["session"]))
-    if found["confirmed"]:
-        console.print()
-        console.print(_table("once more", found["confirmed"]))
+    for kind, name in (("placement", "placements"), ("session option", "session"), ("once more", "confirmed")):
+        if found[name]:
+            console.print(_table(kind, found[name]))
+            console.print()
     chosen = found["chosen"]
     least, teacher = (f"{100 * found[name]:.2f} %" for name in ("least_score", "teacher_score"))
-    lines = [f"score asked of a placement on validation: {least} (the teacher has {teacher})"]
-    lines.append(f"placement: {chosen['name']}" + ("" if chosen["lines"] else ", as the target has it"))
+    lines = [*_remarks(found), f"score asked for on validation: {least} (the teacher has {teacher})"]
+    lines.append(f"placement: {chosen['name']}")
     lines += ["paste into the target file:", *(f"    {line}" for line in chosen["lines"])] if chosen["lines"] else []
     lines.append(f"session options: {session.text(chosen['session'])}")
-    console.print("\n" + "\n".join(lines), markup=False, soft_wrap=True)
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def _table(kind: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     heads = (kind, "p50 (ms)", "times as fast", "validation", "size", "peak RSS (MiB)", "verdict")
     table = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        verdict = VERDICTS.get(row["verdict"], row["verdict"]).format_map(row)
+        verdict = VERDICTS.get(row["verdict"], row["verdict"]) + ("" if row.get("choosable", True) else " *")
         if row.get("p50_ms") is None:
-            table.add_row(row["name"], "-", "-", "-", "-", "-", verdict)
+            table.add_row(row["name"], *["-"] * 5, verdict)
             continue
         score = "-" if row["score"] is None else f"{100 * row['score']:.2f} %"
         p50, ratio = (_span(row, name, unit) for name, unit in (("p50", "_ms"), ("ratio", "")))
-        table.add_row(row["name"], p50, ratio, score, mebibytes(row["size_bytes"]), f"{row['peak_rss_mib']:.1f}", verdict)
+        rss = f"{row['peak_rss_mib']:.1f}"
+        table.add_row(row["name"], p50, ratio, score, mebibytes(row["size_bytes"]), rss, verdict)
     return table
+
+
+def _remarks(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the tables' verdicts leave out."""
+    rows = [*found["placements"], *found["session"], *found["confirmed"]]
+    for row in rows:
+        if row.get("why") or row["verdict"] == "INVALID":
+            yield f"{row['verdict']}: {row['name']}: {row.get('why') or row['why_invalid']}"
+    if any(not row["choosable"] for row in found["placements"]):
+        yield "* for information: no target can ask for it, or not without training another student"
 
 
 def _span(row: Mapping[str, Any], name: str, unit: str) -> str:

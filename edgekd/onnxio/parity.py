@@ -93,12 +93,13 @@ def gate_graphs(
 
     Raises ``ExportError`` when they agree on less than ``min_agreement`` or their scores differ by too much.
     """
-    row = _compare(*(_run(graph, feeds, optimize=True) for graph in (before, after)), np.asarray(labels))
+    one, other = (_run(graph, feeds, optimize=True) for graph in (before, after))
+    row = _compare(one, other, np.asarray(labels))
     if row["agreement"] < min_agreement or row["score_gap"] > max_score_gap:
         raise ExportError(
             f"with the products of attention in int8 the file agrees with itself on {row['agreement']:.2%} of the "
-            f"examples, and its score moves by {row['score_gap']:.4f} (asked for: {min_agreement:.2%}, and scores within "
-            f"{max_score_gap:g}); name these products in keep_float, e.g. '*.attention.self.MatMul*'"
+            f"examples, and its score moves by {row['score_gap']:.4f} (asked for: {min_agreement:.2%}, and scores "
+            f"within {max_score_gap:g}); name these products in keep_float, e.g. '*.attention.self.MatMul*'"
         )
     return row
 

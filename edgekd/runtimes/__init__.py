@@ -32,7 +32,10 @@ class Runtime(Protocol):
     """What a runtime module is."""
 
     def load(self, path: Path, threads: int, session: Mapping[str, Any] = ..., /) -> Session:
-        """Load the model file for exactly ``threads`` threads; ``session`` (``edgekd.session``) is onnxruntime's alone."""
+        """Load the model file for exactly ``threads`` threads.
+
+        ``session`` (see ``edgekd.session``) is given to ``ort_cpu`` alone, and only where options are set.
+        """
         ...
 
     def version(self) -> str:

@@ -19,8 +19,6 @@ ARTIFACTS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq
 SHIPPED = ARTIFACTS[-1]
 
 
-
-
 def artifacts(export: Path, session: Mapping[str, Any] | None = None) -> list[Artifact]:
     """What the ``export`` stage left in its folder, as ``measure`` takes it; ``session`` is for what is shipped."""
     inputs = {kind: export / "inputs" / f"{kind}.npz" for kind in ("teacher", "student")}
@@ -39,7 +37,7 @@ def run(
     export: store.Stage,
     assets: store.Stage,
     machine: dict[str, object],
-    session: Mapping[str, Any] | None = None,
+    session: Mapping[str, Any],
 ) -> None:
     """Write ``rows.json``, ``environment.json`` and the samples of every process to ``raw/``.
 
@@ -70,7 +68,7 @@ def run(
         "device": device.name,
         "missing_features": missing,
         "versions": {"python": sys.version.split()[0], **runtimes.installed()},
-        **({"session": dict(session)} if session else {}),
+        "session": dict(session),
     }
     store.write_json(ctx.out / "environment.json", environment)
     store.write_json(ctx.out / "rows.json", rows)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edgekd import spec
-from edgekd.onnxio import audit, files, passes, requantize
+from edgekd.onnxio import audit, files, passes, requantize, skip_layer_norm
 from edgekd.onnxio import export as exporter
 from edgekd.quant.calibrate import calibrate
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
@@ -20,7 +20,7 @@ from edgekd.store import Context, Stage, write_json
 REVISION = 1
 MODEL = "model.onnx"
 INPUTS = "inputs.npz"
-Variant = Literal["", "outputs", "sequence"]
+Variant = Literal["", "outputs", "sequence", "skip_layer_norm"]
 
 
 def run(
@@ -37,9 +37,9 @@ def run(
 ) -> None:
     """Write ``model.onnx``, its ``audit.json``, and the validation split as ``inputs.npz``.
 
-    ``variant`` is a graph that no target asks for: ``outputs`` of linear layers quantized too, or tensors that keep the
-    dimension of the ``sequence``. ``hidden`` is the width of a student with random weights in the place of the
-    distilled one. Raises ``ExportError`` or ``TargetError`` where there is no such graph.
+    ``variant`` is a graph that no target asks for: ``outputs`` of linear layers quantized too, tensors that keep the
+    dimension of the ``sequence``, or the operator of ``onnxio.skip_layer_norm``. ``hidden`` is the width of a student
+    with random weights in the place of the distilled one. Raises ``ExportError`` or ``TargetError`` where there is no such graph.
     """
     data = read_data(task, assets)
     model, tokenizer = load_stage_model(distill, data.labels, "eager")
@@ -57,6 +57,8 @@ def run(
         graph = files.read(path)
         places = requantize.outputs(graph)
         files.write(requantize.apply(graph, places, examples, quant.method, quant.percentile), path)
+    elif variant == "skip_layer_norm":
+        files.write(skip_layer_norm.apply(files.read(path)), path)
     write_json(ctx.out / "audit.json", audit.audit(path, kept))
     validation = tokenise_splits(tokenizer, data, task.max_length, ("validation",))["validation"]
     write_inputs(ctx.out / INPUTS, validation)

@@ -112,7 +112,7 @@ def calibration_tokens(tokenizer: Any, data: Any, task: spec.Task, ids: Sequence
 
 
 def quantize_attention(path: Path, quant: spec.Quant, calibration: Tokens) -> bool:
-    """Quantize attention's products in an exported file, but for those that ``keep_float`` names; whether there were any.
+    """Quantize attention's products in an exported file, but for those that ``keep_float`` names; were there any?
 
     Nothing stands for them in training: their ranges are observed in the graph itself. A scheme without fixed ranges
     leaves them in float, and to the audit.

@@ -44,8 +44,8 @@ def placements(target: Target, hidden: int, heads: int) -> Iterator[Candidate]:
     yield Candidate(OWN, "as the target says", quant)
     products = tuple(glob for glob in quant.keep_float if "MatMul" in glob)
     with_products = quant.keep_float if products else (*quant.keep_float, PRODUCTS)
-    for scheme in _schemes(target):
-        yield Candidate(scheme, "another scheme", replace(quant, scheme=scheme, keep_float=with_products))
+    for other in _schemes(target):
+        yield Candidate(other.scheme, "another scheme", replace(other, keep_float=with_products))
     if products and quant.static:
         kept = tuple(glob for glob in quant.keep_float if glob not in products)
         yield Candidate("attention_int8", "attention's own products in int8", replace(quant, keep_float=kept))
@@ -65,20 +65,20 @@ def placements(target: Target, hidden: int, heads: int) -> Iterator[Candidate]:
         about = "outputs of linear layers in 8 bits, where one node reads them"
         yield Candidate("requantized", about, quant, variant="outputs")
     if quant.scheme != "w4_block":
-        about = "tensors in three dimensions, where onnxruntime fuses SkipLayerNormalization"
+        about = "tensors of three dimensions: MatMulIntegerToFloat and BiasGelu in the place of QGemm and Gelu"
         yield Candidate("sequence", about, quant, variant="sequence")
+    yield Candidate("skip_layer_norm", "SkipLayerNormalization on", quant, variant="skip_layer_norm")
     for width in _widths(hidden, heads):
         yield Candidate(f"hidden_{width}", f"hidden width {width}, random weights", quant, hidden=width)
 
 
-def _schemes(target: Target) -> Iterator[Any]:
+def _schemes(target: Target) -> Iterator[Quant]:
     """The other way to find ranges, at run time or beforehand, and four bits, as far as the device has them."""
     quant = target.quant
     for scheme in target.device.schemes:
-        other = replace(quant, scheme=scheme)
-        possible = not other.static or (quant.calibration and not quant.static)
-        if scheme != quant.scheme and possible:
-            yield scheme
+        other = replace(quant, scheme=scheme)  # type: ignore[arg-type]
+        if scheme != quant.scheme and (not other.static or (quant.calibration and not quant.static)):
+            yield other
 
 
 def _widths(hidden: int, heads: int) -> Iterator[int]:

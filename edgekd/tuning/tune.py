@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,17 @@ from edgekd.runner import Step
 from edgekd.spec import Target
 from edgekd.store import Stage, read_json
 from edgekd.tuning import result
-from edgekd.tuning.candidates import DEFAULT, OWN, Candidate, literal, options, placements, united, untrained
+from edgekd.tuning.candidates import (
+    DEFAULT,
+    OPTIMIZERS,
+    OWN,
+    Candidate,
+    literal,
+    options,
+    placements,
+    united,
+    untrained,
+)
 from edgekd.tuning.choose import Row, choose, least_score, outcome, p50, winners
 
 STAGE = "candidate"
@@ -34,15 +44,19 @@ def tune(
     beside: Path | None = None,
     rounds: int = 5,
     calls: int = 100,
+    only: Sequence[str] = (),
     again: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Try what ``candidates`` lists on the target's distilled student, write ``tune.json`` into the run, return it.
 
+    ``only`` names the placements and session options to try; without any it is all.
+
     Placements are timed first; then, on the fastest, session options one by one; then what was chosen once more beside
     the target's own, in fresh processes: only what is faster there too stays, since of many candidates one is easily
     lucky. Exported candidates stay in the store and samples in the run's ``tune/``, from where a second call takes
-    them; ``again`` times anew. Raises ``UsageError`` where the distill stage is not finished.
+    them; ``again`` times anew. Raises ``UsageError`` where the distill stage is not finished, and for an unknown name
+    in ``only``.
     """
     progress = progress or Progress()
     run = folder / pipeline.run_name(target)
@@ -58,7 +72,7 @@ def tune(
         shutil.rmtree(run / "tune", ignore_errors=True)
     student = read_json(line["distill"].stage.path / "student.json")
     teacher = read_json(line["teacher"].stage.path / "scores.json")["validation"]["score"]
-    found = list(placements(target, student["hidden"], student["heads"]))
+    found = _wanted(placements(target, student["hidden"], student["heads"]), only)
     built, broken = _build(found, target, line, folder, progress)
     timing = _Timing(target, run / "tune", rounds, calls, progress)
 
@@ -69,6 +83,7 @@ def tune(
     chosen = choose(rows, OWN, choosable, least)
 
     tried = options(read_json(built[chosen].path / "audit.json")["operators"], timing.threads)
+    tried = {name: given for name, given in tried.items() if not only or name in (DEFAULT, *only)}
     progress.log(f"tune: {len(tried) - 1} session options on {chosen}")
     session_rows = timing.rows([_artifact(name, built[chosen], given) for name, given in tried.items()], DEFAULT)
     session = united([tried[name] for name in winners(session_rows, DEFAULT, tried, least)])
@@ -88,7 +103,7 @@ def tune(
         "calls": calls,
         "teacher_score": teacher,
         "least_score": least,
-        "placements": [_placement(c, rows, broken, c.name in choosable, chosen, least) for c in found],
+        "placements": [_placement(c, rows, broken, c.name in choosable, least) for c in found],
         "session": [_line(row, least) | {"options": tried[row["artifact"]]} for row in session_rows],
         "confirmed": [_line(row, least) for row in confirmed],
         "chosen": {
@@ -101,6 +116,14 @@ def tune(
     run.mkdir(parents=True, exist_ok=True)
     store.write_json(run / result.NAME, content)
     return content
+
+
+def _wanted(found: Iterable[Candidate], only: Sequence[str]) -> list[Candidate]:
+    every = list(found)
+    names = [*(candidate.name for candidate in every), *options(dict.fromkeys(OPTIMIZERS, 1), threads=2)]
+    if unknown := [name for name in only if name not in names]:
+        raise UsageError(f"there is no candidate {unknown[0]!r}; there are {', '.join(names)}")
+    return [candidate for candidate in every if not only or candidate.name in (OWN, *only)]
 
 
 class _Timing:
@@ -204,18 +227,13 @@ def _line(row: Row, least: float) -> dict[str, Any]:
 
 
 def _placement(
-    candidate: Candidate, rows: Sequence[Row], broken: Mapping[str, str], choosable: bool, chosen: str, least: float
+    candidate: Candidate, rows: Sequence[Row], broken: Mapping[str, str], choosable: bool, least: float
 ) -> dict[str, Any]:
-    about = {"name": candidate.name, "about": candidate.about, "scheme": candidate.quant.scheme}
+    about: dict[str, Any] = {"name": candidate.name, "about": candidate.about, "scheme": candidate.quant.scheme}
     about |= {"keep_float": list(candidate.quant.keep_float), "choosable": choosable}
     if candidate.name in broken:
         return about | {"verdict": "no graph", "why": broken[candidate.name]}
     row = next(row for row in rows if row["artifact"] == candidate.name)
-    found = _line(row, least) | about
-    if candidate.hidden:
-        found["score"] = None  # of random weights
-    if candidate.name == chosen:
-        found["verdict"] = "chosen"
-    elif not choosable:
-        found["verdict"] = "information"
-    return found
+    if candidate.hidden:  # its weights are random
+        return _line({**row, "score": least}, least) | about | {"score": None}
+    return _line(row, least) | about
