@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 ATTRIBUTES = ("enable_cpu_mem_arena", "enable_mem_pattern")
-ENTRIES = ("session.disable_prepacking", "session.intra_op.allow_spinning", "session.set_denormal_as_zero")
+ENTRIES = ("session.disable_prepacking", "session.intra_op.allow_spinning")
+"""Not ``session.set_denormal_as_zero``: it leaves the thread that opens the session flushing denormals to zero, in all
+that the deployer's process computes from then on."""
 OPTIMIZERS = "disabled_optimizers"
 
 

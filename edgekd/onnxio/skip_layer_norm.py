@@ -24,29 +24,27 @@ def apply(model: onnx.ModelProto) -> onnx.ModelProto:
     own.CopyFrom(model)
     graph = ir.from_proto(own)
     infer(graph)
-    count = 0
-    for node in list(graph.graph):
-        add = (
-            producer(node.inputs[0], "Add") if node.op_type == "LayerNormalization" and len(node.inputs) == 3 else None
-        )
-        if add is None or len(add.outputs[0].uses()) != 1 or any(constant(value) is not None for value in add.inputs):
-            continue
-        shape = dims(add.inputs[0])
-        if shape is None or shape != dims(add.inputs[1]):
-            continue
-        stem = (node.name or "").rpartition("/")[0]
+    places = [(node, add) for node in graph.graph if (add := _sum(node)) is not None]
+    if not places:
+        raise ExportError("there is no sum of two tensors of one shape in front of a LayerNormalization")
+    for node, add in places:
         epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
         inputs = [*add.inputs, *node.inputs[1:]]
-        name = f"{stem}/SkipLayerNormalization"
-        made = insert_before(node, "SkipLayerNormalization", inputs, name, {"epsilon": epsilon}, DOMAIN)
-        made.shape = node.outputs[0].shape
-        replace(node, made)
+        name = f"{(node.name or '').rpartition('/')[0]}/SkipLayerNormalization"
+        replace(node, insert_before(node, "SkipLayerNormalization", inputs, name, {"epsilon": epsilon}, DOMAIN))
         graph.graph.remove(add, safe=True)
-        count += 1
-    if not count:
-        raise ExportError("there is no sum of two tensors of one shape in front of a LayerNormalization")
     graph.graph.opset_imports[DOMAIN] = 1
-    result = ir.to_proto(graph)
+    result: onnx.ModelProto = ir.to_proto(graph)
     del result.graph.value_info[:]
     return result
 
+
+def _sum(node: ir.Node) -> ir.Node | None:
+    """The sum that a LayerNormalization with scale and bias reads alone, of two computed tensors of one shape."""
+    if node.op_type != "LayerNormalization" or len(node.inputs) != 3:
+        return None
+    add = producer(node.inputs[0], "Add")
+    if add is None or len(add.outputs[0].uses()) != 1 or any(constant(value) is not None for value in add.inputs):
+        return None
+    shape = dims(add.inputs[0])
+    return add if shape is not None and shape == dims(add.inputs[1]) else None

@@ -39,7 +39,8 @@ def run(
 
     ``variant`` is a graph that no target asks for: ``outputs`` of linear layers quantized too, tensors that keep the
     dimension of the ``sequence``, or the operator of ``onnxio.skip_layer_norm``. ``hidden`` is the width of a student
-    with random weights in the place of the distilled one. Raises ``ExportError`` or ``TargetError`` where there is no such graph.
+    with random weights in the place of the distilled one. Raises ``ExportError`` or ``TargetError`` where there is no
+    such graph.
     """
     data = read_data(task, assets)
     model, tokenizer = load_stage_model(distill, data.labels, "eager")

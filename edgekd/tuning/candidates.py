@@ -117,7 +117,6 @@ def options(operators: Mapping[str, int], threads: int) -> dict[str, dict[str, A
         "no_arena": {"enable_cpu_mem_arena": False},
         "no_memory_pattern": {"enable_mem_pattern": False},
         "no_prepacking": {"session.disable_prepacking": "1"},
-        "denormals_zero": {"session.set_denormal_as_zero": "1"},
     }
     if threads > 1:
         found["no_spinning"] = {"session.intra_op.allow_spinning": "0"}
