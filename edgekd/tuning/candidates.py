@@ -77,8 +77,10 @@ def _schemes(target: Target) -> Iterator[Quant]:
     quant = target.quant
     for scheme in target.device.schemes:
         other = replace(quant, scheme=scheme)  # type: ignore[arg-type]
-        if scheme != quant.scheme and (not other.static or (quant.calibration and not quant.static)):
-            yield other
+        if scheme == quant.scheme or (other.static and (quant.static or not quant.calibration)):
+            continue
+        without = dict(weights_first=0.0, scales="statistics", per_channel=True, weight_bits=None, activation_bits=None)
+        yield other if other.static else replace(other, **without)  # type: ignore[arg-type]
 
 
 def _widths(hidden: int, heads: int) -> Iterator[int]:
@@ -92,7 +94,7 @@ def _widths(hidden: int, heads: int) -> Iterator[int]:
 
 def untrained(quant: Quant) -> Quant:
     """``quant`` without what only training reads: two that differ in it have one candidate."""
-    return replace(quant, epochs=1, optimizer=Optimizer(), frozen_fraction=0.5)
+    return replace(quant, epochs=1, optimizer=Optimizer(), frozen_fraction=0.5, weights_first=0.0)
 
 
 # -------------------------------------------------------------------------------------------------------------- options

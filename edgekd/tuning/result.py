@@ -18,7 +18,8 @@ def placement(target: spec.Target, quant: spec.Quant) -> dict[str, Any]:
     """What of a target decides which graph onnxruntime runs: two with the same placement differ in weights alone."""
     blocks = {"block": quant.block} if quant.scheme == "w4_block" else {}
     kept = sorted(set(quant.keep_float))
-    return {"student": canonical(target.student), "scheme": quant.scheme, "keep_float": kept, **blocks}
+    named = {"scheme": quant.scheme, "per_channel": quant.per_channel, "keep_float": kept}
+    return {"student": canonical(target.student), **named, **blocks}
 
 
 def read(run: Path) -> dict[str, Any] | None:
