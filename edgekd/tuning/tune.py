@@ -50,9 +50,7 @@ def tune(
 ) -> dict[str, Any]:
     """Try what ``candidates`` lists on the target's distilled student, write ``tune.json`` into the run, return it.
 
-    ``only`` names the placements and session options to try; without any it is all.
-
-    Placements are timed first; then, on the fastest, session options one by one; then what was chosen once more beside
+    ``only`` names the placements and session options to try; without any it is all. Placements are timed first; then, on the fastest, session options one by one; then what was chosen once more beside
     the target's own, in fresh processes: only what is faster there too stays, since of many candidates one is easily
     lucky. Exported candidates stay in the store and samples in the run's ``tune/``, from where a second call takes
     them; ``again`` times anew. Raises ``UsageError`` where the distill stage is not finished, and for an unknown name
@@ -85,10 +83,14 @@ def tune(
     tried = options(read_json(built[chosen].path / "audit.json")["operators"], timing.threads)
     tried = {name: given for name, given in tried.items() if not only or name in (DEFAULT, *only)}
     progress.log(f"tune: {len(tried) - 1} session options on {chosen}")
-    session_rows = timing.rows([_artifact(name, built[chosen], given) for name, given in tried.items()], DEFAULT)
-    session = united([tried[name] for name in winners(session_rows, DEFAULT, tried, least)])
+    opened = [_artifact(name, built[chosen], given) for name, given in tried.items()] if len(tried) > 1 else []
+    session_rows = timing.rows(opened, DEFAULT)
+    floor = min(
+        least, next(row["score"] or 0.0 for row in rows if row["artifact"] == chosen)
+    )  # options change no score
+    session = united([tried[name] for name in winners(session_rows, DEFAULT, tried, floor)])
 
-    final, session, confirmed = _confirm(timing, built, chosen, session, least)
+    final, session, confirmed = _confirm(timing, built, chosen, session, floor)
     content = {
         "schema": result.SCHEMA,
         "target": target.name,
@@ -104,8 +106,8 @@ def tune(
         "teacher_score": teacher,
         "least_score": least,
         "placements": [_placement(c, rows, broken, c.name in choosable, least) for c in found],
-        "session": [_line(row, least) | {"options": tried[row["artifact"]]} for row in session_rows],
-        "confirmed": [_line(row, least) for row in confirmed],
+        "session": [_line(row, floor) | {"options": tried[row["artifact"]]} for row in session_rows],
+        "confirmed": [_line(row, floor) for row in confirmed],
         "chosen": {
             "name": final,
             "placement": result.placement(target, choosable[final].quant),
