@@ -50,11 +50,11 @@ def tune(
 ) -> dict[str, Any]:
     """Try what ``candidates`` lists on the target's distilled student, write ``tune.json`` into the run, return it.
 
-    ``only`` names the placements and session options to try; without any it is all. Placements are timed first; then, on the fastest, session options one by one; then what was chosen once more beside
-    the target's own, in fresh processes: only what is faster there too stays, since of many candidates one is easily
-    lucky. Exported candidates stay in the store and samples in the run's ``tune/``, from where a second call takes
-    them; ``again`` times anew. Raises ``UsageError`` where the distill stage is not finished, and for an unknown name
-    in ``only``.
+    ``only`` names the placements and session options to try; without any it is all. Placements are timed first; then,
+    on the fastest, session options one by one; then what was chosen once more beside the target's own, in fresh
+    processes: only what is faster there too stays, since of many candidates one is easily lucky. Exported candidates
+    stay in the store and samples in the run's ``tune/``, from where a second call takes them; ``again`` times anew.
+    Raises ``UsageError`` where the distill stage is not finished, and for an unknown name in ``only``.
     """
     progress = progress or Progress()
     run = folder / pipeline.run_name(target)
