@@ -174,7 +174,7 @@ def test_a_finished_run_is_tuned_without_training_and_goes_on_where_it_stopped(l
 @pytest.mark.slow
 def test_attention_in_int8_and_session_options_are_measured_shipped_and_deployed(line: Path) -> None:
     text = (line / "tiny_line.py").read_text().replace('name="tiny_line"', 'name="int8_attention"')
-    (line / "int8_attention.py").write_text(text.replace('"*.attention.self.MatMul*", ', ""))
+    (line / "int8_attention.py").write_text(text.replace('"*.attention.self.MatMul*", "classifier"', '"classifier",'))
     target = catalog.load(line / "int8_attention.py")
     options = {"enable_cpu_mem_arena": False, "session.disable_prepacking": "1"}
     chosen = {"name": "own", "placement": result.placement(target, target.quant), "session": options, "lines": []}
