@@ -99,7 +99,7 @@ def _place(ctx: Context, name: str, source: Stage, data: Any) -> Path:
 
 
 def write_inputs(path: Path, tokens: Tokens) -> None:
-    """The test split as token ids, so that the timed process needs neither tokenizer nor torch."""
+    """A split as token ids, so that the timed process needs neither tokenizer nor torch."""
     path.parent.mkdir(exist_ok=True)
     np.savez(path, ids=tokens.ids.astype(np.int64), offsets=tokens.offsets, labels=tokens.labels)
 
