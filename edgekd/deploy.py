@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd import machine
+from edgekd import session as session_options
 from edgekd.bundle import MODEL, read_manifest, verified, verify_files
 from edgekd.errors import BundleError, MissingDependencyError, UsageError
 from edgekd.spec import Device
@@ -114,12 +115,12 @@ _FEEDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_id
 
 
 def load(folder: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Classifier:
-    """Load a bundle for ``threads`` threads (by default those it was measured with).
+    """Load a bundle for ``threads`` threads (by default those it was measured with), with the options of its session.
 
     ``verify`` first hashes what the manifest lists. Warns about an onnxruntime older than the manifest's minimum, and
     about another instruction set or CPU than the bundle was made for, with what was verified there. Raises
-    ``BundleError`` if the bundle is incomplete, altered or does not load, ``MissingDependencyError`` without
-    onnxruntime or tokenizers.
+    ``BundleError`` if the bundle is incomplete, altered, does not load or asks for an option that is not known,
+    ``MissingDependencyError`` without onnxruntime or tokenizers.
     """
     bundle = Path(folder)
     manifest = verify_files(bundle, unlisted=False) if verify else read_manifest(bundle)
@@ -131,16 +132,21 @@ def load(folder: str | os.PathLike[str], *, threads: int | None = None, verify: 
         raise MissingDependencyError(f"{error}; install it with: pip install onnxruntime tokenizers numpy") from error
     for problem in _doubts(manifest, onnxruntime.__version__):
         warnings.warn(problem, stacklevel=2)
+    chosen = {name: value for name, value in manifest["session"].items() if name not in ("threads", "providers")}
+    if (why := session_options.problem(chosen)) is not None:
+        raise BundleError(f"{bundle}: {why}; use the edgekd that shipped it, or make it again with `edgekd ship`")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads if threads is not None else manifest["session"]["threads"]
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    more = session_options.apply(options, chosen)
     try:
         tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.enable_truncation(manifest["max_length"], direction="right")  # as in training
         pad = json.loads((bundle / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token") or ""
-        session = onnxruntime.InferenceSession(str(bundle / MODEL), options, providers=["CPUExecutionProvider"])
+        cpu = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(str(bundle / MODEL), options, providers=cpu, **more)
     except Exception as error:  # both libraries have error types of their own, some of them bare Exception
         raise BundleError(f"{bundle} does not load ({error}); make it again with `edgekd ship`") from error
     pad_id = tokenizer.token_to_id(pad["content"] if isinstance(pad, dict) else pad) or 0

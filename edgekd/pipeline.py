@@ -24,11 +24,16 @@ ENDS = (*STAGES, "verdict", "ship")
 
 
 def graph(
-    target: Target, sources: Mapping[str, str], calibration_ids: tuple[str, ...], machine: Mapping[str, object]
+    target: Target,
+    sources: Mapping[str, str],
+    calibration_ids: tuple[str, ...],
+    machine: Mapping[str, object],
+    session: Mapping[str, object] | None = None,
 ) -> dict[str, dict[str, object]]:
     """Each stage's keyword arguments, which are also what its key is made of. Nothing else reaches a stage.
 
-    ``sources`` are the fingerprints of the data and the teacher, ``machine`` what a latency depends on.
+    ``sources`` are the fingerprints of the data and the teacher, ``machine`` what a latency depends on; ``session``
+    holds the options that `edgekd tune` chose, if any.
     """
     from edgekd.distill.taps import taps
 
@@ -73,7 +78,15 @@ def graph(
             distill=distill,
             quantize=quantize,
         ),
-        "bench": dict(task=t.task, bench=t.bench, device=t.device, export=export, assets=assets, machine=machine),
+        "bench": dict(
+            task=t.task,
+            bench=t.bench,
+            device=t.device,
+            export=export,
+            assets=assets,
+            machine=machine,
+            session=dict(session or {}),
+        ),
     }
 
 
@@ -81,9 +94,11 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
     """Every stage of ``target`` with its key: before anything has run, without network and without torch.
 
     ``folder`` is the ``--store`` folder. ``beside`` is the target's file: a calibration list next to it comes before
-    the packaged one. Raises ``AssetError`` and ``DataError`` for a source or a calibration list that is not there.
+    the packaged one. What `edgekd tune` chose for this placement is in the run's folder. Raises ``AssetError`` and
+    ``DataError`` for a source or a calibration list that is not there.
     """
     from edgekd import assets, catalog, machine, runtimes
+    from edgekd.tuning import result
 
     task = target.task
     calibration = target.quant.calibration if target.quant.static else ""  # what nobody reads need not exist
@@ -92,7 +107,8 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
     sources["teacher"] = assets.fingerprint(target.teacher.source)
     ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
     here = {**machine.fingerprint(), "runtimes": runtimes.installed()}  # installing one more makes new rows
-    return runner.resolve(graph(target, sources, ids, here), folder, stage_revision)
+    session = result.session(folder / run_name(target), target)
+    return runner.resolve(graph(target, sources, ids, here, session), folder, stage_revision)
 
 
 def run(

@@ -14,6 +14,7 @@ from edgekd.errors import BundleError
 from edgekd.onnxio.layout import TOKENIZER_FILES
 from edgekd.progress import Progress
 from edgekd.report import figures, schema, verdicts
+from edgekd.tuning import result
 
 __all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
 
@@ -43,6 +44,11 @@ def ship(run_folder: Path, out: Path) -> Path:
     if (why := store.problem(export, contents=True)) is not None:
         raise BundleError(f"{export}: {why}; make it again with `edgekd run {report['target']}`, which will notice")
     return pack(report, export, out)
+
+
+def session_note(run_folder: Path) -> str | None:
+    """What to say of the session options of the run's bundle, which are those its report was measured with."""
+    return result.note(run_folder, schema.load(run_folder / "report.json")["session"])
 
 
 def pack(report: Mapping[str, Any], export: Path, out: Path) -> Path:
@@ -109,7 +115,7 @@ def _manifest(report: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, 
         "labels": task["labels"],
         "inputs": graph["inputs"],
         "outputs": graph["outputs"],
-        "session": {"threads": 1, "providers": ["CPUExecutionProvider"]},
+        "session": {"threads": 1, "providers": ["CPUExecutionProvider"], **report["session"]},
         "device": {name: report["device"][name] for name in ("name", "isa", "features")},
         "score": scores,
         "verified": report["isa"],

@@ -169,7 +169,8 @@ class Quant:
     row, float activations; onnxruntime runs it.
     ``calibration`` names a list in ``calibration/`` (ids of the training split), for the static schemes; ``method`` is
     how a range is chosen from what was observed. ``keep_float`` holds glob patterns of modules and graph nodes (dots
-    between the parts) that stay in float; each must match something. During the first ``1 - frozen_fraction`` of the
+    between the parts) that stay in float; each must match something. Attention's own products that it does not name
+    get static ranges after training, which does not see them. During the first ``1 - frozen_fraction`` of the
     training the ranges are observed anew four times, then frozen. The model as it was before training is kept where no
     epoch came closer to the teacher.
     During the first ``weights_first`` of the training only weights are quantized. ``scales="learned"`` trains the

@@ -560,12 +560,14 @@ def test_the_stage_writes_rows_samples_and_what_this_machine_is(tmp_path):
         export=store.Stage("export", "0" * 16, export),
         assets=store.Stage("assets", "0" * 16, tmp_path),
         machine=machine.fingerprint(),
+        session={"session.disable_prepacking": "1"},
     )
     table, environment = store.read_json(out / "rows.json"), store.read_json(out / "environment.json")
     assert [row["artifact"] for row in table] == list(bench_stage.ARTIFACTS)
     assert all(row["score"] is not None and row["agreement"] is not None for row in table)
     assert environment["missing_features"] and environment["machine"] == machine.fingerprint()
     assert environment["versions"]["onnxruntime"]
+    assert environment["session"] == {"session.disable_prepacking": "1"}
     assert len(list((out / "raw").glob("*.npz"))) == 5
     assert CLASSES == 3  # the labels above
 

@@ -55,13 +55,17 @@ LAYERS = (
         "bundle.py",
         "lineage.py",
         "lock.py",
+        "session.py",
     ),
     ("store.py", "shape.py", "deploy.py"),
     ("runner.py",),
     ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*"),
-    ("stages/*", "ship.py", "sizes.py", "history.py", "isa/*"),
+    (
+        *("stages/*", "ship.py", "sizes.py", "history.py", "isa/*"),
+        *("tuning/__init__.py", "tuning/candidates.py", "tuning/choose.py", "tuning/result.py"),
+    ),
     ("pipeline.py",),
-    ("plan.py", "doctor.py"),
+    ("plan.py", "doctor.py", "tuning/tune.py"),
     ("cli/*", "__main__.py"),
 )
 """A file imports from its own layer or a lower one (lower stands first)."""
@@ -71,7 +75,7 @@ IMPORT_NAMES = {"optimum-onnx": "optimum", "onnx-ir": "onnx_ir"}
 LIGHT = (
     *("cli/*", "report/*", "assets.py", "bundle.py", "catalog.py", "checks.py", "deploy.py", "downloads.py"),
     *("history.py", "isa/*", "machine.py", "pipeline.py", "plan.py", "progress.py", "runner.py", "shape.py", "ship.py"),
-    *("sizes.py", "smoke.py", "spec.py", "store.py", "wheels.py"),
+    *("session.py", "sizes.py", "smoke.py", "spec.py", "store.py", "tuning/*", "wheels.py"),
 )
 
 

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import tiny_target
 
+from edgekd import catalog
 from edgekd.report import schema
+from edgekd.tuning import result
 
 ROWS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
 
@@ -37,6 +39,14 @@ def exported(line: Path, cwd: Path) -> str:
     stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
     model = cwd / "runs/store" / stages["export"] / "student_qad/model.onnx"
     return hashlib.sha256(model.read_bytes()).hexdigest()
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """What is stored in a folder's model, by name."""
+    import onnx
+
+    stored = onnx.load(folder / "model.onnx").graph.initializer
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in stored}
 
 
 def artifact(cwd: Path) -> str:
@@ -136,6 +146,51 @@ def test_the_same_student_in_four_bits_is_shipped_without_calibration(line: Path
     manifest = json.loads((line / "dist/four_bits/manifest.json").read_text())
     assert manifest["scheme"] == "w4_block" and manifest["minimum_onnxruntime"] == "1.22"
     assert edgekd("verify", "dist/four_bits", cwd=line).returncode == 0
+
+
+def test_a_finished_run_is_tuned_without_training_and_goes_on_where_it_stopped(line: Path) -> None:
+    tune = ("tune", str(line / "tiny_line.py"), *("--only", "attention_int8", "--only", "no_arena"))
+    said = edgekd(*tune, "--rounds", "1", "--calls", "5", "--json", cwd=line)
+    found = json.loads(said.stdout)
+    assert found == json.loads((line / "runs/tiny_line/tune.json").read_text())
+    assert [row["name"] for row in found["placements"]] == ["own", "attention_int8"]
+    assert [row["name"] for row in found["session"]] == ["default", "no_arena"]
+    assert all(row["p50_ms"] > 0 and row["verdict"] == "INVALID" for row in found["placements"])  # one round
+    assert found["chosen"]["name"] == "own" and not found["chosen"]["session"] and not found["confirmed"]
+    stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
+    candidates = {json.loads((f / "audit.json").read_text())["float"]: f for f in line.glob("runs/store/candidate-*")}
+    assert set(candidates) == {2 * 2 + 1, 1}  # attention's products and the classifier; the classifier alone
+    own, ptq = (tensors(f) for f in (candidates[5], line / "runs/store" / stages["export"] / "student_ptq"))
+    assert own.keys() == ptq.keys()  # the line's own calibrated student, as another attention's rounding leaves it
+    for name, array in own.items():
+        step = 1 if name.endswith(("_int32", "_zero_point")) else 0
+        np.testing.assert_allclose(array, ptq[name], rtol=1e-3, atol=step, err_msg=name)
+    times = [(path, path.stat().st_mtime_ns) for path in line.glob("runs/**/*.npz")]
+    again = edgekd(*tune, "--rounds", "1", "--calls", "5", cwd=line)
+    assert "session options: none" in again.stdout and "paste" not in again.stdout
+    assert [(path, path.stat().st_mtime_ns) for path in line.glob("runs/**/*.npz")] == times
+
+
+@pytest.mark.slow
+def test_attention_in_int8_and_session_options_are_measured_shipped_and_deployed(line: Path) -> None:
+    text = (line / "tiny_line.py").read_text().replace('name="tiny_line"', 'name="int8_attention"')
+    (line / "int8_attention.py").write_text(text.replace('"*.attention.self.MatMul*", "classifier"', '"classifier",'))
+    target = catalog.load(line / "int8_attention.py")
+    options = {"enable_cpu_mem_arena": False, "session.disable_prepacking": "1"}
+    chosen = {"name": "own", "placement": result.placement(target, target.quant), "session": options, "lines": []}
+    (line / "runs/int8_attention").mkdir()
+    (line / "runs/int8_attention/tune.json").write_text(json.dumps({"schema": result.SCHEMA, "chosen": chosen}))
+    said = edgekd("run", str(line / "int8_attention.py"), cwd=line).stderr
+    assert "student_qad with the session options of `edgekd tune`: enable_cpu_mem_arena=false" in said
+    stages = json.loads((line / "runs/int8_attention/stages.json").read_text())
+    export = line / "runs/store" / stages["export"]
+    assert json.loads((export / "audit.json").read_text())["student_qad"]["float"] == 1
+    assert json.loads((export / "parity.json").read_text())["student_qad"]["attention"]["agreement"] >= 0.9
+    assert json.loads((line / "runs/int8_attention/report.json").read_text())["session"] == options
+    manifest = json.loads((line / "dist/int8_attention/manifest.json").read_text())
+    assert options.items() <= manifest["session"].items()
+    assert edgekd("verify", "dist/int8_attention", cwd=line).returncode == 0
+    assert "chosen by `edgekd tune`" in edgekd("ship", "int8_attention", cwd=line).stderr
 
 
 def test_ranges_move_with_the_weights_and_stand_still_at_the_end(line: Path) -> None:

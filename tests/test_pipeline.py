@@ -118,6 +118,7 @@ def test_sources_calibration_machine_and_revisions_reach_what_comes_after_them()
     assert changed(sources={"train": "b"}) == ALL
     assert changed(calibration_ids=("1", "3")) == LATE
     assert changed(machine={"cpu": "y"}) == {"bench"}
+    assert changed(session={"enable_cpu_mem_arena": False}) == {"bench"}
     assert changed(revisions={"distill": 2}) == {"distill"} | LATE
     assert changed(revisions={"bench": 2}) == {"bench"}
 

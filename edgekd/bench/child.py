@@ -2,10 +2,10 @@
 
 The job: ``runtime``, ``model`` and ``inputs`` (paths), ``workload``, ``threads``, ``cpus`` (to run on), ``calls``,
 ``warmup`` (see ``warm_up``), ``score`` (whether to go on over the whole test split), ``samples`` (the ``.npz`` to
-write), ``calm_ns`` (the ``Canary.best_ns`` of the processes before this one, or null) and ``parent`` (the process that
-started this one). The answer is one line of JSON on stdout; whatever a library prints goes to stderr. In the ``.npz``:
-``call_ns`` int64 (calls,), ``null_ns`` int64 (the same loop around nothing) and, if asked for, ``logits`` float32
-(examples, classes).
+write), ``calm_ns`` (the ``Canary.best_ns`` of the processes before this one, or null), ``parent`` (the process that
+started this one) and, where there are any, the ``session`` options of onnxruntime. The answer is one line of JSON on
+stdout; whatever a library prints goes to stderr. In the ``.npz``: ``call_ns`` int64 (calls,), ``null_ns`` int64 (the
+same loop around nothing) and, if asked for, ``logits`` float32 (examples, classes).
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     import_rss_mib, _ = proc.memory_mib()
 
     started = time.perf_counter_ns()
-    session = runtime.load(Path(job["model"]), job["threads"])
+    options = (job["session"],) if "session" in job else ()
+    session = runtime.load(Path(job["model"]), job["threads"], *options)
     load_ms = (time.perf_counter_ns() - started) / 1e6
     prepared = [workloads.feeds(call, session.inputs) for call in tokens]
     cold_ms = _timed(session.run, prepared[:1], np.zeros(1, np.int64)) / 1e6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder with the file that a runtime loads (``model.onnx``, ...), and the tokenized test split that it reads."""
+    """A folder with the file that a runtime loads (``model.onnx``, ...), and the tokenized test split that it reads.
+
+    ``session`` holds options (``edgekd.session``) for its sessions in onnxruntime on the CPU.
+    """
 
     name: str
     folder: Path
     inputs: Path
+    session: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def files(self, runtime: str) -> list[Path]:
         """The runtime's file and its external data, which lie beside it under names that begin with its own."""
@@ -156,6 +160,8 @@ def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, co
             "score": number == 0 and cell.workload == "real",
             "samples": str(launch.samples_file(raw, artifact.name, cell, number)),
         }
+        if artifact.session and cell.runtime == REFERENCE_RUNTIME:
+            job["session"] = dict(artifact.session)
         made.append(_Job(job, launch.digest(job, contents)))
     return made
 

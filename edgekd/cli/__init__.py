@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgekd import __version__
-from edgekd.cli import bundles, line, tools
+from edgekd.cli import bundles, line, tools, tuning
 from edgekd.errors import EdgekdError
 from edgekd.store import disk_full, full_disk_error
 
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": line.run,
     "report": line.report,
     "compare": line.compare,
+    "tune": tuning.tune,
     "ship": bundles.ship,
     "verify": bundles.verify,
     "predict": bundles.predict,

@@ -49,7 +49,10 @@ def ship(
     from edgekd import ship as shipping
 
     folder = run_folder(target, store)
-    print(shipping.ship(folder, out or Path("dist") / folder.name))
+    bundle = shipping.ship(folder, out or Path("dist") / folder.name)
+    if (note := shipping.session_note(folder)) is not None:
+        Progress().log(note)
+    print(bundle)
 
 
 def verify(

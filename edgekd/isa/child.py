@@ -2,8 +2,8 @@
 
 Needs numpy and onnxruntime alone, since the emulated Python has nothing else. INPUTS is an ``.npz`` with ``offsets``
 int64 (N + 1) and, under the name of each input of the model, its values of all N examples one after another. OUTPUT
-gets ``logits`` float32 (N, classes). One example a call, one thread, all graph optimizations, as ``deploy`` runs it.
-Prints onnxruntime's version.
+gets ``logits`` float32 (N, classes). One example a call, one thread, all graph optimizations, as ``deploy`` runs
+it but for the session options that `edgekd tune` chose. Prints onnxruntime's version.
 """
 
 from __future__ import annotations

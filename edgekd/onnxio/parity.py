@@ -80,6 +80,30 @@ def gate(
     return report
 
 
+def gate_graphs(
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    feeds: Sequence[Feed],
+    labels: Array,
+    *,
+    min_agreement: float,
+    max_score_gap: float,
+) -> dict[str, float]:
+    """Compare a graph with what was made of it, both optimized, on ``feeds``: as ``gate`` does, and a pair's row.
+
+    Raises ``ExportError`` when they agree on less than ``min_agreement`` or their scores differ by too much.
+    """
+    one, other = (_run(graph, feeds, optimize=True) for graph in (before, after))
+    row = _compare(one, other, np.asarray(labels))
+    if row["agreement"] < min_agreement or row["score_gap"] > max_score_gap:
+        raise ExportError(
+            f"with the products of attention in int8 the file agrees with itself on {row['agreement']:.2%} of the "
+            f"examples, and its score moves by {row['score_gap']:.4f} (asked for: {min_agreement:.2%}, and scores "
+            f"within {max_score_gap:g}); name these products in keep_float, e.g. '*.attention.self.MatMul*'"
+        )
+    return row
+
+
 def _compare(one: Array, other: Array, labels: Array) -> dict[str, float]:
     with np.errstate(invalid="ignore", over="ignore"):
         apart = one.astype(np.float64) - other

@@ -33,13 +33,14 @@ def build(
     stage_info: Mapping[str, Mapping[str, Any]],
     created: str | None = None,
     isa: Sequence[Mapping[str, Any]] = (),
+    session: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report of format ``edgekd.report/1`` (see ``schema.json``).
 
     ``folders`` holds the folder of every stage from ``assets`` to ``bench``, ``stage_info`` their ``{"key", "folder",
     "seconds"}``; ``created`` is the time in UTC, now by default; ``isa`` is what ``isa.verify`` found of the shipped
-    file. Raw samples that are gone only cost the histograms and the verdict on QAD; any other missing or unreadable
-    file raises ``StoreError``.
+    file, ``session`` the options of onnxruntime with which that was measured. Raw samples that are gone only cost the
+    histograms and the verdict on QAD; any other missing or unreadable file raises ``StoreError``.
     """
     read = _Reader(folders)
     dataset, rows = read("assets", "dataset.json"), read("bench", "rows.json")
@@ -79,6 +80,7 @@ def build(
         "audit": read("export", "audit.json"),
         "parity": read("export", "parity.json"),
         "isa": [dict(row) for row in isa],
+        "session": dict(session or {}),
         "stages": {name: dict(info) for name, info in stage_info.items()},
         "licences": {"teacher": target.teacher.licence, "data": dataset.get("licence") or target.task.licence},
     }

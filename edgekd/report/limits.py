@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekd import session
 from edgekd.bundle import verified
 from edgekd.report import figures, headline
 
@@ -21,6 +22,11 @@ def limits(report: Mapping[str, Any]) -> list[str]:
     else:
         found.append(f"Times and memory are those of {cpu}; another machine has others.")
     found += _rows(report["rows"])
+    if report["session"]:
+        found.append(
+            "The shipped student was measured in onnxruntime, and is deployed, with session options that `edgekd tune` "
+            f"chose: {session.text(report['session'])}. A session without them has other times; the rest has none."
+        )
     found += [
         f"Its answers differ on another instruction set: {verified(row)}. Do not ship it to such CPUs."
         for row in report["isa"]

@@ -42,6 +42,7 @@ def load(path: Path) -> dict[str, Any]:
         raise StoreError(f"cannot read the report {path} ({error}); make it again with `edgekd run`") from error
     validate(report)
     report.setdefault("isa", [])  # a report from before other instruction sets were asked
+    report.setdefault("session", {})
     return report
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +31,11 @@ class Session(Protocol):
 class Runtime(Protocol):
     """What a runtime module is."""
 
-    def load(self, path: Path, threads: int) -> Session:
-        """Load the model file for exactly ``threads`` threads."""
+    def load(self, path: Path, threads: int, session: Mapping[str, Any] = ..., /) -> Session:
+        """Load the model file for exactly ``threads`` threads.
+
+        ``session`` (see ``edgekd.session``) is given to ``ort_cpu`` alone, and only where options are set.
+        """
         ...
 
     def version(self) -> str:

@@ -7,6 +7,7 @@ before the library is first loaded (see the ``Privacy.md`` in its package). We s
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
+
+from edgekd import session as session_options
 
 
 class OrtSession:
@@ -32,8 +35,10 @@ class OrtSession:
         return logits
 
 
-def load(path: Path, threads: int) -> OrtSession:
+def load(path: Path, threads: int, session: Mapping[str, Any] | None = None) -> OrtSession:
     """Open the model with ``threads`` intra-op threads, one operator at a time, and no provider but the CPU's.
+
+    ``session`` holds options as in ``edgekd.session``, by which it then differs from the defaults.
 
     With one thread ONNX Runtime starts no pool; with more, its workers spin between calls, as they do for its users.
     """
@@ -43,7 +48,8 @@ def load(path: Path, threads: int) -> OrtSession:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    return OrtSession(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+    more = session_options.apply(options, session or {})
+    return OrtSession(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], **more))
 
 
 def version() -> str:

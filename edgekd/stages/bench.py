@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgekd import machine as this_machine
 from edgekd import runtimes, spec, store, tasks
+from edgekd import session as session_options
 from edgekd.bench.measure import Artifact, measure
 
 REVISION = 2
 
 ARTIFACTS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
 """In the order in which they take turns."""
+SHIPPED = ARTIFACTS[-1]
 
 
-def artifacts(export: Path) -> list[Artifact]:
-    """What the ``export`` stage left in its folder, as ``measure`` takes it."""
+def artifacts(export: Path, session: Mapping[str, Any] | None = None) -> list[Artifact]:
+    """What the ``export`` stage left in its folder, as ``measure`` takes it; ``session`` is for what is shipped."""
     inputs = {kind: export / "inputs" / f"{kind}.npz" for kind in ("teacher", "student")}
-    return [Artifact(name, export / name, inputs[name.partition("_")[0]]) for name in ARTIFACTS]
+    return [
+        Artifact(name, export / name, inputs[name.partition("_")[0]], (session or {}) if name == SHIPPED else {})
+        for name in ARTIFACTS
+    ]
 
 
 def run(
@@ -30,15 +37,19 @@ def run(
     export: store.Stage,
     assets: store.Stage,
     machine: dict[str, object],
+    session: Mapping[str, Any],
 ) -> None:
     """Write ``rows.json``, ``environment.json`` and the samples of every process to ``raw/``.
 
     ``machine`` (``edgekd.machine.fingerprint()``) is an input because the figures are the machine's: another machine,
     another key. ``environment.json`` holds it with the versions used, and ``missing_features``: what the device has and
-    this machine lacks; where that is not empty the figures are a stand-in's.
+    this machine lacks; where that is not empty the figures are a stand-in's. ``session`` holds the options of
+    onnxruntime that `edgekd tune` chose for the shipped student.
     """
+    if session:
+        ctx.progress.log(f"bench: {SHIPPED} with the session options of `edgekd tune`: {session_options.text(session)}")
     rows = measure(
-        artifacts(export.path),
+        artifacts(export.path, session),
         runtimes=bench.runtimes,
         threads=bench.threads,
         workloads=bench.workloads,
@@ -57,6 +68,7 @@ def run(
         "device": device.name,
         "missing_features": missing,
         "versions": {"python": sys.version.split()[0], **runtimes.installed()},
+        "session": dict(session),
     }
     store.write_json(ctx.out / "environment.json", environment)
     store.write_json(ctx.out / "rows.json", rows)

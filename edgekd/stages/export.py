@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 from safetensors.torch import load_file
 
 from edgekd import spec
-from edgekd.distill.data import Tokens
-from edgekd.onnxio import audit, branches, dynamic, layout, parity, sizes
+from edgekd.distill.data import Tokens, tokenise
+from edgekd.onnxio import audit, branches, dynamic, files, layout, parity, requantize, sizes
 from edgekd.onnxio import export as exporter
 from edgekd.onnxio.signature import signature
+from edgekd.quant.calibrate import calibration_rows
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
-from edgekd.store import Context, Stage, write_json
+from edgekd.store import MANIFEST, Context, Stage, read_json, write_json
 from edgekd.tasks.sampling import stratified
 
 REVISION = 5
@@ -45,7 +47,7 @@ def run(
     with ctx.progress.bar("export", total=len(graphs), unit="graph") as advance:
         model, tokenizer = load_stage_model(teacher, data.labels, "eager")
         model.config.pad_token_id = tokenizer.pad_token_id
-        _write_inputs(ctx.out / "inputs" / "teacher.npz", _tokens(tokenizer, data, task)["test"])
+        write_inputs(ctx.out / "inputs" / "teacher.npz", _tokens(tokenizer, data, task)["test"])
         written = exporter.export_float(model.eval(), _place(ctx, "teacher_fp32", teacher, data), opset=export.opset)
         if (node := branches.left(written)) is not None:
             ctx.progress.log(f"export: the teacher's graph branches on data at {node}: left as traced, without passes")
@@ -56,16 +58,23 @@ def run(
         advance(1)
         model, tokenizer = load_stage_model(distill, data.labels, "eager")
         tokens = _tokens(tokenizer, data, task)
-        _write_inputs(ctx.out / "inputs" / "student.npz", tokens["test"])
+        write_inputs(ctx.out / "inputs" / "student.npz", tokens["test"])
         exporter.export_float(model.eval(), _place(ctx, "student_fp32", distill, data), opset=export.opset)
         advance(1)
         prepare(model, quant)
+        calibration_ids = read_json(quantize.path / MANIFEST)["inputs"]["calibration_ids"]
+        calibration = calibration_tokens(tokenizer, data, task, calibration_ids)
         for name in STUDENTS:
             model.load_state_dict(load_file(quantize.path / f"{name.removeprefix('student_')}.safetensors"))
             path = _place(ctx, name, distill, data)
             exporter.export_quantized(model.eval(), path, opset=export.opset, keep_float=quant.keep_float)
+            feeds, truth = _parity_feeds(model, tokens["validation"], export)
+            limits = {"min_agreement": export.min_agreement, "max_score_gap": export.max_score_gap}
+            parities[name] = parity.gate(model, path, feeds, truth, **limits)
+            plain = files.read(path)
+            if quantize_attention(path, quant, calibration):
+                parities[name]["attention"] = parity.gate_graphs(plain, files.read(path), feeds, truth, **limits)
             audits[name] = audit.audit(path, quant.keep_float)
-            parities[name] = _parity(model, path, tokens["validation"], export)
             advance(1)
     audited = audits["student_qad"]
     share = audited["quantized_mac_share"]
@@ -89,13 +98,34 @@ def _place(ctx: Context, name: str, source: Stage, data: Any) -> Path:
     return ctx.out / name / "model.onnx"
 
 
-def _write_inputs(path: Path, tokens: Tokens) -> None:
-    """The test split as token ids, so that the timed process needs neither tokenizer nor torch."""
+def write_inputs(path: Path, tokens: Tokens) -> None:
+    """A split as token ids, so that the timed process needs neither tokenizer nor torch."""
     path.parent.mkdir(exist_ok=True)
     np.savez(path, ids=tokens.ids.astype(np.int64), offsets=tokens.offsets, labels=tokens.labels)
 
 
-def _parity(model: Any, path: Path, tokens: Tokens, export: spec.Export) -> dict[str, Any]:
+def calibration_tokens(tokenizer: Any, data: Any, task: spec.Task, ids: Sequence[str]) -> Tokens:
+    """The calibration examples, in the order of their list."""
+    rows = calibration_rows(tuple(ids), data.train.ids, everything=task.limit is None)
+    texts, labels = [data.train.texts[row] for row in rows], data.train.labels[rows]
+    return tokenise(tokenizer.backend_tokenizer, texts, labels, task.max_length, tokenizer.pad_token_id)
+
+
+def quantize_attention(path: Path, quant: spec.Quant, calibration: Tokens) -> bool:
+    """Quantize attention's products in an exported file, but for those that ``keep_float`` names; were there any?
+
+    Nothing stands for them in training: their ranges are observed in the graph itself. A scheme without fixed ranges
+    leaves them in float, and to the audit.
+    """
+    model = files.read(path)
+    places = requantize.attention(model, quant.keep_float) if quant.static else []
+    if places:
+        files.write(requantize.apply(model, places, calibration, quant.method, quant.percentile), path)
+    return bool(places)
+
+
+def _parity_feeds(model: Any, tokens: Tokens, export: spec.Export) -> tuple[list[dict[str, Any]], Any]:
+    """Validation examples, drawn by class, in batches of similar length, as the graph takes them; and their labels."""
     rows = stratified(tokens.labels, export.parity_examples, 0)
     rows = rows[np.argsort(tokens.lengths[rows], kind="stable")]
     names = exporter.accepted_inputs(model)
@@ -104,11 +134,4 @@ def _parity(model: Any, path: Path, tokens: Tokens, export: spec.Export) -> dict
         ids, mask, _ = tokens.gather(rows[i : i + PARITY_BATCH])
         given = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
         feeds.append({name: given[name] for name in names})
-    return parity.gate(
-        model,
-        path,
-        feeds,
-        tokens.labels[rows],
-        min_agreement=export.min_agreement,
-        max_score_gap=export.max_score_gap,
-    )
+    return feeds, tokens.labels[rows]

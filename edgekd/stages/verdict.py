@@ -31,6 +31,7 @@ def run(target: spec.Target, stages: Mapping[str, Stage], out: Path) -> None:
         out.name,
         info,
         isa=results.recorded(out, sha256(stages["export"].path / verdicts.SHIPPED / "model.onnx")),
+        session=environment.get("session"),
     )
     schema.validate(report)
     write_json(out / "report.json", report)

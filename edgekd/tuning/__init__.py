@@ -1,0 +1,1 @@
+"""Choose a placement and session options by measuring them on this machine: `edgekd tune`."""

@@ -1,0 +1,148 @@
+"""What there is to try: the placements of a student, and the options of a session."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgekd.errors import TargetError
+from edgekd.spec import Optimizer, Quant, Target
+
+OWN = "own"
+CLASSIFIER = "classifier"
+EMBEDDINGS = "*.embeddings"
+PRODUCTS = "*.attention.self.MatMul*"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One graph to time. ``quant`` says which, but for a ``variant`` or a ``hidden`` width (``stages.candidate``)."""
+
+    name: str
+    about: str
+    quant: Quant
+    variant: str = ""
+    hidden: int | None = None
+
+    def target(self, target: Target) -> Target | None:
+        """The target with this placement; ``None`` where no target can ask for it without being trained anew."""
+        if self.variant or self.hidden:
+            return None
+        try:
+            return replace(target, quant=self.quant)
+        except TargetError:
+            return None
+
+
+def placements(target: Target, hidden: int, heads: int) -> Iterator[Candidate]:
+    """The target's own placement, then those that differ from it in one thing; ``hidden`` and ``heads`` are the
+    student's. What turns out to be no graph (a glob that matches nothing) is found when it is built.
+    """
+    quant = target.quant
+    yield Candidate(OWN, "as the target says", quant)
+    products = tuple(glob for glob in quant.keep_float if "MatMul" in glob)
+    with_products = quant.keep_float if products else (*quant.keep_float, PRODUCTS)
+    for other in _schemes(target):
+        yield Candidate(other.scheme, "another scheme", replace(other, keep_float=with_products))
+    if products and quant.static:
+        kept = tuple(glob for glob in quant.keep_float if glob not in products)
+        yield Candidate("attention_int8", "attention's own products in int8", replace(quant, keep_float=kept))
+    elif quant.static:
+        about = "attention's own products in float"
+        yield Candidate("attention_float", about, replace(quant, keep_float=with_products))
+    for glob, name, about in (
+        (CLASSIFIER, "classifier", "the classifier"),
+        (EMBEDDINGS, "embeddings", "the embedding tables"),
+    ):
+        kept = tuple(other for other in quant.keep_float if other != glob)
+        if glob in quant.keep_float:
+            yield Candidate(f"{name}_quantized", f"{about} quantized", replace(quant, keep_float=kept))
+        else:
+            yield Candidate(f"{name}_float", f"{about} in float", replace(quant, keep_float=(*kept, glob)))
+    if quant.static:
+        about = "outputs of linear layers in 8 bits, where one node reads them"
+        yield Candidate("requantized", about, quant, variant="outputs")
+    if quant.scheme != "w4_block":
+        about = "tensors of three dimensions: MatMulIntegerToFloat and BiasGelu in the place of QGemm and Gelu"
+        yield Candidate("sequence", about, quant, variant="sequence")
+    yield Candidate("skip_layer_norm", "SkipLayerNormalization on", quant, variant="skip_layer_norm")
+    for width in _widths(hidden, heads):
+        yield Candidate(f"hidden_{width}", f"hidden width {width}, random weights", quant, hidden=width)
+
+
+def _schemes(target: Target) -> Iterator[Quant]:
+    """The other way to find ranges, at run time or beforehand, and four bits, as far as the device has them."""
+    quant = target.quant
+    for scheme in target.device.schemes:
+        other = replace(quant, scheme=scheme)  # type: ignore[arg-type]
+        if scheme == quant.scheme or (other.static and (quant.static or not quant.calibration)):
+            continue
+        without = dict(weights_first=0.0, scales="statistics", per_channel=True, weight_bits=None, activation_bits=None)
+        yield other if other.static else replace(other, **without)  # type: ignore[arg-type]
+
+
+def _widths(hidden: int, heads: int) -> Iterator[int]:
+    """A quarter less and a quarter more in each head."""
+    head = hidden // heads
+    quarter = max(1, head // 4)
+    for width in (head - quarter, head + quarter):
+        if width > 0:
+            yield width * heads
+
+
+def untrained(quant: Quant) -> Quant:
+    """``quant`` without what only training reads: two that differ in it have one candidate."""
+    return replace(quant, epochs=1, optimizer=Optimizer(), frozen_fraction=0.5, weights_first=0.0)
+
+
+# -------------------------------------------------------------------------------------------------------------- options
+
+DEFAULT = "default"
+
+OPTIMIZERS = {
+    "SkipLayerNormalization": "SkipLayerNormFusion",
+    "BiasGelu": "BiasGeluFusion",
+    "FusedMatMul": "MatMulScaleFusion",
+}
+"""Operator of an optimized graph -> the optimizer of onnxruntime that puts it there."""
+
+
+def options(operators: Mapping[str, int], threads: int) -> dict[str, dict[str, Any]]:
+    """The session options to try one by one, by name, for a graph whose optimized form has these operators.
+
+    Of the optimizers only those that did something are switched off; with one thread there is no pool to spin.
+    """
+    found: dict[str, dict[str, Any]] = {
+        DEFAULT: {},
+        "no_arena": {"enable_cpu_mem_arena": False},
+        "no_memory_pattern": {"enable_mem_pattern": False},
+        "no_prepacking": {"session.disable_prepacking": "1"},
+    }
+    if threads > 1:
+        found["no_spinning"] = {"session.intra_op.allow_spinning": "0"}
+    for operator, optimizer in OPTIMIZERS.items():
+        if operators.get(operator):
+            found[f"no_{optimizer}"] = {"disabled_optimizers": [optimizer]}
+    return found
+
+
+def united(chosen: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several options at once."""
+    whole: dict[str, Any] = {}
+    for one in chosen:
+        for name, value in one.items():
+            whole[name] = [*whole.get(name, []), *value] if isinstance(value, list) else value
+    return whole
+
+
+# ---------------------------------------------------------------------------------------------------------------- lines
+
+
+def literal(value: Any) -> str:
+    """A dataclass of ``spec`` as one writes it in a target file, without what is as by default."""
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    given = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if getattr(value, f.name) != f.default]
+    return f"{type(value).__name__}({', '.join(f'{name}={literal(found)}' for name, found in given)})"

@@ -1,0 +1,61 @@
+"""What `edgekd tune` found, kept beside the run as ``tune.json``, and for which placement it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgekd import session as session_options
+from edgekd import spec
+from edgekd.errors import StoreError
+from edgekd.store import canonical, read_json
+
+NAME = "tune.json"
+SCHEMA = "edgekd.tune/1"
+
+
+def placement(target: spec.Target, quant: spec.Quant) -> dict[str, Any]:
+    """What of a target decides which graph onnxruntime runs: two with the same placement differ in weights alone."""
+    blocks = {"block": quant.block} if quant.scheme == "w4_block" else {}
+    kept = sorted(set(quant.keep_float))
+    named = {"scheme": quant.scheme, "per_channel": quant.per_channel, "keep_float": kept}
+    return {"student": canonical(target.student), **named, **blocks}
+
+
+def read(run: Path) -> dict[str, Any] | None:
+    """The ``tune.json`` of a run's folder, ``None`` without one. Raises ``StoreError`` for a damaged one."""
+    try:
+        found: dict[str, Any] = read_json(run / NAME)
+        chosen = found["chosen"]
+        why = session_options.problem(chosen["session"])
+        if found["schema"] != SCHEMA or not isinstance(chosen["placement"], dict):
+            why = f"it is of format {found['schema']!r}, this edgekd reads {SCHEMA}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+    if why is not None:
+        raise StoreError(f"cannot use {run / NAME} ({why}); delete it, or make it again with `edgekd tune`")
+    return found
+
+
+def session(run: Path, target: spec.Target) -> dict[str, Any]:
+    """The session options that were chosen for exactly the target's placement; none for another one."""
+    found = read(run)
+    if found is None or found["chosen"]["placement"] != placement(target, target.quant):
+        return {}
+    return dict(found["chosen"]["session"])
+
+
+def note(run: Path, measured: dict[str, Any]) -> str | None:
+    """What to say of ``tune.json`` when the run is shipped with the options ``measured``; ``None``: nothing."""
+    found = read(run)
+    if measured:
+        return f"session options chosen by `edgekd tune`: {session_options.text(measured)}"
+    if found is None or not found["chosen"]["session"]:
+        return None
+    return (
+        f"{NAME} chose session options ({session_options.text(found['chosen']['session'])}) that were not measured "
+        "with this run: they ship after the next `edgekd run`, if the target has the placement that was chosen with "
+        "them"
+    )

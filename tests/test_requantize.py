@@ -1,0 +1,159 @@
+"""What is put into an exported graph after training: attention's products in int8, and what `edgekd tune` tries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tiny_onnx import VOCABULARY, classifier, feed, quantized
+
+from edgekd import spec
+from edgekd.distill.data import Tokens
+from edgekd.errors import ExportError
+from edgekd.onnxio import export, files, parity, requantize, skip_layer_norm
+from edgekd.onnxio.audit import audit, session
+from edgekd.stages.export import quantize_attention
+
+PRODUCTS = "*.attention.self.MatMul*"
+QUANT = spec.Quant(calibration="-", method="minmax")
+
+
+def examples(count: int = 24) -> Tokens:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, 20, count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = rng.integers(0, VOCABULARY, offsets[-1]).astype(np.int32)
+    return Tokens(ids, np.zeros_like(ids), offsets, np.zeros(count, np.int64), 0)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: Any) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("requantize")
+    for scheme in ("u8s8_static", "s8s8_static", "u8s8_dynamic"):
+        export.export_quantized(quantized(classifier(), scheme), folder / scheme, opset=17)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def copied(path: Path, folder: Path) -> Path:
+    (folder / "model.onnx").write_bytes(path.read_bytes())
+    return folder / "model.onnx"
+
+
+def int8(path: Path, keep_float: tuple[str, ...]) -> set[str]:
+    return {row["node"] for row in audit(path, keep_float)["multiplications"] if row["int8"]}
+
+
+@pytest.mark.parametrize("scheme", ["u8s8_static", "s8s8_static"])
+def test_attentions_products_run_in_int8_unless_keep_float_names_them(
+    scheme: str, paths: dict[str, Path], tmp_path: Path
+) -> None:
+    before = int8(paths[scheme], (PRODUCTS,))
+    products = {f"bert.encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("MatMul", "MatMul_1")}
+    path = copied(paths[scheme], tmp_path)
+    assert not quantize_attention(path, spec.Quant(scheme=scheme, keep_float=(PRODUCTS,)), examples())
+    assert path.read_bytes() == paths[scheme].read_bytes()
+    first = ("bert.encoder.layer.0.*",)
+    assert quantize_attention(path, spec.Quant(scheme=scheme, method="minmax", keep_float=first), examples())
+    assert int8(path, (PRODUCTS,)) == before | {name for name in products if "layer.1" in name}
+    path = copied(paths[scheme], tmp_path)
+    assert quantize_attention(path, spec.Quant(scheme=scheme, method="minmax"), examples())
+    assert int8(path, ()) == before | products
+
+
+def test_without_fixed_ranges_attentions_products_stay_and_the_audit_objects(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    path = copied(paths["u8s8_dynamic"], tmp_path)
+    assert not quantize_attention(path, spec.Quant(scheme="u8s8_dynamic"), examples())
+    with pytest.raises(ExportError, match=r"runs in float though nothing keeps it there: .*attention\.self\.MatMul"):
+        audit(path, ())
+
+
+def values(model: onnx.ModelProto, names: list[str], given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return dict(zip(names, session(opened, optimize=False).run(names, given), strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["u8s8_static", "s8s8_static"])
+def test_a_tensor_is_rounded_by_half_a_step_at_most_within_the_range_that_was_observed(
+    scheme: str, paths: dict[str, Path]
+) -> None:
+    model, calibration = files.read(paths[scheme]), examples()
+    places = requantize.attention(model)
+    made = requantize.apply(model, places, calibration, "minmax", 100.0)
+    ids, mask, _ = calibration.gather(np.array([3]))
+    given = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    for tensor in {tensor for tensor, _ in places}:
+        quantizes = next(n for n in made.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == tensor)
+        step, point = (constants[name] for name in quantizes.input[1:])
+        floats = next(n.output[0] for n in made.graph.node if n.input and n.input[0] == quantizes.output[0])
+        found = values(made, [tensor, floats], given)
+        exact, rounded = (array.astype(np.float64) for array in found.values())
+        assert 0 < np.abs(exact - rounded).max() <= 0.501 * step + 1e-6, tensor  # 0 falls between two steps: 0.5 more
+        assert point.dtype == (np.int8 if scheme == "s8s8_static" else np.uint8)
+
+
+def test_the_answers_stay_close_and_a_graph_that_is_given_is_not_changed(paths: dict[str, Path]) -> None:
+    model = files.read(paths["u8s8_static"])
+    content = model.SerializeToString(deterministic=True)
+    made = requantize.apply(model, requantize.attention(model), examples(), "minmax", 100.0)
+    assert model.SerializeToString(deterministic=True) == content
+    feeds = [feed(3, 9, seed=9, padding=4), feed(1, 1, seed=2), feed(2, 20, seed=4)]
+    labels = np.zeros(6, np.int64)
+    row = parity.gate_graphs(model, made, feeds, labels, min_agreement=0.5, max_score_gap=1.0)
+    scale = np.abs(np.concatenate([session(model).run(None, one)[0] for one in feeds])).max()
+    assert 0 < row["max_abs"] < 0.2 * scale
+    with pytest.raises(ExportError, match=r"name these products in keep_float, e\.g\. '\*\.attention\.self\.MatMul\*'"):
+        parity.gate_graphs(model, turned(made), feeds, labels, min_agreement=1.0, max_score_gap=0.0)
+
+
+def turned(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with the classifier's weights of the other sign."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    weight = next(t for t in other.graph.initializer if t.name == "classifier.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+    return other
+
+
+def test_a_tensor_that_is_always_zero_cannot_be_quantized(paths: dict[str, Path]) -> None:
+    model = files.read(paths["u8s8_static"])
+    weight = next(t for t in model.graph.initializer if t.name == "bert.encoder.layer.0.attention.self.value.weight")
+    bias = next(t for t in model.graph.initializer if t.name.endswith("layer.0.attention.self.value.bias_int32"))
+    for tensor in (weight, bias):
+        array = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros_like(array), tensor.name))
+    with pytest.raises(
+        ExportError, match=r"layer\.0/attention/self/Transpose_1 has the range .*: it cannot be quantized"
+    ):
+        requantize.apply(model, requantize.attention(model), examples(), "minmax", 100.0)
+
+
+def test_outputs_that_one_node_reads_are_quantized_and_gelu_stays_one_node(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    model = files.read(paths["u8s8_static"])
+    places = requantize.outputs(model)
+    files.write(requantize.apply(model, places, examples(), "minmax", 100.0), tmp_path / "model.onnx")
+    found = audit(tmp_path / "model.onnx", (PRODUCTS,))["operators"]
+    assert found["Gelu"] == 2 and found["QGemm"] == 14
+    requantized = [n for n in files.read(tmp_path / "model.onnx").graph.node if n.name.endswith("Gemm/QuantizeLinear")]
+    assert len(requantized) == len(places) == 11  # two layers of five, and the pooler's; not the classifier's
+
+
+def test_skip_layer_normalization_computes_the_same(paths: dict[str, Path], tmp_path: Path) -> None:
+    model = files.read(paths["u8s8_static"])
+    made = skip_layer_norm.apply(model)
+    kinds = [node.op_type for node in made.graph.node]
+    assert kinds.count("SkipLayerNormalization") == 4 and kinds.count("LayerNormalization") == 1  # the embeddings'
+    for given in (feed(1, 7), feed(3, 9, padding=4)):
+        one, other = (session(graph).run(None, given)[0] for graph in (model, made))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ExportError, match="no sum of two tensors"):
+        skip_layer_norm.apply(made)
