@@ -61,7 +61,7 @@ LAYERS = (
     ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*"),
     ("stages/*", "ship.py", "sizes.py", "history.py", "isa/*"),
     ("pipeline.py",),
-    ("plan.py", "doctor.py"),
+    ("plan.py", "doctor.py", "diagnose.py"),
     ("cli/*", "__main__.py"),
 )
 """A file imports from its own layer or a lower one (lower stands first)."""
