@@ -7,6 +7,7 @@ weights with a Q node, four times the size) nor int32 biases.
 from __future__ import annotations
 
 import inspect
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,10 @@ OPSETS = range(17, 21)
 """17 brought LayerNormalization; 20 is the last that the TorchScript exporter writes."""
 
 LARGEST_FLOAT = 64 * 1024
-"""Bytes; a larger fp32 tensor in a quantized model must be named in ``keep_float``."""
+"""Bytes; a larger tensor of floats in a quantized model must be named in ``keep_float``."""
+
+FLOATS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8}
+"""Type -> bytes a number."""
 
 
 class _Positional(nn.Module):
@@ -209,20 +213,26 @@ def _check(model: onnx.ModelProto, inputs: tuple[str, ...], opsets: Mapping[str,
 
 
 def _check_floats(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:
+    """Refuse a large tensor of floats that nobody asked for, as the audit refuses a multiplication in float.
+
+    An error and no warning: a weight that stays in float by mistake is most of the file, and whoever wants it there can
+    say so. The scales of four-bit blocks are the price of the scheme and pass.
+    """
     large = {
-        t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and _bytes(t) > LARGEST_FLOAT
+        t.name: kind for t in model.graph.initializer if (kind := _type(t)) in FLOATS and _bytes(t) > LARGEST_FLOAT
     }
     for node in model.graph.node:
-        for name in large.intersection(node.input):
-            if not named_in(module_path(node.name), keep_float):
+        for name in large.keys() & {*node.input}:
+            if "/weight_quant/" not in node.name and not named_in(module_path(node.name), keep_float):
                 raise ExportError(
-                    f"{name}, used by {node.name}, is an fp32 tensor above {LARGEST_FLOAT // 1024} KiB in a quantized "
-                    f"model; quantize its module, or add {module_path(node.name)!r} to keep_float"
+                    f"{name}, used by {node.name}, is a {large[name]} tensor above {LARGEST_FLOAT // 1024} KiB in a "
+                    f"quantized model; quantize its module, or add {module_path(node.name)!r} to keep_float"
                 )
 
 
+def _type(tensor: onnx.TensorProto) -> str:
+    return str(onnx.TensorProto.DataType.Name(tensor.data_type)).lower()
+
+
 def _bytes(tensor: onnx.TensorProto) -> int:
-    count = 4
-    for size in tensor.dims:
-        count *= size
-    return count
+    return FLOATS[_type(tensor)] * int(math.prod(tensor.dims))

@@ -121,7 +121,10 @@ def _sizes(report: Report) -> list[str]:
     for name, by_kind in figures.by_kind(report["sizes"]).items():
         mib = [figures.number(by_kind.get(kind, 0) / 2**20) for kind in kinds]
         body.append([escape(figures.artifact(name)), *mib, figures.number(sum(by_kind.values()) / 2**20)])
-    return ["## Size by kind of tensor (MiB)", table(["Artifact", *kinds, "all"], body)]
+    parts = ["## Size by kind of tensor (MiB)", table(["Artifact", *kinds, "all"], body)]
+    if largest := [[code(name), *map(escape, rest)] for name, *rest in figures.largest(report["sizes"])]:
+        parts.append(table(figures.TENSOR_HEAD, largest, right=4))
+    return parts
 
 
 def _training(report: Report) -> list[str]:
