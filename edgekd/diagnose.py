@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     inputs = read_json(stages["quantize"].path / store.MANIFEST)["inputs"]
     try:
         task, quant = _restored(inputs["task"]), _restored(inputs["quant"])
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise StoreError(f"another version of edgekd made {folder} ({error}); run its target again") from error
     runner.torch_context("cpu", progress)(folder)
     data = read_data(task, stages["assets"])
@@ -48,7 +49,7 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     found = sensitivity.measure(model, tokens, progress)
     milliseconds, source = _milliseconds(stages, kind)
     for row in found["keep_float"]:
-        row["bytes"] = _more_bytes(model.get_submodule(row["layer"]), quant)
+        row["bytes"] = _more_bytes(model.get_submodule(row["layer"]), quant.scheme_of(row["layer"]), quant.block)
         row["ms"] = milliseconds and milliseconds.get(row["layer"], 0.0)
     result = {
         "schema": SCHEMA,
@@ -82,18 +83,24 @@ def _stages(folder: Path) -> dict[str, Stage]:
 
 def _restored(value: Any) -> Any:
     """What ``store.canonical`` made plain data of, as the dataclass that it was; what it does not name is default."""
-    if isinstance(value, dict):
-        fields = {name: _restored(item) for name, item in value.items() if name != "type"}
-        return getattr(spec, value["type"])(**fields) if "type" in value else fields
-    return tuple(map(_restored, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(map(_restored, value))
+    if not isinstance(value, dict):
+        return value
+    fields = {name: _restored(item) for name, item in value.items() if name != "type"}
+    if "type" not in value:
+        return fields
+    kind: Any = getattr(spec, value["type"])
+    ordered = {field.name for field in dataclasses.fields(kind) if field.metadata.get("ordered")}
+    return kind(**{name: dict(item) if name in ordered else item for name, item in fields.items()})
 
 
-def _more_bytes(module: nn.Module, quant: spec.Quant) -> int:
+def _more_bytes(module: nn.Module, scheme: str, block: int) -> int:
     """How many more bytes the weight takes in float32."""
     weight: Any = module.weight
     kind, rows = "embedding" if isinstance(module, nn.Embedding) else "linear", len(weight)
     columns = weight.numel() // rows
-    return 4 * int(weight.numel()) - sum(shape.weight_bytes(kind, rows, columns, quant.scheme, quant.block))
+    return 4 * int(weight.numel()) - sum(shape.weight_bytes(kind, rows, columns, scheme, block))
 
 
 def _milliseconds(stages: Mapping[str, Stage], kind: str) -> tuple[dict[str, float] | None, str]:

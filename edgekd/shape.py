@@ -13,7 +13,6 @@ from typing import Any
 
 from edgekd import spec
 from edgekd.errors import TargetError
-from edgekd.globs import named_in
 
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")
 BERTS = ("bert", *ROBERTAS, "electra")
@@ -180,12 +179,12 @@ def file_bytes(shape: Sequence[Tensor], quant: spec.Quant) -> tuple[int, int]:
     """(least, expected) bytes of the quantized ONNX file.
 
     The least is what the numbers take: those of ``weight_bytes``, and four for a bias, a norm or anything that
-    ``keep_float`` names. Expected are also the scales and zero points, and the graph.
+    is to stay in float. Expected are also the scales and zero points, and the graph.
     """
     least = scales = 0
     for tensor in shape:
-        kept = tensor.kind in ("bias", "norm") or named_in(tensor.name.rpartition(".")[0], quant.keep_float)
-        scheme = "float" if kept else quant.scheme
+        kept = tensor.kind in ("bias", "norm")
+        scheme = "float" if kept else quant.scheme_of(tensor.name.rpartition(".")[0])
         numbers, beside = weight_bytes(tensor.kind, tensor.rows, tensor.columns, scheme, quant.block)
         least, scales = least + numbers, scales + beside
     graph = GRAPH_BYTES_PER_WEIGHT * sum(tensor.kind in ("linear", "embedding") for tensor in shape)

@@ -131,7 +131,7 @@ def test_schemes_without_ranges_are_measured_too(scheme: str) -> None:
 
 def test_what_a_key_was_made_of_becomes_the_dataclasses_again() -> None:
     for value in (
-        spec.Quant(calibration="x", keep_float=("a", "b"), block=32),
+        spec.Quant(calibration="x", keep_float=("a", "b"), block=32, mixed={"c": "float", "a.*": "w4_block"}),
         spec.TextClassification(train="file:a", test="file:b", labels=("x", "y")),
         spec.Distill(losses=(spec.KL(0.5), spec.HiddenMSE(layers=((1, 2),)))),
     ):
@@ -178,4 +178,4 @@ def test_more_bytes_are_the_difference_between_two_files_by_arithmetic() -> None
             assert parts is not None
             kept = spec.Quant(scheme=quant.scheme, calibration="x", keep_float=(name,))
             expected = shape.file_bytes(parts, kept)[1] - shape.file_bytes(parts, quant)[1]
-            assert diagnose._more_bytes(PLAIN.get_submodule(name), quant) == expected
+            assert diagnose._more_bytes(PLAIN.get_submodule(name), quant.scheme, quant.block) == expected

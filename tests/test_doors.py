@@ -44,7 +44,7 @@ DOORS = {
 
 LAYERS = (
     ("errors.py", "globs.py", "__init__.py"),
-    ("spec.py", "checks.py", "smoke.py"),
+    ("spec.py", "checks.py", "devices.py", "smoke.py"),
     (
         "progress.py",
         "machine.py",

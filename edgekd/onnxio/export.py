@@ -68,13 +68,13 @@ def export_quantized(
 ) -> onnx.ModelProto:
     """Write a Brevitas fake-quantized ``model`` with int8 weights (quantize, clip, dequantize nodes turned lean).
 
-    Brevitas' exporter knows no blocks: a model with weights in blocks is exported in float, and gets them by a pass.
+    Brevitas' exporter knows no blocks: modules with weights in blocks are exported in float, and get them by a pass.
     ``keep_float`` names, by globs over module paths, what may hold fp32 tensors above 64 KiB. ``graph_passes`` replaces
     ``passes.QUANTIZED_PASSES``. Raises ``ExportError``, naming the tensor or node, where the file is not as promised.
     """
     weights = blocks.block_weights(model)
-    names = graph_passes or (passes.FLOAT_PASSES if weights else passes.QUANTIZED_PASSES)
     with blocks.plain(model):
+        names = graph_passes or (passes.QUANTIZED_PASSES if blocks.quantized(model) else passes.FLOAT_PASSES)
         return _export(model, path, opset, names, quantized=True, keep_float=keep_float, weights=weights)
 
 
@@ -101,7 +101,7 @@ def _export(
 ) -> onnx.ModelProto:
     inputs = accepted_inputs(model)
     _check_request(model, opset, inputs)
-    raw = branches.inline(_trace(model, inputs, opset, quantized and not weights))
+    raw = branches.inline(_trace(model, inputs, opset, quantized and blocks.quantized(model)))
     straight = quantized or branches.left(raw) is None
     result = passes.apply(raw, names) if straight else raw  # a baseline may be clumsy, but not missing
     if weights:

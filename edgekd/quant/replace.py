@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from brevitas.nn import QuantEmbedding, QuantLinear
 from torch import nn
 
 from edgekd.errors import TargetError
-from edgekd.globs import named_in
+from edgekd.globs import first_match, named_in
 from edgekd.quant import quantizers, weight_scales
 from edgekd.quant.quantizers import act_parameters, is_static, sized
 
@@ -21,28 +22,33 @@ def quantize(
     keep_float: Iterable[str],
     example: dict[str, torch.Tensor],
     block: int = 128,
+    mixed: Mapping[str, str] = MappingProxyType({}),
     **departures: Any,
 ) -> Any:
     """Replace every ``nn.Linear`` and ``nn.Embedding`` of ``model`` in place, and return it.
 
     Linears that first read the same tensor (query, key, value) share one activation quantizer, hence one QuantizeLinear
     in the graph; ``example`` is a batch of inputs by which such sharing is found. Modules that match a ``keep_float``
-    glob stay. ``block`` is the scheme's, where it has blocks; ``departures`` are those of ``quantizers.of``. Raises
-    ``TargetError`` as ``refuse`` does, if nothing is left to quantize, and for a table whose rows cannot be stored in
-    four bits.
+    glob stay. ``block`` is the scheme's, where it has blocks; ``mixed`` gives modules another scheme or ``float`` by
+    globs, of which the first that matches decides; ``departures`` are those of ``quantizers.of``. Raises
+    ``TargetError`` as ``refuse`` does, if nothing is left to quantize, for a glob in ``mixed`` that decides nothing,
+    and for a table whose rows cannot be stored in four bits.
     """
     patterns = tuple(keep_float)
-    refuse(model, patterns)
+    refuse(model, (*patterns, *(glob for glob, name in mixed.items() if name == "float")))
+    chosen = _choose(model, scheme, patterns, mixed)
     shared = _shared_inputs(model, example)
-    act, weight, table = quantizers.of(scheme, **departures)
-    proxies: dict[int, Any] = {}
+    recipes = {own: quantizers.of(own, **_fitting(own, departures)) for own in {*chosen.values()} - {"float"}}
+    proxies: dict[tuple[int, str], Any] = {}
     count = 0
     for name, module in list(model.named_modules()):
-        if named_in(name, patterns):
+        own = chosen.get(name, "float")
+        if own == "float":
             continue
+        act, weight, table = recipes[own]
         new: Any
         if type(module) is nn.Linear:
-            group = shared.get(name, -1)
+            group = shared.get(name, -1), own
             new = QuantLinear(
                 module.in_features,
                 module.out_features,
@@ -50,11 +56,11 @@ def quantize(
                 weight_quant=sized(weight, module.in_features, block),
                 input_quant=proxies.get(group, act),
             )
-            if group >= 0:
+            if group[0] >= 0:
                 proxies[group] = new.input_quant
         elif type(module) is nn.Embedding:
             rows, width = module.num_embeddings, module.embedding_dim
-            if width % 2 and scheme == "w4_block":
+            if width % 2 and own == "w4_block":
                 raise TargetError(
                     f"the rows of {name} hold {width} numbers, and in 4 bits two share a byte: choose an even width, "
                     "or add it to keep_float"
@@ -79,6 +85,31 @@ def quantize(
                 parameter.requires_grad_(departures.get("learned", False))
     model.to(next(model.parameters()).device)
     return model
+
+
+def _choose(model: nn.Module, scheme: str, keep_float: tuple[str, ...], mixed: Mapping[str, str]) -> dict[str, str]:
+    """The scheme of every layer with a weight, but for those that ``keep_float`` names."""
+    chosen: dict[str, str] = {}
+    deciding: set[str | None] = set()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim > 1 and not named_in(name, keep_float):
+            glob = first_match(name, mixed)
+            deciding.add(glob)
+            chosen[name] = scheme if glob is None else mixed[glob]
+    if idle := [glob for glob in mixed if glob not in deciding]:
+        raise TargetError(
+            f"quant.mixed: {idle[0]!r} matches no layer that keep_float and the globs before it leave: correct it, or "
+            "remove it"
+        )
+    return chosen
+
+
+def _fitting(scheme: str, departures: dict[str, Any]) -> dict[str, Any]:
+    """What of ``departures`` a scheme has a use for: most need ranges that are set, and blocks have their scales."""
+    if scheme.endswith("_static"):
+        return departures
+    return {name: value for name, value in departures.items() if name == "per_channel" and scheme != "w4_block"}
 
 
 class Table(nn.Module):

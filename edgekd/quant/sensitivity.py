@@ -27,7 +27,7 @@ from edgekd.distill.data import Ints, Tokens, by_length
 from edgekd.errors import TargetError
 from edgekd.progress import Progress
 
-PARTS = ("weight", "input")
+PARTS = ("weight", "input", "output")
 BATCH = 16
 WORTH = 0.1
 """A layer is proposed for ``keep_float`` where that wins back at least this share of the KL."""

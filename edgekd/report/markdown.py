@@ -149,6 +149,9 @@ def _training(report: Report) -> list[str]:
             how += f", calibrated on {examples} examples of {code(quantize['calibration'])}"
             how += f", {escape(quantize.get('method'))} ranges"
         lines.append(f"{how}.")
+    if quantize.get("mixed"):
+        told = (f"{code(glob)} {escape(scheme)}" for glob, scheme in quantize["mixed"])
+        lines.append(f"Apart from it, the first that matches: {', '.join(told)}.")
     if quantize.get("keep_float"):
         lines.append(f"Kept in float: {', '.join(f'{code(name)}' for name in quantize['keep_float'])}.")
     if quantize.get("qat_step_time_ratio"):

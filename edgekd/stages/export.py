@@ -63,8 +63,8 @@ def run(
         for name in STUDENTS:
             model.load_state_dict(load_file(quantize.path / f"{name.removeprefix('student_')}.safetensors"))
             path = _place(ctx, name, distill, data)
-            exporter.export_quantized(model.eval(), path, opset=export.opset, keep_float=quant.keep_float)
-            audits[name] = audit.audit(path, quant.keep_float)
+            exporter.export_quantized(model.eval(), path, opset=export.opset, keep_float=quant.floats)
+            audits[name] = audit.audit(path, quant.floats)
             parities[name] = _parity(model, path, tokens["validation"], export)
             advance(1)
     audited = audits["student_qad"]

@@ -82,7 +82,7 @@ def check(student: spec.Student, quant: spec.Quant) -> None:
     What surgery cuts consists of layers that can. Asked before anything is trained.
     """
     if student.config is not None:
-        refuse(skeleton(student.config), quant.keep_float)
+        refuse(skeleton(student.config), quant.floats)
 
 
 def observation_steps(quant: spec.Quant, last: int) -> tuple[int, ...]:
@@ -102,4 +102,4 @@ def prepare(model: Any, quant: spec.Quant) -> Any:
         "weight_bits": quant.weight_bits,
         "act_bits": quant.activation_bits,
     }
-    return quantize(model, quant.scheme, quant.keep_float, inputs, quant.block, **departures)
+    return quantize(model, quant.scheme, quant.keep_float, inputs, quant.block, quant.mixed, **departures)
