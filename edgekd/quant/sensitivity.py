@@ -6,8 +6,8 @@ beside a large one. Each layer and each quantizer is measured in two directions:
 
 * ``won_back``: the KL of the whole quantized model, minus that with this one alone off (leave one out). It says what
   ``keep_float`` would gain, and is below 0 where errors cancel. Where two layers are broken it is small for both.
-* ``alone``: the KL with this one alone on. It depends on no other layer's error and is never below 0: rows are ranked
-  by it, so that a broken layer comes first however broken the others are.
+* ``alone``: the KL with this one alone on. It depends on no other layer's error, and only rounding takes it below 0:
+  rows are ranked by it, so that a broken layer comes first however broken the others are.
 """
 
 from __future__ import annotations

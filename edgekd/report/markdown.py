@@ -143,7 +143,7 @@ def _training(report: Report) -> list[str]:
     if quantize.get("scheme"):
         how = f"Scheme {code(quantize['scheme'])}"
         if quantize.get("block"):
-            how += f" in blocks of {quantize['block']}"
+            how += f", 4-bit weights in blocks of {quantize['block']}"
         if quantize.get("calibration"):
             examples = figures.plain(quantize.get("calibration_examples"))
             how += f", calibrated on {examples} examples of {code(quantize['calibration'])}"
