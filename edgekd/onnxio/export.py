@@ -222,8 +222,9 @@ def _check_floats(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:
         t.name: kind for t in model.graph.initializer if (kind := _type(t)) in FLOATS and _bytes(t) > LARGEST_FLOAT
     }
     for node in model.graph.node:
-        for name in large.keys() & {*node.input}:
-            if "/weight_quant/" not in node.name and not named_in(module_path(node.name), keep_float):
+        scales = node.op_type == "Cast" and "/weight_quant/" in node.name
+        for name in node.input:
+            if name in large and not scales and not named_in(module_path(node.name), keep_float):
                 raise ExportError(
                     f"{name}, used by {node.name}, is a {large[name]} tensor above {LARGEST_FLOAT // 1024} KiB in a "
                     f"quantized model; quantize its module, or add {module_path(node.name)!r} to keep_float"
