@@ -116,20 +116,26 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     if quant.static and not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
     departs = (quant.weights_first, quant.scales != "statistics", quant.weight_bits, quant.activation_bits)
-    if quant.scheme == "w4_block" and not quant.per_channel:
+    if "w4_block" in quant.schemes and not quant.per_channel:
         yield "w4_block has a scale for every block: quant.per_channel does not apply"
     if not quant.static and any(departs):
         yield (
             f"{quant.scheme} has no ranges to learn, to bring in later or to cut: weights_first, scales, weight_bits "
             "and activation_bits are for static schemes"
         )
-    if quant.scheme == "u8s7_static" and quant.weight_bits == 8:
+    if "u8s7_static" in quant.schemes and quant.weight_bits == 8:
         yield "u8s7_static has 7-bit weights, so that sums stay in 16 bits: quant.weight_bits 8 would undo that"
     expected = target.device.schemes
-    if quant.scheme not in expected:
-        yield f"scheme {quant.scheme} does not suit {target.device.name}: use {' or '.join(expected)}"
+    for scheme in quant.schemes:
+        if scheme not in expected:
+            yield f"scheme {scheme} does not suit {target.device.name}: use {' or '.join(expected)}"
+    if "s8s8_static" in quant.schemes and any(scheme.startswith("u8") for scheme in quant.schemes):
+        yield (
+            f"{' and '.join(quant.schemes)}: no runtime is set for signed and unsigned activations at once; leave the "
+            "former, or the latter, out of quant.scheme and quant.mixed"
+        )
     runtimes = (*target.bench.runtimes, *target.bench.workloads)
-    if quant.scheme == "w4_block" and "openvino" in runtimes:
+    if "w4_block" in quant.schemes and "openvino" in runtimes:
         yield "w4_block runs in ort_cpu alone: remove openvino from bench.runtimes and bench.workloads"
     unknown = [name for name in runtimes if name not in known]
     if unknown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def named_in(path: str, patterns: Iterable[str]) -> bool:
@@ -15,3 +15,8 @@ def matches(path: str, pattern: str) -> bool:
     """The same for one glob."""
     parts = path.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
+
+
+def first_match(path: str, table: Mapping[str, str]) -> str | None:
+    """The first glob of a table that matches a dotted path so."""
+    return next((pattern for pattern in table if matches(path, pattern)), None)

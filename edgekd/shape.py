@@ -13,7 +13,6 @@ from typing import Any
 
 from edgekd import spec
 from edgekd.errors import TargetError
-from edgekd.globs import named_in
 
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")
 BERTS = ("bert", *ROBERTAS, "electra")
@@ -161,25 +160,33 @@ def block_size(width: int, block: int) -> int:
     return min(block, max(16, 1 << (width - 1).bit_length()))
 
 
+def weight_bytes(kind: str, rows: int, columns: int, scheme: str, block: int) -> tuple[int, int]:
+    """Bytes that a weight's numbers take under a scheme (``float`` is one), and what stands beside them.
+
+    One byte a number and a float scale and a zero point for each output channel, or for a whole table. In 4-bit blocks
+    it is half a byte, and two for the scale of each block, which count among the numbers.
+    """
+    if scheme == "float":
+        return 4 * rows * columns, 0
+    if scheme == "w4_block":
+        size = block_size(columns, block)
+        blocks = rows * -(-columns // size)
+        return 2 * blocks + (blocks * size if kind == "linear" else rows * columns) // 2, 0
+    return rows * columns, 5 * (rows if kind == "linear" else 1)
+
+
 def file_bytes(shape: Sequence[Tensor], quant: spec.Quant) -> tuple[int, int]:
     """(least, expected) bytes of the quantized ONNX file.
 
-    The least is what the numbers take: one byte for a weight or an embedding, four for a bias, a norm or anything that
-    ``keep_float`` names. Expected are also a float scale and a zero point for each output channel, and the graph. In
-    4-bit blocks it is half a byte, and two for the scale of each block, which are always there.
+    The least is what the numbers take: those of ``weight_bytes``, and four for a bias, a norm or anything that
+    is to stay in float. Expected are also the scales and zero points, and the graph.
     """
     least = scales = 0
     for tensor in shape:
-        module = tensor.name.rpartition(".")[0]
-        if tensor.kind in ("bias", "norm") or named_in(module, quant.keep_float):
-            least += 4 * tensor.count
-        elif quant.scheme == "w4_block":
-            size = block_size(tensor.columns, quant.block)
-            blocks = tensor.rows * -(-tensor.columns // size)
-            least += 2 * blocks + (blocks * size if tensor.kind == "linear" else tensor.count) // 2
-        else:
-            least += tensor.count
-            scales += 5 * (tensor.rows if tensor.kind == "linear" else 1)
+        kept = tensor.kind in ("bias", "norm")
+        scheme = "float" if kept else quant.scheme_of(tensor.name.rpartition(".")[0])
+        numbers, beside = weight_bytes(tensor.kind, tensor.rows, tensor.columns, scheme, quant.block)
+        least, scales = least + numbers, scales + beside
     graph = GRAPH_BYTES_PER_WEIGHT * sum(tensor.kind in ("linear", "embedding") for tensor in shape)
     return least, least + scales + graph
 

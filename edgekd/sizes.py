@@ -63,9 +63,10 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
     least, budget = student["int8_bytes_least"] if student else _least_bytes(target), target.budget
     smaller = "lower student.layers, hidden, ffn or vocabulary, or allow more"
     bits = "4-bit" if target.quant.scheme == "w4_block" else "int8"
+    least_so = "quantized as quant.mixed says" if target.quant.mixed else f"even if every weight is {bits}"
     if budget.size_mib is not None and least > budget.size_mib * 2**20:
         found.append(
-            f"the student takes at least {least / 2**20:.3g} MiB even if every weight is {bits}, and budget.size_mib "
+            f"the student takes at least {least / 2**20:.3g} MiB {least_so}, and budget.size_mib "
             f"is {budget.size_mib:g}; {smaller}"
         )
     most = teacher["fp32_bytes"] * TEACHER_SLACK / least if teacher and least else float("inf")

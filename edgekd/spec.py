@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgekd import checks
+from edgekd.devices import ARM64_DOTPROD as ARM64_DOTPROD
+from edgekd.devices import X86_AVX2 as X86_AVX2
+from edgekd.devices import X86_VNNI as X86_VNNI
+from edgekd.devices import Device as Device
 from edgekd.errors import TargetError
+from edgekd.globs import first_match, named_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +162,9 @@ class Distill:
     optimizer: Optimizer = Optimizer()
 
 
+Scheme = Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quant:
     """Quantization to eight bits (or four): calibrated, where activations have fixed ranges, and then trained.
@@ -167,6 +175,8 @@ class Quant:
     activation anew for every input, all rows of a batch together: for unbounded activations. ``w4_block`` (any CPU:
     memory-bound decoders, embeddings) has 4-bit weights, a float16 scale for each ``block`` of a row or for a shorter
     row, float activations; onnxruntime runs it.
+    ``mixed`` gives layers another scheme, or ``float``: the first of its globs over modules that matches a layer
+    decides, and each must decide something; the others take ``scheme``.
     ``calibration`` names a list in ``calibration/`` (ids of the training split), for the static schemes; ``method`` is
     how a range is chosen from what was observed. ``keep_float`` holds glob patterns of modules and graph nodes (dots
     between the parts) that stay in float; each must match something. Attention's own products that it does not name
@@ -179,7 +189,8 @@ class Quant:
     ``activation_bits`` below the scheme's are for studies: linear layers' integers become fewer, the file no smaller.
     """
 
-    scheme: Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block"] = "u8s8_static"
+    scheme: Scheme = "u8s8_static"
+    mixed: dict[str, Scheme | Literal["float"]] = field(default_factory=dict, metadata={"ordered": True})
     block: Literal[32, 64, 128] = 128
     calibration: str = ""
     method: Literal["percentile", "mse", "minmax"] = "mse"
@@ -196,8 +207,25 @@ class Quant:
 
     @property
     def static(self) -> bool:
-        """Whether activations have fixed ranges, which are calibrated."""
-        return self.scheme.endswith("_static")
+        """Whether any activations have fixed ranges, which are calibrated."""
+        return any(scheme.endswith("_static") for scheme in self.schemes)
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Every scheme that is asked for, once."""
+        return tuple(dict.fromkeys(scheme for scheme in (self.scheme, *self.mixed.values()) if scheme != "float"))
+
+    @property
+    def floats(self) -> tuple[str, ...]:
+        """The globs of all that stays in float."""
+        return (*self.keep_float, *(glob for glob, scheme in self.mixed.items() if scheme == "float"))
+
+    def scheme_of(self, module: str) -> str:
+        """The scheme of a layer, or ``float``."""
+        if named_in(module, self.keep_float):
+            return "float"
+        glob = first_match(module, self.mixed)
+        return self.scheme if glob is None else self.mixed[glob]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,34 +237,6 @@ class Export:
     min_agreement: float = 0.995
     max_score_gap: float = 0.003
 
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """The machine the artifact is for."""
-
-    name: str
-    isa: Literal["x86_64", "aarch64"]
-    features: tuple[str, ...] = ()  # CPU flags the scheme's speed relies on, as Linux spells them
-    memory_mib: int | None = None
-
-    @property
-    def schemes(self) -> tuple[str, ...]:
-        """The quantization schemes whose kernels it has, best first; float activations run anywhere.
-
-        Unsigned activations do not fuse on ARM, signed ones not on x86. x86 without VNNI adds two u8 x s8 products in
-        16 bits, where they saturate.
-        """
-        if self.isa == "aarch64":
-            return ("s8s8_static", "u8s8_dynamic", "w4_block")
-        without_vnni = self.features and not any("vnni" in feature for feature in self.features)
-        if without_vnni:
-            return ("u8s7_static", "w4_block")
-        return ("u8s8_static", "u8s7_static", "u8s8_dynamic", "w4_block")
-
-
-X86_VNNI = Device(name="x86 with VNNI", isa="x86_64", features=("avx512_vnni|avx_vnni",))
-X86_AVX2 = Device(name="x86 with AVX2", isa="x86_64", features=("avx2",))
-ARM64_DOTPROD = Device(name="arm64 with dot product", isa="aarch64", features=("asimddp",))
 
 RUNTIMES = ("ort_cpu", "openvino")
 

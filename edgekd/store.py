@@ -64,13 +64,15 @@ class Stage:
 def canonical(value: object) -> Any:
     """``value`` as plain JSON data: a dataclass becomes ``{"type": its name, **fields}``, a ``Stage`` its key.
 
-    Equal values give equal results: 1 and 1.0 are the same number, a list and a tuple the same sequence. Raises
+    Equal values give equal results: 1 and 1.0 are the same number, a list and a tuple the same sequence. A mapping in a
+    field with the metadata ``ordered`` becomes the list of its items. Raises
     ``TypeError`` for anything that has no such form (a path, a set, NaN), rather than hash its ``repr``.
     """
     if isinstance(value, Stage):
         return value.key
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: canonical(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        given = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        fields = {f.name: canonical(list(v.items()) if f.metadata.get("ordered") else v) for f, v in given.items()}
         return {"type": type(value).__name__, **fields}
     if value is None or isinstance(value, bool | int | str):
         return value

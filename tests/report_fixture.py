@@ -172,7 +172,7 @@ def sizes() -> dict[str, list[dict[str, Any]]]:
         dtype = "float32" if name.endswith("fp32") else "int8"
         parts = [
             {"tensor": f"{kind}.weight", "dtype": dtype, "shape": [int(size * share)], "bytes": int(size * share)}
-            | {"kind": kind}
+            | {"kind": kind, "users": 1 + (kind == "linear")}
             for kind, share in shares.items()
         ]
         rest = size - sum(part["bytes"] for part in parts)

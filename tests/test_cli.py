@@ -70,7 +70,8 @@ def test_the_help_of_a_command_teaches_by_an_example(command: str, capsys: pytes
 
 
 def test_the_commands_are_those_that_are_promised(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(COMMANDS) == ["list", "plan", "run", "report", "compare", "ship", "verify", "predict", "copy", "doctor"]
+    makers, users = ["list", "plan", "run", "report", "compare"], ["ship", "verify", "predict", "diagnose"]
+    assert list(COMMANDS) == [*makers, *users, "copy", "doctor"]
     main(["--help"])
     shown = capsys.readouterr().out
     assert all(command in shown for command in COMMANDS)
@@ -106,7 +107,7 @@ def test_an_unknown_target_exits_with_3_and_the_nearest_name(capsys: pytest.Capt
             ["plan", "--x"],
         ),
         *(["plan", TARGET, "--fresh", "all"], ["report", "--format", "pdf"], ["compare", "one"], ["report"]),
-        *(["report", "none"], ["ship", "none"], ["predict"]),
+        *(["report", "none"], ["ship", "none"], ["predict"], ["diagnose", "none"]),
     ],
 )
 def test_a_command_that_makes_no_sense_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

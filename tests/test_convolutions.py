@@ -16,7 +16,7 @@ from edgekd.errors import TargetError, TrainingError
 from edgekd.quant.calibrate import calibrate_on
 from edgekd.quant.flow import watch
 from edgekd.quant.fold import fold_batch_norms
-from edgekd.quant.replace import act_quantizers, quantize, refuse
+from edgekd.quant.replace import act_quantizers, quantize, schemes
 
 STATIC = ("u8s8_static", "u8s7_static", "s8s8_static")
 IMAGE = {"pixel_values": torch.randn(1, 3, 8, 8)}
@@ -192,8 +192,8 @@ def test_a_training_step_reaches_every_weight_of_a_fake_quantized_resnet(learned
 def test_a_scheme_that_no_runtime_convolves_in_is_refused_by_the_layers_name(scheme: str) -> None:
     model = Net(lambda n, x: n.first(x))
     with pytest.raises(TargetError, match=rf"first of Net is a Conv2d, which {scheme} does not quantize: .*static"):
-        refuse(model, ("second",), scheme)
-    refuse(model, ("first", "second"), scheme)
+        schemes(model, scheme, ("second",))
+    schemes(model, scheme, ("first", "second"))
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_a_scheme_that_no_runtime_convolves_in_is_refused_by_the_layers_name(sch
 @pytest.mark.parametrize("scheme", STATIC)
 def test_other_convolutions_are_refused_unless_they_are_kept_in_float(layer: nn.Module, scheme: str) -> None:
     with pytest.raises(TargetError, match=r"net of Wrapped is a Conv.* name it in keep_float"):
-        refuse(Wrapped(layer), (), scheme)
-    refuse(Wrapped(layer), ("net",), scheme)
+        schemes(Wrapped(layer), scheme, ())
+    schemes(Wrapped(layer), scheme, ("net",))
 
 
 def test_watching_a_model_changes_nothing_in_it() -> None:

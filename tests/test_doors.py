@@ -44,7 +44,7 @@ DOORS = {
 
 LAYERS = (
     ("errors.py", "globs.py", "__init__.py"),
-    ("spec.py", "checks.py", "smoke.py"),
+    ("spec.py", "checks.py", "devices.py", "smoke.py"),
     (
         "progress.py",
         "machine.py",
@@ -65,7 +65,7 @@ LAYERS = (
         *("tuning/__init__.py", "tuning/candidates.py", "tuning/choose.py", "tuning/result.py"),
     ),
     ("pipeline.py",),
-    ("plan.py", "doctor.py", "tuning/tune.py"),
+    ("plan.py", "doctor.py", "diagnose.py", "tuning/tune.py"),
     ("cli/*", "__main__.py"),
 )
 """A file imports from its own layer or a lower one (lower stands first)."""

@@ -105,6 +105,20 @@ def test_the_bundle_is_what_was_measured_and_verifies(line: Path, report: Any) -
     assert "energy" in json.dumps(said)
 
 
+def test_the_run_is_diagnosed_layer_by_layer_with_a_line_to_paste(line: Path) -> None:
+    said = edgekd("diagnose", "tiny_line", "--examples", "8", cwd=line).stdout
+    found = json.loads((line / "runs/tiny_line/diagnose.json").read_text())
+    assert (found["kind"], found["examples"]) == ("qad", 8) and found["kl"] > 0
+    assert len(found["layers"]) == 2 * 6 + 1 + 3  # the classifier is kept in float
+    for row in found["layers"]:
+        assert f"{row['layer']} " in said
+    assert found["keep_float"] and said.rstrip().endswith(found["line"])
+    assert found["ms_from"].startswith("predicted, from the run's own bench (onnxruntime")
+    given: dict[str, Any] = {}
+    exec(found["line"], given)
+    assert given["keep_float"][2:] == tuple(row["layer"] for row in found["keep_float"])
+
+
 def test_optimum_loads_the_bundle(line: Path) -> None:
     from optimum.onnxruntime import ORTModelForSequenceClassification
     from transformers import AutoTokenizer

@@ -211,6 +211,22 @@ def test_a_large_float_tensor_is_an_error_unless_it_is_named(tmp_path: Path) -> 
     assert (tmp_path / "model.onnx").stat().st_size > 128 * 1024
 
 
+@pytest.mark.parametrize("kind", ["FLOAT16", "BFLOAT16", "DOUBLE"])
+def test_large_floats_of_any_type_are_an_error_but_for_the_scales_of_blocks(kind: str) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n] x) => (float[m] y) { y = Cast <to = 1> (w) }'
+    )
+    model.graph.initializer.append(
+        onnx.TensorProto(name="w", dims=[32769, 1], data_type=onnx.TensorProto.DataType.Value(kind))
+    )
+    model.graph.node[0].name = "/a/weight_quant/Cast"
+    export._check_floats(model, ())
+    model.graph.node[0].name = "/a/Cast"
+    export._check_floats(model, ("a",))
+    with pytest.raises(ExportError, match=f"w, used by /a/Cast, is a {kind.lower()} tensor above 64 KiB"):
+        export._check_floats(model, ())
+
+
 def test_passes_can_be_chosen(tmp_path: Path) -> None:
     chosen = tuple(name for name in passes.QUANTIZED_PASSES if name != "first_token")
     model = quantized(classifier())

@@ -48,7 +48,7 @@ def test_kinds_follow_the_module_that_uses_a_tensor(folder: Path, name: str, wid
     rows = sizes.table(folder / name)
     by_name = {row["tensor"]: row for row in rows}
     assert by_name["bert.embeddings.word_embeddings.weight"] | {"tensor": ""} == {
-        "tensor": "", "dtype": dtype, "shape": [99, 32], "bytes": 99 * 32 * width, "kind": "embedding",
+        "tensor": "", "dtype": dtype, "shape": [99, 32], "bytes": 99 * 32 * width, "kind": "embedding", "users": 1,
     }  # fmt: skip
     weights = [row for row in rows if len(row["shape"]) == 2 and row["kind"] == "linear"]
     assert len(weights) == 14 and sum(row["bytes"] for row in weights) == width * (
@@ -70,7 +70,23 @@ def test_a_shared_tensor_is_counted_once(tmp_path: Path) -> None:
         node.name = name
     files.write(model, tmp_path / "model.onnx")
     rows = sizes.table(tmp_path / "model.onnx")
-    assert [(row["tensor"], row["bytes"], row["kind"]) for row in rows[:-1]] == [("w", 64, "linear")]
+    assert [(row["tensor"], row["bytes"], row["kind"], row["users"]) for row in rows[:-1]] == [("w", 64, "linear", 2)]
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("u8s8_static", 1), ("w4_block", 1 / 2)])
+def test_tied_weights_are_stored_once_and_their_users_counted(tmp_path: Path, scheme: str, size: float) -> None:
+    model = classifier(num_hidden_layers=1, type_vocab_size=64)  # as many as positions
+    tables, attention = model.bert.embeddings, model.bert.encoder.layer[0].attention
+    tables.token_type_embeddings.weight = tables.position_embeddings.weight
+    model.bert.pooler.dense.weight = attention.output.dense.weight
+    keep = ("*.attention.self.MatMul*",)
+    export.export_quantized(quantized(model, scheme), tmp_path / "model.onnx", opset=17, keep_float=keep)
+    rows = sizes.table(tmp_path / "model.onnx")
+    users = {
+        (kind, count): sorted(r["users"] for r in rows if (r["kind"], r["bytes"]) == (kind, count * 32 * size))
+        for kind, count in (("embedding", 64), ("linear", 32))
+    }
+    assert users == {("embedding", 64): [2], ("linear", 32): [1, 1, 1, 2]}  # query, key, value; output and pooler
 
 
 def test_dynamic_quantization_is_repeatable_smaller_and_close(folder: Path, tmp_path: Path) -> None:

@@ -42,6 +42,21 @@ def test_all_rows_of_a_table_have_as_many_cells_as_its_head() -> None:
         width = cells
 
 
+def test_the_largest_tensors_of_the_shipped_file_are_listed_with_type_and_sharing() -> None:
+    lines = markdown.render(REPORT).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| Tensor of the shipped file |"))
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[start + 2 : start + 5]]
+    assert [(name, kind, dtype, users) for name, kind, dtype, _, _, users in cells] == [
+        ("`embedding.weight`", "embedding", "int8", "1"),
+        ("`linear.weight`", "linear", "int8", "2"),
+        ("`norm.weight`", "norm", "int8", "1"),
+    ]
+    older = {name: [dict(row) for row in rows] for name, rows in REPORT["sizes"].items()}
+    for row in older["student_qad"]:
+        row.pop("users", None)
+    assert "| Tensor of the shipped file |" in markdown.render(REPORT | {"sizes": older})
+
+
 def test_what_a_file_answers_is_told_once_at_real_lengths() -> None:
     assert {row["score"] is None for row in REPORT["rows"]} == {False}
     parts = markdown.render(REPORT).split("\n### ")[1:]

@@ -10,6 +10,7 @@ import typer
 
 from edgekd import __version__
 from edgekd.cli import bundles, line, tools, tuning
+from edgekd.cli.diagnosis import diagnose
 from edgekd.errors import EdgekdError
 from edgekd.store import disk_full, full_disk_error
 
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ship": bundles.ship,
     "verify": bundles.verify,
     "predict": bundles.predict,
+    "diagnose": diagnose,
     "copy": tools.copy,
     "doctor": tools.doctor,
 }

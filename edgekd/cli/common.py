@@ -49,23 +49,24 @@ def load(name: str, smoke: bool) -> tuple[spec.Target, Path]:
     return smoke_of(target) if smoke else target, catalog.path_of(name)
 
 
-def run_folder(name: str | None, store: Path) -> Path:
-    """The folder of a judged run: by run or target name, target file, or path; without a name, the latest.
+def run_folder(name: str | None, store: Path, file: str = "report.json") -> Path:
+    """The folder of a run that holds ``file``: by run or target name, target file, or path; without a name, the latest.
 
-    Raises ``UsageError`` when there is none with a report, and says how to make one.
+    Raises ``UsageError`` when there is none, and says how to make one.
     """
+    what = "report" if file == "report.json" else "run"
     if name is None:
-        reports = sorted(store.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
-        if not reports:
-            raise UsageError(f"there is no report in {store}; make one with `edgekd run TARGET`, or give its --store")
-        return reports[-1].parent
+        found = sorted(store.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UsageError(f"there is no {what} in {store}; make one with `edgekd run TARGET`, or give its --store")
+        return found[-1].parent
     path = Path(name)
-    if (path / "report.json").is_file():
+    if (path / file).is_file():
         return path
     folder = store / (path.stem if path.suffix == ".py" else name)
-    if not (folder / "report.json").is_file():
-        made = ", ".join(sorted(report.parent.name for report in store.glob("*/report.json"))) or "none"
-        raise UsageError(f"there is no report in {folder} (runs with one: {made}); make it with `edgekd run {name}`")
+    if not (folder / file).is_file():
+        made = ", ".join(sorted(other.parent.name for other in store.glob(f"*/{file}"))) or "none"
+        raise UsageError(f"there is no {what} in {folder} (runs with one: {made}); make it with `edgekd run {name}`")
     return folder
 
 

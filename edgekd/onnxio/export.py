@@ -7,6 +7,7 @@ weights with a Q node, four times the size) nor int32 biases.
 from __future__ import annotations
 
 import inspect
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,10 @@ OPSETS = range(17, 21)
 """17 brought LayerNormalization; 20 is the last that the TorchScript exporter writes."""
 
 LARGEST_FLOAT = 64 * 1024
-"""Bytes; a larger fp32 tensor in a quantized model must be named in ``keep_float``."""
+"""Bytes; a larger tensor of floats in a quantized model must be named in ``keep_float``."""
+
+FLOATS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8}
+"""Type -> bytes a number."""
 
 
 class _Positional(nn.Module):
@@ -74,14 +78,14 @@ def export_quantized(
 ) -> onnx.ModelProto:
     """Write a Brevitas fake-quantized ``model`` with int8 weights (quantize, clip, dequantize nodes turned lean).
 
-    Brevitas' exporter knows no blocks: a model with weights in blocks is exported in float, and gets them by a pass.
+    Brevitas' exporter knows no blocks: modules with weights in blocks are exported in float, and get them by a pass.
     ``keep_float`` names, by globs over module paths, what may hold fp32 tensors above 64 KiB. ``graph_passes`` replaces
     ``passes.QUANTIZED_PASSES``. Inputs, ``image`` and output are those of ``export_float``. Raises ``ExportError``,
     naming the tensor or node, where the file is not as promised.
     """
     weights = blocks.block_weights(model)
-    names = graph_passes or (passes.FLOAT_PASSES if weights else passes.QUANTIZED_PASSES)
     with blocks.plain(model):
+        names = graph_passes or (passes.QUANTIZED_PASSES if blocks.quantized(model) else passes.FLOAT_PASSES)
         return _export(model, path, opset, names, image, quantized=True, keep_float=keep_float, weights=weights)
 
 
@@ -109,7 +113,7 @@ def _export(
 ) -> onnx.ModelProto:
     inputs = accepted_inputs(model)
     _check_request(model, opset, inputs, image)
-    raw = branches.inline(_trace(model, inputs, image, opset, quantized and not weights))
+    raw = branches.inline(_trace(model, inputs, image, opset, quantized and blocks.quantized(model)))
     straight = quantized or branches.left(raw) is None
     result = passes.apply(raw, names) if straight else raw  # a baseline may be clumsy, but not missing
     if weights:
@@ -231,20 +235,27 @@ def _check(model: onnx.ModelProto, inputs: tuple[str, ...], opsets: Mapping[str,
 
 
 def _check_floats(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:
+    """Refuse a large tensor of floats that nobody asked for, as the audit refuses a multiplication in float.
+
+    An error and no warning: a weight that stays in float by mistake is most of the file, and whoever wants it there can
+    say so. The scales of four-bit blocks are the price of the scheme and pass.
+    """
     large = {
-        t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and _bytes(t) > LARGEST_FLOAT
+        t.name: kind for t in model.graph.initializer if (kind := _type(t)) in FLOATS and _bytes(t) > LARGEST_FLOAT
     }
     for node in model.graph.node:
-        for name in large.intersection(node.input):
-            if not named_in(module_path(node.name), keep_float):
+        scales = node.op_type == "Cast" and "/weight_quant/" in node.name
+        for name in node.input:
+            if name in large and not scales and not named_in(module_path(node.name), keep_float):
                 raise ExportError(
-                    f"{name}, used by {node.name}, is an fp32 tensor above {LARGEST_FLOAT // 1024} KiB in a quantized "
-                    f"model; quantize its module, or add {module_path(node.name)!r} to keep_float"
+                    f"{name}, used by {node.name}, is a {large[name]} tensor above {LARGEST_FLOAT // 1024} KiB in a "
+                    f"quantized model; quantize its module, or add {module_path(node.name)!r} to keep_float"
                 )
 
 
+def _type(tensor: onnx.TensorProto) -> str:
+    return str(onnx.TensorProto.DataType.Name(tensor.data_type)).lower()
+
+
 def _bytes(tensor: onnx.TensorProto) -> int:
-    count = 4
-    for size in tensor.dims:
-        count *= size
-    return count
+    return FLOATS[_type(tensor)] * int(math.prod(tensor.dims))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ NORM = {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "La
 
 
 def table(path: Path) -> list[dict[str, Any]]:
-    """One row per stored tensor, largest first: ``tensor``, ``dtype``, ``shape``, ``bytes`` and ``kind``.
+    """One row per stored tensor, largest first: ``tensor``, ``dtype``, ``shape``, ``bytes``, ``kind`` and ``users``.
 
-    ``kind`` is ``embedding``, ``linear``, ``norm`` or ``other``, after the module that uses the tensor first. A tensor
-    with several users is stored and counted once. A last row of kind ``graph`` holds the rest of the file (nodes,
-    names), so that the bytes add up to its size. Raises ``ExportError`` for a file that is no model.
+    ``kind`` is ``embedding``, ``linear``, ``norm`` or ``other``, after the module that uses the tensor first. ``users``
+    is how many nodes read it, as it is or dequantized: it is stored and counted once. A last row of kind ``graph``
+    holds the rest of the file (nodes, names), so that the bytes add up to its size. Raises ``ExportError`` for a file
+    that is no model.
     """
     model = files.read(path)
     kinds = _kinds(model)
@@ -30,6 +32,7 @@ def table(path: Path) -> list[dict[str, Any]]:
     for node in model.graph.node:
         for name in node.input:
             users.setdefault(name, _module(node))
+    counts = _users(model)
     rows: list[dict[str, Any]] = []
     for tensor in model.graph.initializer:
         rows.append(
@@ -39,11 +42,22 @@ def table(path: Path) -> list[dict[str, Any]]:
                 "shape": list(tensor.dims),
                 "bytes": _bytes(tensor),
                 "kind": kinds.get(users.get(tensor.name, ""), "other"),
+                "users": counts[tensor.name],
             }
         )
     rows.sort(key=lambda row: (-row["bytes"], row["tensor"]))
     rest = path.stat().st_size - sum(row["bytes"] for row in rows)
-    return [*rows, {"tensor": "nodes and names", "dtype": "", "shape": [], "bytes": rest, "kind": "graph"}]
+    graph = {"tensor": "nodes and names", "dtype": "", "shape": [], "bytes": rest, "kind": "graph", "users": None}
+    return [*rows, graph]
+
+
+def _users(model: onnx.ModelProto) -> Counter[str]:
+    """How many nodes read each tensor; those behind a ``DequantizeLinear`` count, and not that itself."""
+    counts = Counter(name for node in model.graph.node for name in {*node.input})
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            counts[node.input[0]] += counts[node.output[0]] - 1
+    return counts
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:

@@ -51,6 +51,11 @@ def plain(model: nn.Module) -> Iterator[None]:
             model.set_submodule(name, module)
 
 
+def quantized(model: nn.Module) -> bool:
+    """Whether any module's weight is fake-quantized, in blocks or otherwise."""
+    return any(hasattr(module, "weight_quant") for module in model.modules())
+
+
 def _in_blocks(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, (QuantLinear, QuantEmbedding)) and module.weight_quant.is_groupwise:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from brevitas.nn import QuantConv2d, QuantEmbedding, QuantLinear
 from torch import nn
 
 from edgekd.errors import TargetError
-from edgekd.globs import named_in
+from edgekd.globs import first_match, named_in
 from edgekd.quant import quantizers, weight_scales
 from edgekd.quant.flow import watch
 from edgekd.quant.fold import fold_batch_norms
@@ -23,6 +24,7 @@ def quantize(
     keep_float: Iterable[str],
     example: dict[str, torch.Tensor],
     block: int = 128,
+    mixed: Mapping[str, str] = MappingProxyType({}),
     **departures: Any,
 ) -> Any:
     """Replace every ``nn.Linear``, ``nn.Embedding`` and ``nn.Conv2d`` of ``model`` in place, and return it.
@@ -31,26 +33,27 @@ def quantize(
     in the graph; ``example`` is a batch of inputs by which such sharing is found. Batch norms are folded into the
     convolutions before them. A convolution's output is quantized too, unless inputs of quantized layers are all that it
     becomes: runtimes have integer convolutions only from integers to integers. Modules that match a ``keep_float`` glob
-    stay. ``block`` is the scheme's, where it has blocks; ``departures`` are those of ``quantizers.of``. Raises
-    ``TargetError`` as ``refuse`` does, if nothing is left to quantize, and for a table whose rows cannot be stored in
-    four bits.
+    stay. ``block`` is the scheme's, where it has blocks; ``mixed`` gives modules another scheme or ``float`` by globs,
+    of which the first that matches decides; ``departures`` are those of ``quantizers.of``. Raises ``TargetError`` as
+    ``schemes`` does, if nothing is left to quantize, and for a table whose rows cannot be stored in four bits.
     """
-    patterns = tuple(keep_float)
-    refuse(model, patterns, scheme)
+    chosen = schemes(model, scheme, tuple(keep_float), mixed)
     fold_batch_norms(model, example)
     flow = watch(model, example)
     shared = flow.given
-    layers = {name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)}
-    quantized = {name for name in layers if not named_in(name, patterns)}
-    act, weight, table = quantizers.of(scheme, **departures)
-    proxies: dict[int, Any] = {}
+    layers = (nn.Linear, nn.Conv2d)
+    quantized = {n for n, own in chosen.items() if own != "float" and type(model.get_submodule(n)) in layers}
+    recipes = {own: quantizers.of(own, **_fitting(own, departures)) for own in {*chosen.values()} - {"float"}}
+    proxies: dict[tuple[int, str], Any] = {}
     count = 0
     for name, module in list(model.named_modules()):
-        if named_in(name, patterns):
+        own = chosen.get(name, "float")
+        if own == "float":
             continue
+        act, weight, table = recipes[own]
         new: Any
         if type(module) is nn.Linear:
-            group = shared.get(name, -1)
+            group = shared.get(name, -1), own
             new = QuantLinear(
                 module.in_features,
                 module.out_features,
@@ -58,10 +61,10 @@ def quantize(
                 weight_quant=sized(weight, module.in_features, block),
                 input_quant=proxies.get(group, act),
             )
-            if group >= 0:
+            if group[0] >= 0:
                 proxies[group] = new.input_quant
         elif type(module) is nn.Conv2d:
-            group = shared.get(name, -1)
+            group = shared.get(name, -1), own
             new = QuantConv2d(
                 module.in_channels,
                 module.out_channels,
@@ -76,11 +79,11 @@ def quantize(
                 output_quant=None if flow.requantized(name, quantized) else act,
             )
             quantizers.at_output(new.output_quant, flow.cut(name))
-            if group >= 0:
+            if group[0] >= 0:
                 proxies[group] = new.input_quant
         elif type(module) is nn.Embedding:
             rows, width = module.num_embeddings, module.embedding_dim
-            if width % 2 and scheme == "w4_block":
+            if width % 2 and own == "w4_block":
                 raise TargetError(
                     f"the rows of {name} hold {width} numbers, and in 4 bits two share a byte: choose an even width, "
                     "or add it to keep_float"
@@ -107,6 +110,47 @@ def quantize(
     return model
 
 
+def schemes(
+    model: nn.Module, scheme: str, keep_float: tuple[str, ...], mixed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The scheme of every layer with a weight, or ``float``, but for those that ``keep_float`` names.
+
+    Raises ``TargetError`` for a layer that its scheme does not quantize, and for a glob in ``mixed`` that decides
+    nothing. Convolutions need a static scheme, and zeros as padding: onnxruntime cannot read their weights in 4 bits,
+    and its ``ConvInteger``, for ranges found at run time, takes several times as long as its float ``Conv``.
+    """
+    chosen: dict[str, str] = {}
+    deciding: set[str | None] = set()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or named_in(name, keep_float):
+            continue
+        glob = first_match(name, mixed)
+        deciding.add(glob)
+        own = chosen[name] = scheme if glob is None else mixed[glob]
+        convolution = type(module) is nn.Conv2d and module.padding_mode == "zeros"
+        if own == "float" or type(module) in (nn.Linear, nn.Embedding) or (convolution and own.endswith("_static")):
+            continue
+        why = f"{own} does not quantize: choose a static scheme," if convolution else "no scheme quantizes:"
+        raise TargetError(
+            f"{name} of {type(model).__name__} is a {type(module).__name__}, which {why} name it in keep_float to "
+            "leave it in float, or choose another architecture"
+        )
+    if idle := [glob for glob in mixed if glob not in deciding]:
+        raise TargetError(
+            f"quant.mixed: {idle[0]!r} matches no layer that keep_float and the globs before it leave: correct it, or "
+            "remove it"
+        )
+    return chosen
+
+
+def _fitting(scheme: str, departures: dict[str, Any]) -> dict[str, Any]:
+    """What of ``departures`` a scheme has a use for: most need ranges that are set, and blocks have their scales."""
+    if scheme.endswith("_static"):
+        return departures
+    return {name: value for name, value in departures.items() if name == "per_channel" and scheme != "w4_block"}
+
+
 class Table(nn.Module):
     """An embedding whose model reads ``weight`` itself, past any forward: DeBERTa's relative positions."""
 
@@ -122,27 +166,6 @@ class Table(nn.Module):
     def forward(self, ids: torch.Tensor) -> Any:
         """The rows of ``ids``, quantized."""
         return self.rows(ids)
-
-
-def refuse(model: nn.Module, keep_float: Iterable[str], scheme: str) -> None:
-    """Raise ``TargetError`` for a layer that ``scheme`` does not quantize and ``keep_float`` does not name.
-
-    Convolutions need a static scheme, and zeros as padding: onnxruntime cannot read their weights in 4 bits, and its
-    ``ConvInteger``, for ranges found at run time, takes several times as long as its float ``Conv``.
-    """
-    patterns = tuple(keep_float)
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or type(module) in (nn.Linear, nn.Embedding):
-            continue
-        convolution = type(module) is nn.Conv2d and module.padding_mode == "zeros"
-        if named_in(name, patterns) or (convolution and scheme.endswith("_static")):
-            continue
-        why = f"{scheme} does not quantize: choose a static scheme," if convolution else "no scheme quantizes:"
-        raise TargetError(
-            f"{name} of {type(model).__name__} is a {type(module).__name__}, which {why} name it in keep_float to "
-            "leave it in float, or choose another architecture"
-        )
 
 
 def act_quantizers(model: nn.Module) -> dict[str, Any]:

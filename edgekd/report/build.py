@@ -127,7 +127,9 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
     asked: dict[str, Any] = {"scheme": target.quant.scheme, "keep_float": list(target.quant.keep_float)}
     if target.quant.static:
         asked |= {"calibration": target.quant.calibration, "method": target.quant.method}
-    if target.quant.scheme == "w4_block":
+    if target.quant.mixed:
+        asked["mixed"] = [list(pair) for pair in target.quant.mixed.items()]
+    if "w4_block" in target.quant.schemes:
         asked["block"] = target.quant.block
     found = {name: value for name, value in quant.items() if name != "ranges"}
     return {

@@ -21,6 +21,10 @@ RUNTIMES = {"ort_cpu": "onnxruntime", "openvino": "OpenVINO"}
 
 KINDS = ("embedding", "linear", "norm", "other", "graph")
 
+TENSOR_HEAD = ("Tensor of the shipped file", "Kind", "Type", "Shape", "KiB", "Read by")
+LARGEST = 8
+"""How many tensors are listed."""
+
 
 class Figure(NamedTuple):
     """One column: its key in a row, its heading, its unit, and which way is better."""
@@ -195,6 +199,16 @@ def by_kind(sizes: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, dict[
         for tensor in sizes[name]:
             total[tensor["kind"]] = total.get(tensor["kind"], 0) + tensor["bytes"]
     return found
+
+
+def largest(sizes: Mapping[str, Iterable[Row]]) -> list[tuple[str, ...]]:
+    """The cells under ``TENSOR_HEAD`` of what takes most in the shipped file."""
+    stored = [row for row in sizes.get("student_qad", ()) if row["kind"] != "graph"]
+    return [
+        (row["tensor"], row["kind"], row["dtype"] or "–", " × ".join(map(str, row["shape"] or ())))
+        + (number(row["bytes"] / 1024), plain(row.get("users")))
+        for row in sorted(stored, key=lambda row: -row["bytes"])[:LARGEST]
+    ]
 
 
 def kinds(sizes: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:

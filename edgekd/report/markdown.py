@@ -121,7 +121,10 @@ def _sizes(report: Report) -> list[str]:
     for name, by_kind in figures.by_kind(report["sizes"]).items():
         mib = [figures.number(by_kind.get(kind, 0) / 2**20) for kind in kinds]
         body.append([escape(figures.artifact(name)), *mib, figures.number(sum(by_kind.values()) / 2**20)])
-    return ["## Size by kind of tensor (MiB)", table(["Artifact", *kinds, "all"], body)]
+    parts = ["## Size by kind of tensor (MiB)", table(["Artifact", *kinds, "all"], body)]
+    if largest := [[code(name), *map(escape, rest)] for name, *rest in figures.largest(report["sizes"])]:
+        parts.append(table(figures.TENSOR_HEAD, largest, right=4))
+    return parts
 
 
 def _training(report: Report) -> list[str]:
@@ -140,12 +143,15 @@ def _training(report: Report) -> list[str]:
     if quantize.get("scheme"):
         how = f"Scheme {code(quantize['scheme'])}"
         if quantize.get("block"):
-            how += f" in blocks of {quantize['block']}"
+            how += f", 4-bit weights in blocks of {quantize['block']}"
         if quantize.get("calibration"):
             examples = figures.plain(quantize.get("calibration_examples"))
             how += f", calibrated on {examples} examples of {code(quantize['calibration'])}"
             how += f", {escape(quantize.get('method'))} ranges"
         lines.append(f"{how}.")
+    if quantize.get("mixed"):
+        told = (f"{code(glob)} {escape(scheme)}" for glob, scheme in quantize["mixed"])
+        lines.append(f"Apart from it, the first that matches: {', '.join(told)}.")
     if quantize.get("keep_float"):
         lines.append(f"Kept in float: {', '.join(f'{code(name)}' for name in quantize['keep_float'])}.")
     if quantize.get("qat_step_time_ratio"):

@@ -51,7 +51,7 @@ def run(
     calibrate(model, quant, examples, np.arange(len(examples)))
     flat = variant != "sequence"
     order = () if flat else tuple(name for name in passes.QUANTIZED_PASSES if name != "flatten")
-    path, kept = ctx.out / MODEL, quant.keep_float
+    path, kept = ctx.out / MODEL, quant.floats
     exporter.export_quantized(model.eval(), path, opset=opset, keep_float=kept, graph_passes=order)
     quantize_attention(path, quant, examples)
     if variant == "outputs":

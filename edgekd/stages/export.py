@@ -20,7 +20,7 @@ from edgekd.stages.quantize import prepare
 from edgekd.store import MANIFEST, Context, Stage, read_json, write_json
 from edgekd.tasks.sampling import stratified
 
-REVISION = 5
+REVISION = 6
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 
@@ -67,14 +67,14 @@ def run(
         for name in STUDENTS:
             model.load_state_dict(load_file(quantize.path / f"{name.removeprefix('student_')}.safetensors"))
             path = _place(ctx, name, distill, data)
-            exporter.export_quantized(model.eval(), path, opset=export.opset, keep_float=quant.keep_float)
+            exporter.export_quantized(model.eval(), path, opset=export.opset, keep_float=quant.floats)
             feeds, truth = _parity_feeds(model, tokens["validation"], export)
             limits = {"min_agreement": export.min_agreement, "max_score_gap": export.max_score_gap}
             parities[name] = parity.gate(model, path, feeds, truth, **limits)
             plain = files.read(path)
             if quantize_attention(path, quant, calibration):
                 parities[name]["attention"] = parity.gate_graphs(plain, files.read(path), feeds, truth, **limits)
-            audits[name] = audit.audit(path, quant.keep_float)
+            audits[name] = audit.audit(path, quant.floats)
             advance(1)
     audited = audits["student_qad"]
     share = audited["quantized_mac_share"]

@@ -13,7 +13,7 @@ from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
 from edgekd.models.student import skeleton
 from edgekd.quant.calibrate import calibrate, calibration_rows, ranges
-from edgekd.quant.replace import quantize, refuse
+from edgekd.quant.replace import quantize, schemes
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.stages.distill import load_projections
 from edgekd.store import Context, Stage, read_json, write_json
@@ -82,7 +82,7 @@ def check(student: spec.Student, quant: spec.Quant) -> None:
     What surgery cuts consists of layers that can. Asked before anything is trained.
     """
     if student.config is not None:
-        refuse(skeleton(student.config), quant.keep_float, quant.scheme)
+        schemes(skeleton(student.config), quant.scheme, quant.keep_float, quant.mixed)
 
 
 def observation_steps(quant: spec.Quant, last: int) -> tuple[int, ...]:
@@ -102,4 +102,4 @@ def prepare(model: Any, quant: spec.Quant) -> Any:
         "weight_bits": quant.weight_bits,
         "act_bits": quant.activation_bits,
     }
-    return quantize(model, quant.scheme, quant.keep_float, inputs, quant.block, **departures)
+    return quantize(model, quant.scheme, quant.keep_float, inputs, quant.block, quant.mixed, **departures)

@@ -1,0 +1,106 @@
+"""The command ``diagnose``. It imports torch, but only once it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from edgekd.cli.common import RUNS, Json, Store, print_json, run_folder, stdout
+from edgekd.progress import Progress
+
+NAME = "diagnose.json"
+WORST = 10
+"""How many quantizers are printed."""
+
+
+class Kind(StrEnum):
+    """The quantized students of a run."""
+
+    qad = "qad"
+    ptq = "ptq"
+
+
+def diagnose(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="A target, a run, or a run's folder; default: the latest run."),
+    ] = None,
+    kind: Annotated[
+        Kind, typer.Option("--kind", help="The trained student, or the one that was calibrated.")
+    ] = Kind.qad,
+    examples: Annotated[int, typer.Option(min=1, help="How much of the validation split, drawn by class.")] = 256,
+    store: Store = RUNS,
+    json: Json = False,
+) -> None:
+    """Say which layers lose answers by quantization, and what it would cost to keep the worst of them in float.
+
+    SQNR: a layer's output against its error, on float inputs. KL alone: how far answers move if only this is quantized;
+    won back: how much closer they come if only this is not. All on validation examples, against the same weights in
+    float. It is kept as diagnose.json in the run's folder.
+
+    Examples:
+
+    $ edgekd diagnose reuters_x86
+    $ edgekd diagnose reuters_x86 --kind ptq --examples 1000
+    $ edgekd diagnose reuters_x86 --json | jq .line
+    """
+    folder = run_folder(target, store, "stages.json")
+    from edgekd import diagnose as diagnosis
+
+    found = diagnosis.diagnose(folder, kind.value, examples, Progress())
+    if json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def _print(found: dict[str, Any]) -> None:
+    console = stdout()
+    about = f"{found['kind'].upper()}, {found['scheme']}, {found['examples']} validation examples"
+    console.print(f"{about}: KL(float ‖ quantized) {found['kl']:.3g} nats\n", markup=False)
+    layers = [(row["layer"], _decibels(row["sqnr_db"]), *_kl(row)) for row in found["layers"]]
+    console.print(_table(("layer", "SQNR (dB)", "KL alone", "won back"), layers))
+    quantizers = [(row["quantizer"] + _more(row["layers"]), *_kl(row)) for row in found["quantizers"]]
+    console.print()
+    console.print(_table(("quantizer", "KL alone", "won back"), quantizers[:WORST]))
+    if len(quantizers) > WORST:
+        console.print(f"and {len(quantizers) - WORST} more in {NAME}")
+    console.print()
+    kept = [
+        (row["layer"], f"{row['kl']:.3g}", f"{row['share']:.0%}", f"{row['bytes']:+,}", _ms(row["ms"]))
+        for row in found["keep_float"]
+    ]
+    if not kept:
+        console.print("No layer wins back a tenth of the KL by itself: nothing to keep in float.")
+        return
+    console.print(_table(("worth keeping in float", "KL left", "won back", "bytes", "ms"), kept))
+    console.print(f"\nbytes: predicted; ms: {found['ms_from']}\n\n{found['line']}", markup=False, soft_wrap=True)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, title in enumerate(head):
+        table.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _decibels(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f}"
+
+
+def _kl(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['alone']:.3g}", f"{row['won_back']:.3g}"
+
+
+def _more(layers: list[str]) -> str:
+    return f" (and {len(layers) - 1} more)" if len(layers) > 1 else ""
+
+
+def _ms(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:+.4f}"
