@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,40 +18,67 @@ from edgekd.quant.quantizers import act_parameters, levels
 from edgekd.quant.replace import act_quantizers
 
 BATCH = 16
+UNLISTED = 256  # examples where no list is given: no range needs them, but GPTQ and bias correction do
 
 
-@torch.no_grad()
 def calibrate(
     model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints, progress: Progress | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Observe ``rows`` of ``tokens``, activations in float, weights quantized; set and return (low, high) by module.
+    """Observe ``rows`` of ``tokens``, set and return (low, high) by module: ``observe``, then ``set_ranges``."""
+    return set_ranges(model, observe(model, tokens, rows, progress), quant.method, quant.percentile)
+
+
+@torch.no_grad()
+def observe(model: Any, tokens: Tokens, rows: Ints, progress: Progress | None = None) -> dict[str, Histogram]:
+    """What each activation quantizer is given over ``rows`` of ``tokens``, activations in float, weights quantized.
 
     Where no activation has a range to set, nothing is observed.
-    Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
     """
     quantizers = act_quantizers(model)
     if not quantizers:
         return {}
     histograms = {name: Histogram() for name in quantizers}
+    _enable(model, False)
+    try:
+        watch(model, quantizers, tokens, rows, lambda name, x, _: histograms[name].observe(x), progress)
+    finally:
+        _enable(model, True)
+    return histograms
+
+
+@torch.no_grad()
+def watch(
+    model: Any,
+    modules: Mapping[str, torch.nn.Module],
+    tokens: Tokens,
+    rows: Ints,
+    see: Callable[[str, torch.Tensor, torch.Tensor], None],
+    progress: Progress | None = None,
+) -> None:
+    """Run ``rows`` of ``tokens``; ``see`` gets each module's name, input and output, (N, C) without padding.
+
+    A tensor that a module is given twice in a row is seen once: query, key and value share their quantizer.
+    """
     device = next(model.parameters()).device
     mask = torch.empty(0)
+
+    def rows_of(x: torch.Tensor) -> torch.Tensor:
+        return x[mask] if x.ndim == 3 and x.shape[:2] == mask.shape else x.reshape(-1, x.shape[-1])
 
     def hook(name: str) -> Any:
         last: Any = None
 
-        def observe(module: Any, args: Any) -> None:
+        def seen(module: Any, args: Any, output: Any) -> None:
             nonlocal last
-            x = args[0]
-            if x is not last:  # query, key and value share their quantizer, and are given one tensor
-                histograms[name].observe(x[mask] if x.shape[:2] == mask.shape else x)
-            last = x
+            if args[0] is not last:
+                see(name, rows_of(args[0]), rows_of(output))
+            last = args[0]
 
-        return observe
+        return seen
 
-    handles = [proxy.register_forward_pre_hook(hook(name)) for name, proxy in quantizers.items()]
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     training = model.training
     model.eval()
-    _enable(model, False)
     try:
         with (progress or Progress(quiet=True)).bar("calibration", total=len(rows), unit="example") as advance:
             for i in range(0, len(rows), BATCH):
@@ -61,11 +89,20 @@ def calibrate(
     finally:
         for handle in handles:
             handle.remove()
-        _enable(model, True)
         model.train(training)
-    for name, proxy in quantizers.items():
+
+
+@torch.no_grad()
+def set_ranges(
+    model: Any, histograms: dict[str, Histogram], method: str, percentile: float
+) -> dict[str, tuple[float, float]]:
+    """Set each quantizer's range as ``method`` chooses it; return (low, high) by module.
+
+    Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
+    """
+    for name, proxy in act_quantizers(model).items():
         scale, shift = act_parameters(proxy)
-        low, high = choose(histograms[name], quant.method, quant.percentile, shift is None, levels(proxy))
+        low, high = choose(histograms[name], method, percentile, shift is None, levels(proxy))
         if not math.isfinite(high - low) or not 0 < high - low < 1e30:
             raise TrainingError(
                 f"the input of {name} has the range [{low}, {high}]: it cannot be quantized; add it to keep_float"
@@ -95,7 +132,7 @@ def calibration_rows(ids: tuple[str, ...], train_ids: list[str], everything: boo
     """The rows of the training split with these ids, in the list's order.
 
     An id outside the training split is a ``DataError``; with ``everything=False`` (a smoke run's cut split) only
-    those present are used.
+    those present are used. Without any, rows spread evenly over the split.
     """
     place = {name: row for row, name in enumerate(train_ids)}
     missing = [name for name in ids if name not in place]
@@ -104,5 +141,6 @@ def calibration_rows(ids: tuple[str, ...], train_ids: list[str], everything: boo
             f"calibration id {missing[0]!r} ({len(missing)} in all) is not in the training split: a calibration list "
             "may hold ids of the training split only, not of validation or test"
         )
-    rows = [place[name] for name in ids if name in place] or list(range(min(64, len(train_ids))))
-    return np.asarray(rows, np.int64)
+    rows = [place[name] for name in ids if name in place]
+    spread = np.linspace(0, len(train_ids) - 1, min(UNLISTED, len(train_ids)))
+    return np.asarray(rows if rows else spread, np.int64)

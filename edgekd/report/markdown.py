@@ -146,6 +146,8 @@ def _training(report: Report) -> list[str]:
             how += f", calibrated on {examples} examples of {code(quantize['calibration'])}"
             how += f", {escape(quantize.get('method'))} ranges"
         lines.append(f"{how}.")
+    if quantize.get("ptq"):
+        lines.append(f"Best PTQ on validation: {escape(quantize['ptq'])}.")
     if quantize.get("keep_float"):
         lines.append(f"Kept in float: {', '.join(f'{code(name)}' for name in quantize['keep_float'])}.")
     if quantize.get("qat_step_time_ratio"):
