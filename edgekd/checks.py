@@ -125,6 +125,8 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
         )
     if "u8s7_static" in quant.schemes and quant.weight_bits == 8:
         yield "u8s7_static has 7-bit weights, so that sums stay in 16 bits: quant.weight_bits 8 would undo that"
+    if quant.train == "if_needed" and target.budget.score_kept is None:
+        yield "quant.train 'if_needed' trains where PTQ keeps less than budget.score_kept: set it, or train 'always'"
     expected = target.device.schemes
     for scheme in quant.schemes:
         if scheme not in expected:

@@ -62,6 +62,7 @@ def graph(
             task=t.task,
             distill_spec=t.distill,
             quant=t.quant,
+            score_kept=t.budget.score_kept if t.quant.train == "if_needed" else None,
             assets=assets,
             teacher=teacher,
             labels=labels,

@@ -181,8 +181,9 @@ class Quant:
     how a range is chosen from what was observed. ``keep_float`` holds glob patterns of modules and graph nodes (dots
     between the parts) that stay in float; each must match something. Attention's own products that it does not name
     get static ranges after training, which does not see them. During the first ``1 - frozen_fraction`` of the
-    training the ranges are observed anew four times, then frozen. The model as it was before training is kept where no
-    epoch came closer to the teacher.
+    training the ranges are observed anew four times, then frozen. The best that post-training quantization finds is
+    kept where no epoch came closer to the teacher; with ``train="if_needed"`` nothing is trained where it keeps the
+    share of the teacher's validation score that ``Budget.score_kept`` asks for.
     During the first ``weights_first`` of the training only weights are quantized. ``scales="learned"`` trains the
     scales of weights and activations like weights (LSQ, 2020), instead of taking them from what was observed.
     ``per_channel=False`` gives a weight one scale in all, for runtimes that have no more. ``weight_bits`` and
@@ -193,8 +194,9 @@ class Quant:
     mixed: dict[str, Scheme | Literal["float"]] = field(default_factory=dict, metadata={"ordered": True})
     block: Literal[32, 64, 128] = 128
     calibration: str = ""
-    method: Literal["percentile", "mse", "minmax"] = "mse"
+    method: Literal["percentile", "mse", "minmax", "entropy"] = "mse"
     percentile: float = 99.99
+    train: Literal["always", "if_needed"] = "always"
     epochs: float = 2
     optimizer: Optimizer = Optimizer(learning_rate=1e-4)
     frozen_fraction: float = 0.5

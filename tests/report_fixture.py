@@ -151,6 +151,7 @@ def folders(root: Path, table: list[dict[str, Any]] | None = None) -> dict[str, 
     student = {"score": 0.9763, "agreement": 0.985, "kl": 0.02}
     write_json(found["distill"] / "scores.json", {"validation": student, "training": training})
     quant = {"scheme": "u8s8_static", "calibration_examples": 256, "ranges": {"ptq": {}, "qad": {}}}
+    quant |= {"ptq": "mse ranges + GPTQ", "trained": True}
     write_json(found["quantize"] / "quant.json", quant)
     write_json(
         found["quantize"] / "scores.json",

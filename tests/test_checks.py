@@ -47,7 +47,7 @@ def classes() -> list[Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("quant.method", "mes", "quant.method must be one of percentile, mse, minmax, not 'mes'"),
+        ("quant.method", "mes", "quant.method must be one of percentile, mse, minmax, entropy, not 'mes'"),
         ("quant.percentile", 0, "quant.percentile must be above 0 and at most 100, not 0"),
         ("quant.percentile", 100.5, "at most 100, not 100.5"),
         ("quant.epochs", 0, "quant.epochs must be above 0, not 0"),
@@ -171,6 +171,13 @@ def test_the_operator_sets_are_those_that_the_exporter_knows() -> None:
 def test_a_smoke_run_never_has_more_examples_than_the_target_asks_for() -> None:
     assert smoke(BASE).task.limit == 256
     assert smoke(changed(BASE, "task.limit", 20)).task.limit == 20
+
+
+def test_training_only_if_needed_needs_a_budget_to_tell() -> None:
+    quant = dataclasses.replace(BASE.quant, train="if_needed")
+    with pytest.raises(TargetError, match=r"trains where PTQ keeps less than budget\.score_kept: set it"):
+        dataclasses.replace(BASE, quant=quant, budget=spec.Budget(size_mib=1))
+    dataclasses.replace(BASE, quant=quant, budget=spec.Budget(score_kept=0.99))
 
 
 def test_four_bits_are_refused_where_another_runtime_is_to_be_timed() -> None:

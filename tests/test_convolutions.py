@@ -89,7 +89,7 @@ def test_a_convolution_multiplies_integers_per_output_channel(scheme: str, train
     conv, x = net[0], torch.randn(2, 4, 9, 9)
     weight, bias = conv.weight.detach().double(), conv.bias.detach().double()  # type: ignore[union-attr]
     model = quantize(Wrapped(net), scheme, (), {"pixel_values": x})
-    calibrate_on(model, QUANT, [{"pixel_values": x}], 2)
+    calibrate_on(model, QUANT, [{"pixel_values": x}])
     most, signed = 63 if "s7" in scheme else 127, scheme.startswith("s8")
     step = weight.abs().amax((1, 2, 3), keepdim=True) / most
 
@@ -156,7 +156,7 @@ def test_layers_that_read_one_image_share_a_quantizer() -> None:
 def test_the_range_of_an_output_is_that_of_what_an_activation_leaves_of_it(cut: Any, low: float, high: float) -> None:
     x = 20 * torch.randn(2, 3, 8, 8)
     model = quantize(Net(lambda n, x: cut(n.first(x)).mean()), "u8s8_static", ("second",), {"pixel_values": x})
-    found = calibrate_on(model, QUANT, [{"pixel_values": x}], 2)
+    found = calibrate_on(model, QUANT, [{"pixel_values": x}])
     reached = functional.conv2d(x, model.first.weight_quant(model.first.weight), padding=1).detach()
     expected = max(low, float(reached.min())), min(high, float(reached.max()))
     assert found["first.output_quant"] == pytest.approx(expected, rel=1e-5)
@@ -167,14 +167,14 @@ def test_an_output_that_is_always_zero_is_named() -> None:
     model = quantize(Net(lambda n, x: relu(n.first(x)).mean()), "u8s8_static", ("second",), IMAGE)
     model.first.weight.data.abs_()
     with pytest.raises(TrainingError, match="the output of first has the range"):
-        calibrate_on(model, QUANT, [{"pixel_values": -torch.rand(1, 3, 8, 8)}], 1)
+        calibrate_on(model, QUANT, [{"pixel_values": -torch.rand(1, 3, 8, 8)}])
 
 
 @pytest.mark.parametrize("learned", [False, True], ids=["scales of statistics", "learned scales"])
 def test_a_training_step_reaches_every_weight_of_a_fake_quantized_resnet(learned: bool) -> None:
     model = classifier("ResNet")
     quantize(model, "u8s8_static", (), pixels(2), learned=learned)
-    calibrate_on(model, QUANT, [pixels(4, seed) for seed in (0, 1)], 8)
+    calibrate_on(model, QUANT, [pixels(4, seed) for seed in (0, 1)])
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     optimizer = torch.optim.SGD([tensor for tensor in model.parameters() if tensor.requires_grad], lr=0.01)
     loss = functional.cross_entropy(model.train()(**pixels(4)).logits, torch.arange(4))

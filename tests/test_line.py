@@ -207,6 +207,31 @@ def test_attention_in_int8_and_session_options_are_measured_shipped_and_deployed
     assert "chosen by `edgekd tune`" in edgekd("ship", "int8_attention", cwd=line).stderr
 
 
+def test_training_under_quantization_is_left_out_where_ptq_is_within_the_budget_and_only_there(line: Path) -> None:
+    for name, share in (("enough", 0.01), ("too_little", 1.5)):
+        text = (line / "tiny_line.py").read_text().replace('name="tiny_line"', f'name="{name}"')
+        text = text.replace('calibration="tiny"', 'calibration="tiny", train="if_needed"')
+        (line / f"{name}.py").write_text(text.replace("size_mib=1.0", f"size_mib=1.0, score_kept={share}"))
+        said = edgekd("run", str(line / f"{name}.py"), "--to", "quantize", cwd=line).stderr
+        assert ("not trained under quantization: PTQ was within the budget" in said) == (name == "enough")
+        stages = json.loads((line / f"runs/{name}/stages.json").read_text())
+        folder = line / "runs/store" / stages["quantize"]
+        quant, scores = (json.loads((folder / f"{file}.json").read_text()) for file in ("quant", "scores"))
+        assert quant["trained"] == (scores["training"]["steps"] > 0) == (name == "too_little")
+        same = (folder / "ptq.safetensors").read_bytes() == (folder / "qad.safetensors").read_bytes()
+        assert same or name == "too_little"
+
+
+def test_ptq_is_the_try_that_came_closest_to_the_teacher_on_validation(line: Path) -> None:
+    stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
+    folder = line / "runs/store" / stages["quantize"]
+    tries, scores, quant = (json.loads((folder / f"{n}.json").read_text()) for n in ("ptq", "scores", "quant"))
+    best = min(tries, key=lambda found: found["kl"])
+    assert best["best"] and best["name"] == quant["ptq"] and best["kl"] == scores["ptq"]["kl"]
+    assert scores["qad"]["kl"] <= scores["ptq"]["kl"] + 1e-6
+    assert {found["ranges"] for found in tries} == {"minmax", "percentile", "mse", "entropy"} and len(tries) >= 6
+
+
 def test_ranges_move_with_the_weights_and_stand_still_at_the_end(line: Path) -> None:
     stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
     folder = line / "runs/store" / stages["quantize"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,18 +215,6 @@ def test_the_weights_kept_are_the_best_on_validation(tmp_path: Path) -> None:
     summary = loop.fit(given, epochs=3, options=OPTIONS, seed=0, out=tmp_path, progress=QUIET)
     assert summary["best"]["epoch"] == 2 and digest(model) == states[1]
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
-
-
-@pytest.mark.parametrize(("start", "epoch"), [(0.95, 0), (0.8, 2)])
-def test_what_training_did_not_better_is_kept_as_it_was(tmp_path: Path, start: float, epoch: int) -> None:
-    model = tiny.bert(num_hidden_layers=1)
-    before = digest(model)
-    scripted = iter([0.5, 0.9, 0.7])
-    given = replace(task(model), evaluate=lambda: {"score": next(scripted)}, start={"score": start})
-    summary = loop.fit(given, epochs=3, options=OPTIONS, seed=0, out=tmp_path, progress=QUIET)
-    assert summary["best"]["epoch"] == epoch and (digest(model) == before) == (epoch == 0)
-    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in history] == [0, 6, 12, 18]
 
 
 def test_answers_that_are_not_finite_on_validation_stop_and_name_the_step(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ FEEDS = [{name: tensor.numpy() for name, tensor in pixels(batch, batch).items()}
 def quantized(model: Any, scheme: str, keep: tuple[str, ...] = ()) -> Any:
     batches = [pixels(8, seed) for seed in (4, 5)]
     quantize(model, scheme, keep, batches[0])
-    calibrate_on(model, spec.Quant(calibration="x", method="minmax"), batches, 16)
+    calibrate_on(model, spec.Quant(calibration="x", method="minmax"), batches)
     return model
 
 

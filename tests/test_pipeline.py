@@ -87,6 +87,7 @@ LATE = {"quantize", "export", "bench"}
 CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"name": "other"}, set()),
     ({"budget": spec.Budget(size_mib=1.0)}, set()),
+    ({"budget": spec.Budget(score_kept=0.9)}, set()),
     ({"seed": 1}, ALL),
     ({"task": spec.TextClassification(train="train.csv", test="test.csv", max_length=64)}, ALL),
     ({"teacher": spec.Teacher(source="dir:teacher", finetune=spec.Finetune())}, ALL - {"assets"}),
@@ -106,6 +107,13 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
 def test_a_key_changes_exactly_where_the_change_reaches(change: dict[str, Any], expected: set[str]) -> None:
     before, after = keys(target()), keys(target(**change))
     assert {name for name in ALL if before[name] != after[name]} == expected
+
+
+def test_a_budget_reaches_quantization_only_where_training_hangs_on_it() -> None:
+    given = {"quant": spec.Quant(calibration="toy", train="if_needed")}
+    before = keys(target(**given, budget=spec.Budget(score_kept=0.9, size_mib=1)))
+    after = keys(target(**given, budget=spec.Budget(score_kept=0.95, size_mib=2)))
+    assert {name for name in ALL if before[name] != after[name]} == LATE
 
 
 def test_sources_calibration_machine_and_revisions_reach_what_comes_after_them() -> None:

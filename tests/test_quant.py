@@ -26,8 +26,8 @@ from edgekd.stages.quantize import observation_steps
 KEEP = ("classifier",)
 
 
-def quantized(scheme: str = "u8s8_static", keep: tuple[str, ...] = KEEP, seed: int = 0):  # type: ignore[no-untyped-def]
-    model = tiny.bert(seed)
+def quantized(scheme: str = "u8s8_static", keep: tuple[str, ...] = KEEP, seed: int = 0, **changes: int):  # type: ignore[no-untyped-def]
+    model = tiny.bert(seed, **changes)
     ids = torch.tensor([[2, 40, 50, 3]])
     return replace.quantize(model, scheme, keep, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
@@ -98,7 +98,40 @@ def test_mse_ranges_agree_with_a_float64_search_on_the_values_themselves(signed:
     assert low < 0 < high and high < full[1]
 
 
-@pytest.mark.parametrize("method", ["mse", "percentile", "minmax"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_entropy_ranges_agree_with_a_float64_reference_on_the_same_stream(signed: bool) -> None:
+    x = torch.cat([values(3, 20_000), torch.randn(2_000) * 2 + 1])
+    histogram = observe.Histogram()
+    for part in x.split(500):
+        histogram.observe(part)
+    found = observe.choose(histogram, "entropy", 99.9, signed)
+
+    counts, edges = np.histogram(x.double().numpy(), observe.BINS, (-histogram.limit, histogram.limit))
+    centres = (edges[:-1] + edges[1:]) / 2
+    low, high = float(x.min()), float(x.max())
+    if signed:
+        low, high = -max(-low, high), max(-low, high)
+
+    def divergence(share: float) -> float:
+        scale = share * (high - low) / 255
+        zero = round(-low * share / scale)
+        inside = [i for i in np.flatnonzero(counts) if low * share <= centres[i] <= high * share]
+        p = counts[inside].astype(float)
+        p[0] += counts[: inside[0]].sum()
+        p[-1] += counts[inside[-1] + 1 :].sum()
+        levels: dict[int, list[int]] = {}
+        for i in inside:
+            levels.setdefault(min(max(round(centres[i] / scale) + zero, 0), 255), []).append(i)
+        q = np.concatenate([np.full(len(bins), counts[bins].mean()) for bins in levels.values()])
+        p, q = p / p.sum(), q / q.sum()
+        return float((p * np.log(p / q)).sum())
+
+    shares = [s / 100 for s in range(100, 0, -1) if s / 100 * (high - low) >= 256 * (edges[1] - edges[0])]
+    best = min(shares, key=divergence)
+    assert best < 0.9 and found == pytest.approx((low * best, high * best))
+
+
+@pytest.mark.parametrize("method", ["mse", "percentile", "minmax", "entropy"])
 @pytest.mark.parametrize("scheme", ["u8s8_static", "s8s8_static"])
 def test_fake_quantized_activations_stand_on_the_grid_that_calibration_set(method: str, scheme: str) -> None:
     model = quantized(scheme)
@@ -284,6 +317,15 @@ def test_padding_is_not_observed() -> None:
     ragged = calibrate.calibrate(model, quant, tokens, mixed)
     for name, bounds in by_length.items():
         assert ragged[name] == pytest.approx(bounds, rel=2e-2), name
+
+
+def test_what_holds_one_row_an_example_is_not_taken_for_tokens_where_it_is_as_wide_as_they_are_many() -> None:
+    model, tokens = quantized(hidden_size=12), tiny.tokens(tiny.split(48, 0))
+    rows = np.flatnonzero(tokens.lengths <= 12)[-calibrate.BATCH :]
+    assert tokens.lengths[rows].max() == 12 > tokens.lengths[rows].min()
+    found = calibrate.observe(model, calibrate.batches(tokens, rows))
+    assert found["bert.pooler.dense"].counts.sum() == 12 * len(rows)
+    assert found["bert.encoder.layer.0.intermediate.dense"].counts.sum() == 12 * tokens.lengths[rows].sum()
 
 
 def test_calibration_memory_does_not_grow_with_the_examples() -> None:

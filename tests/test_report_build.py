@@ -9,7 +9,7 @@ import report_fixture as made
 
 from edgekd import spec
 from edgekd.errors import StoreError
-from edgekd.report import build, limits, schema, verdicts
+from edgekd.report import build, card, html, limits, markdown, schema, verdicts
 from edgekd.store import read_json, write_json
 
 
@@ -101,13 +101,31 @@ def test_what_the_figures_do_not_say_is_listed() -> None:
     assert "The teacher's licence is not stated" in limits
     assert "2.40 % of the test split's tokens are unknown" in limits
     assert "one of them is 0.05 points" in limits
-    assert "weights of plain PTQ" not in limits
+    assert "not trained under quantization" not in limits
 
 
-def test_a_student_that_training_under_quantization_did_not_better_is_said_to_be_the_calibrated_one() -> None:
+def test_a_student_that_training_under_quantization_did_not_better_is_said_to_be_the_best_ptq() -> None:
     report = made.report()
     report["training"]["quantize"]["best"] = {"epoch": 0, "step": 0, "loss": None, "score": 0.97}
-    assert "the calibrated one, with the weights of plain PTQ" in " ".join(limits.limits(report))
+    said = " ".join(limits.limits(report))
+    assert "than the best PTQ: the shipped student is that one, with weights that were not trained under quant" in said
+
+
+def test_a_student_that_was_not_trained_under_quantization_is_nowhere_said_to_be(tmp_path: Path) -> None:
+    folders = made.folders(tmp_path)
+    path = folders["quantize"] / "quant.json"
+    write_json(path, read_json(path) | {"trained": False})
+    report = built(folders)
+    schema.validate(report)
+    assert report["verdicts"]["quality"]["why"] == "not trained under quantization: PTQ was within the budget"
+    line = next(line for line in report["headline"] if "PTQ" in line)
+    assert line.startswith(
+        "Not trained under quantization: PTQ was within the budget. What ships is KD → best PTQ (mse"
+    )
+    manifest = {"labels": ["a"], "scheme": "u8s8_static", "max_length": 8, "model": "m", "opset": 17, "inputs": []}
+    texts = (html.render(report), markdown.render(report), card.render(report, manifest | {"minimum_onnxruntime": "1"}))
+    for text in texts:
+        assert "QAD" not in text and "trained on under" not in text and "and trained under quantization" not in text
 
 
 def test_a_teacher_taken_as_it_comes_has_no_training(tmp_path: Path) -> None:

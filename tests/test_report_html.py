@@ -240,7 +240,7 @@ def test_invalid_rows_are_not_drawn_against_latency() -> None:
     report = made.report(table)
     assert "mark-student_qad-ort_cpu" not in marks(plots.accuracy_against_latency, report)
     assert "mark-student_qad-openvino" in marks(plots.accuracy_against_latency, report)
-    assert "student, QAD int8" not in (plots.latency(report) or "")
+    assert "student, shipped int8" not in (plots.latency(report) or "")
 
 
 def test_a_chart_without_anything_to_show_is_none() -> None:

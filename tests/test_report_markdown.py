@@ -81,14 +81,15 @@ def test_an_invalid_row_shows_its_reason() -> None:
     text = markdown.render(made.report(table))
     assert "**INVALID**" in text
     assert (
-        "- INVALID: unstable: the rounds lie 23% apart (student, QAD int8, onnxruntime, 1 thread, real lengths)" in text
+        "- INVALID: unstable: the rounds lie 23% apart (student, shipped int8, onnxruntime, 1 thread, real lengths)"
+        in text
     )
 
 
 def test_a_crashed_row_has_dashes_for_figures() -> None:
     table = made.rows()
     made.spoil(table[4], "crashed with SIGSEGV", figures=False)
-    line = next(x for x in markdown.render(made.report(table)).splitlines() if x.startswith("| student, QAD int8"))
+    line = next(x for x in markdown.render(made.report(table)).splitlines() if x.startswith("| student, shipped int8"))
     assert line.count("–") >= 8
 
 

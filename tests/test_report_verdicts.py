@@ -164,6 +164,7 @@ def first_lines(table: list[dict[str, Any]], budget: Budget, *, qad: Any = None,
         verdicts.race(table, "student_fp32", "student_qad"),
         verdicts.race(table, "teacher_ort_dynamic", "student_qad"),
         verdicts.quality(*(qad or answers(2000, 1900, 10, 9))),
+        "mse ranges",
         table,
         "ort_cpu",
     )
@@ -197,14 +198,16 @@ def test_int8_slower_in_a_second_runtime_only_is_said_among_the_first_lines() ->
 
 def test_qad_that_buys_nothing_is_said_plainly() -> None:
     found = first_lines(made.rows(), Budget(size_mib=2))
-    assert found[1].startswith("QAD bought nothing over plain PTQ that this test can show: 97.12 % against 97.08 %")
+    assert found[1].startswith(
+        "QAD bought nothing over KD → best PTQ (mse ranges) that this test can show: 97.12 % against 97.08 %"
+    )
 
 
 def test_qad_that_is_worse_is_said_before_what_is_good() -> None:
     found = first_lines(made.rows(), Budget(size_mib=2), qad=answers(2000, 1900, 2, 30))
     assert found[0].endswith("but read what follows.")
-    assert found[1].startswith("QAD is WORSE than plain PTQ")
-    assert "plain PTQ is the one to ship" in found[1]
+    assert found[1].startswith("QAD is WORSE than KD → best PTQ (mse ranges)")
+    assert "best PTQ is the one to ship" in found[1]
 
 
 def test_int8_that_is_larger_than_fp32_is_a_failure() -> None:

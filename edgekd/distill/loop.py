@@ -29,8 +29,7 @@ class Task:
 
     ``module(batch) -> loss`` is the learner. ``evaluate() -> {"score": ..., ...}`` judges it on validation; the
     highest ``rank`` of its results is kept: the lowest KL to the teacher where there is one, a smoother yardstick than
-    accuracy on few examples; else the highest score. ``start`` holds the results of the module as it is, where that is
-    worth keeping if training makes nothing better of it. ``before_step(step, last)`` may change ranges (see
+    accuracy on few examples; else the highest score. ``before_step(step, last)`` may change ranges (see
     ``edgekd.quant``). ``autocast``: bf16 matrix products (never under fake-quantization).
     """
 
@@ -39,7 +38,6 @@ class Task:
     tokens: Tokens
     teacher: Any
     evaluate: Callable[[], dict[str, float]]
-    start: dict[str, float] | None = None
     before_step: Callable[[int, int], None] = lambda step, last: None
     autocast: bool = False
     rank: Callable[[dict[str, float]], float] = lambda result: -result["kl"] if "kl" in result else result["score"]
@@ -68,8 +66,6 @@ def fit(
     latest, best = out / LATEST, out / BEST
     torch.manual_seed(seed)
     state = _resume(task, optimizer, out, progress)
-    if task.start is not None and not state["step"]:
-        _keep_if_best(task, state, {"epoch": 0, "step": 0, "loss": None, **task.start}, best)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     pending: list[tuple[int, torch.Tensor]] = []
     shown = math.nan
@@ -170,10 +166,7 @@ def _check(name: str, pending: list[tuple[int, torch.Tensor]], latest: Path) -> 
 
 def _judge(task: Task, state: dict[str, Any], epoch: int, loss: float, best: Path) -> None:
     task.module.eval()
-    _keep_if_best(task, state, {"epoch": epoch + 1, "step": state["step"], "loss": loss, **task.evaluate()}, best)
-
-
-def _keep_if_best(task: Task, state: dict[str, Any], row: dict[str, Any], best: Path) -> None:
+    row = {"epoch": epoch + 1, "step": state["step"], "loss": loss, **task.evaluate()}
     if not math.isfinite(task.rank(row)):
         raise TrainingError(
             f"{task.name}: the answers on validation are not finite after step {row['step']}. Lower the learning rate, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,77 +18,117 @@ from edgekd.quant.observe import Histogram, choose
 from edgekd.quant.quantizers import act_parameters, levels
 from edgekd.quant.replace import act_quantizers
 
+Batch = dict[str, Tensor]
+"""A model's inputs by name, examples in the first dimension."""
 BATCH = 16
+UNLISTED = 256  # examples where no list is given: no range needs them, but GPTQ and bias correction do
 
 
 def calibrate(
     model: Any, quant: spec.Quant, tokens: Tokens, rows: Ints, progress: Progress | None = None
 ) -> dict[str, tuple[float, float]]:
     """Observe ``rows`` of ``tokens``, as ``calibrate_on`` does."""
+    return calibrate_on(model, quant, batches(tokens, rows), progress)
 
-    def batches() -> Iterator[dict[str, Tensor]]:
-        for i in range(0, len(rows), BATCH):
-            ids, valid, _ = tokens.gather(rows[i : i + BATCH])
-            yield {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(valid).long()}
 
-    return calibrate_on(model, quant, batches(), len(rows), progress)
+def calibrate_on(
+    model: Any, quant: spec.Quant, batches: Sequence[Batch], progress: Progress | None = None
+) -> dict[str, tuple[float, float]]:
+    """Observe ``batches``, set and return (low, high) by module: ``observe``, then ``set_ranges``."""
+    return set_ranges(model, observe(model, batches, progress), quant.method, quant.percentile)
+
+
+def batches(tokens: Tokens, rows: Ints) -> list[Batch]:
+    """``rows`` of ``tokens`` as inputs of a text model."""
+    parts = [tokens.gather(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
+    return [{"input_ids": torch.from_numpy(i), "attention_mask": torch.from_numpy(m).long()} for i, m, _ in parts]
 
 
 @torch.no_grad()
-def calibrate_on(
-    model: Any,
-    quant: spec.Quant,
-    batches: Iterable[dict[str, Tensor]],
-    examples: int,
-    progress: Progress | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Observe ``batches``, activations in float, weights quantized; set and return (low, high) by module.
+def observe(model: Any, batches: Sequence[Batch], progress: Progress | None = None) -> dict[str, Histogram]:
+    """What each activation quantizer is given, activations in float, weights quantized.
 
-    A batch holds the model's inputs by name, its ``examples`` (how many there are in all) in the first dimension. Where
-    there is an ``attention_mask`` (batch, sequence), padding is not observed. Where no activation has a range to set,
-    nothing is observed. Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant,
-    naming the tensor.
+    Where no activation has a range to set, nothing is observed.
     """
     quantizers = act_quantizers(model)
     if not quantizers:
         return {}
     histograms = {name: Histogram() for name in quantizers}
+
+    def add(name: str, x: Tensor, _: Tensor) -> None:
+        cut = getattr(quantizers[name], "cut", None)
+        histograms[name].observe(x if cut is None else x.clamp(*cut))
+
+    _enable(model, False)
+    try:
+        watch(model, quantizers, batches, add, progress)
+    finally:
+        _enable(model, True)
+    return histograms
+
+
+@torch.no_grad()
+def watch(
+    model: Any,
+    modules: Mapping[str, torch.nn.Module],
+    batches: Sequence[Batch],
+    see: Callable[[str, Tensor, Tensor], None],
+    progress: Progress | None = None,
+) -> None:
+    """Run ``batches``; ``see`` gets each module's name, input and output, as rows of the last dimension.
+
+    Rows that an ``attention_mask`` (batch, sequence) calls padding are left out. A tensor that a module is given twice
+    in a row is seen once: query, key and value share their quantizer.
+    """
     device = next(model.parameters()).device
     mask: Tensor | None = None
+
+    def rows_of(x: Tensor) -> Tensor:
+        return x[mask] if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape else x.reshape(-1, x.shape[-1])
 
     def hook(name: str) -> Any:
         last: Any = None
 
-        def observe(module: Any, args: Any) -> None:
+        def seen(module: Any, args: Any, output: Any) -> None:
             nonlocal last
-            x = args[0]
-            if x is not last:  # query, key and value share their quantizer, and are given one tensor
-                seen = x[mask] if mask is not None and x.shape[:2] == mask.shape else x
-                cut = getattr(module, "cut", None)
-                histograms[name].observe(seen if cut is None else seen.clamp(*cut))
-            last = x
+            if args[0] is not last:
+                see(name, rows_of(args[0]), rows_of(output))
+            last = args[0]
 
-        return observe
+        return seen
 
-    handles = [proxy.register_forward_pre_hook(hook(name)) for name, proxy in quantizers.items()]
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     training = model.training
     model.eval()
-    _enable(model, False)
+    total = sum(_examples(batch) for batch in batches)
     try:
-        with (progress or Progress(quiet=True)).bar("calibration", total=examples, unit="example") as advance:
+        with (progress or Progress(quiet=True)).bar("calibration", total=total, unit="example") as advance:
             for batch in batches:
                 given = {name: tensor.to(device) for name, tensor in batch.items()}
                 mask = given["attention_mask"].bool() if "attention_mask" in given else None
                 model(**given)
-                advance(len(next(iter(given.values()))))
+                advance(_examples(batch))
     finally:
         for handle in handles:
             handle.remove()
-        _enable(model, True)
         model.train(training)
-    for name, proxy in quantizers.items():
+
+
+def _examples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+@torch.no_grad()
+def set_ranges(
+    model: Any, histograms: dict[str, Histogram], method: str, percentile: float
+) -> dict[str, tuple[float, float]]:
+    """Set each quantizer's range as ``method`` chooses it; return (low, high) by module.
+
+    Raises ``TrainingError`` for a range that is empty, infinite or as large as a masking constant, naming the tensor.
+    """
+    for name, proxy in act_quantizers(model).items():
         scale, shift = act_parameters(proxy)
-        low, high = choose(histograms[name], quant.method, quant.percentile, shift is None, levels(proxy))
+        low, high = choose(histograms[name], method, percentile, shift is None, levels(proxy))
         if not math.isfinite(high - low) or not 0 < high - low < 1e30:
             layer = name.removesuffix(".output_quant")
             raise TrainingError(
@@ -120,7 +160,7 @@ def calibration_rows(ids: tuple[str, ...], train_ids: list[str], everything: boo
     """The rows of the training split with these ids, in the list's order.
 
     An id outside the training split is a ``DataError``; with ``everything=False`` (a smoke run's cut split) only
-    those present are used.
+    those present are used. Without any, rows spread evenly over the split.
     """
     place = {name: row for row, name in enumerate(train_ids)}
     missing = [name for name in ids if name not in place]
@@ -129,5 +169,6 @@ def calibration_rows(ids: tuple[str, ...], train_ids: list[str], everything: boo
             f"calibration id {missing[0]!r} ({len(missing)} in all) is not in the training split: a calibration list "
             "may hold ids of the training split only, not of validation or test"
         )
-    rows = [place[name] for name in ids if name in place] or list(range(min(64, len(train_ids))))
-    return np.asarray(rows, np.int64)
+    rows = [place[name] for name in ids if name in place]
+    spread = np.linspace(0, len(train_ids) - 1, min(UNLISTED, len(train_ids)))
+    return np.asarray(rows if rows else spread, np.int64)

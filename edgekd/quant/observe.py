@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 BINS = 4096
-MSE_STEPS = 100  # candidate ranges tried by the MSE method, from the full range down
+CANDIDATES = 100  # ranges tried by the MSE and entropy methods, from the full range down
+METHODS = ("minmax", "percentile", "mse", "entropy")
 
 
 class Histogram:
@@ -62,8 +63,9 @@ class Histogram:
 def choose(
     histogram: Histogram, method: str, percentile: float, signed: bool, levels: int = 255
 ) -> tuple[float, float]:
-    """(low, high) for ``levels`` steps, zero inside: the extremes (``minmax``), the central ``percentile`` percent, or
-    the range with the least mean squared quantization error (``mse``; Choukroun et al. 2019 choose ranges so).
+    """(low, high) for ``levels`` steps, zero inside: the extremes (``minmax``), the central ``percentile`` percent, the
+    range with the least mean squared quantization error (``mse``; Choukroun et al. 2019 choose ranges so), or the one
+    whose quantized distribution tells most of the values' own (``entropy``; Migacz 2017: the least KL divergence).
     Symmetric if ``signed``; infinite if anything observed was not finite.
     """
     low, high = histogram.low, histogram.high
@@ -75,16 +77,45 @@ def choose(
     low, high = min(low, 0.0), max(high, 0.0)
     if signed:
         low, high = -max(-low, high), max(-low, high)
-    return _least_error(histogram, low, high, levels) if method == "mse" else (low, high)
-
-
-def _least_error(histogram: Histogram, low: float, high: float, levels: int) -> tuple[float, float]:
-    shares = torch.linspace(1.0, 1 / MSE_STEPS, MSE_STEPS, dtype=torch.float64)
+    if method not in ("mse", "entropy") or low == high:
+        return low, high
+    criterion = _squared_error if method == "mse" else _divergence
     used = histogram.counts > 0
     x_N, count_N = histogram.centres[used], histogram.counts[used]
-    scale_S1 = (shares * (high - low) / levels).unsqueeze(1)
-    zero_S1 = (-(low * shares).unsqueeze(1) / scale_S1).round()
-    q_SN = ((x_N / scale_S1).round() + zero_S1).clamp(0, levels)
-    error_S = (((q_SN - zero_S1) * scale_S1 - x_N).square() * count_N).sum(1)
-    best = float(shares[int(error_S.argmin())])
+    shares = [i / CANDIDATES for i in range(CANDIDATES, 0, -1)]
+    if method == "entropy":  # fewer bins than integers are told without a loss, whatever the range leaves out
+        least = (levels + 1) * 2 * histogram.limit / BINS
+        shares = [s for s in shares if s == 1 or s * (high - low) >= least]
+    best = min(shares, key=lambda share: criterion(x_N, count_N, low * share, high * share, levels))
     return low * best, high * best
+
+
+def _integers(x_N: Tensor, low: float, high: float, levels: int) -> tuple[Tensor, float, int]:
+    """What stands for values, 0..``levels`` (float64), with the scale and the integer for 0."""
+    scale = (high - low) / levels
+    zero = round(-low / scale)
+    return ((x_N / scale).round() + zero).clamp(0, levels), scale, zero
+
+
+def _squared_error(x_N: Tensor, count_N: Tensor, low: float, high: float, levels: int) -> float:
+    q_N, scale, zero = _integers(x_N, low, high, levels)
+    return float((((q_N - zero) * scale - x_N).square() * count_N).sum())
+
+
+def _divergence(x_N: Tensor, count_N: Tensor, low: float, high: float, levels: int) -> float:
+    """KL from the values, clipped to the range, to what the integers tell of those inside it; infinite if none is.
+
+    What is clipped counts in the outermost bins inside, but the integers do not know of it; the values of one integer
+    are told as spread evenly over those of its bins that hold any.
+    """
+    inside_N = (x_N >= low) & (x_N <= high)
+    if not inside_N.any():
+        return math.inf
+    p_M, known_M = count_N[inside_N].clone(), count_N[inside_N]
+    p_M[0] += count_N[x_N < low].sum()
+    p_M[-1] += count_N[x_N > high].sum()
+    q_M = _integers(x_N[inside_N], low, high, levels)[0].long()
+    total_L = torch.zeros(levels + 1, dtype=torch.float64).index_add_(0, q_M, known_M)
+    told_M = (total_L / torch.bincount(q_M, minlength=levels + 1).clamp(min=1))[q_M]
+    p_M, told_M = p_M / p_M.sum(), told_M / told_M.sum()
+    return float((p_M * (p_M / told_M).log()).sum())

@@ -42,7 +42,7 @@ def quantize(
     flow = watch(model, example)
     shared = flow.given
     layers = (nn.Linear, nn.Conv2d)
-    quantized = {n for n, own in chosen.items() if own != "float" and type(model.get_submodule(n)) in layers}
+    static = {n for n, own in chosen.items() if own.endswith("_static") and type(model.get_submodule(n)) in layers}
     recipes = {own: quantizers.of(own, **_fitting(own, departures)) for own in {*chosen.values()} - {"float"}}
     proxies: dict[tuple[int, str], Any] = {}
     count = 0
@@ -76,7 +76,7 @@ def quantize(
                 bias=module.bias is not None,
                 weight_quant=weight,
                 input_quant=proxies.get(group, act),
-                output_quant=None if flow.requantized(name, quantized) else act,
+                output_quant=None if flow.requantized(name, static) else act,
             )
             quantizers.at_output(new.output_quant, flow.cut(name))
             if group[0] >= 0:

@@ -50,6 +50,10 @@ def build(
     speed = verdicts.race(rows, "student_fp32", verdicts.SHIPPED)
     today = verdicts.race(rows, "teacher_ort_dynamic", verdicts.SHIPPED)
     quality = verdicts.quality(right[verdicts.SHIPPED], right["student_ptq"])
+    models = _models(target, read)
+    quantize = models["training"]["quantize"]
+    if not quantize["trained"]:
+        quality = verdicts.UNTRAINED
     report = {
         "schema": SCHEMA,
         "edgekd_version": edgekd.__version__,
@@ -62,7 +66,7 @@ def build(
         "machine": dict(machine),
         "versions": dict(versions),
         "task": _task(target, dataset),
-        "headline": headline.headline(target.smoke, budget, speed, today, quality, rows, runtime),
+        "headline": headline.headline(target.smoke, budget, speed, today, quality, quantize["ptq"], rows, runtime),
         "budget": budget,
         "budget_met": verdicts.budget_met(budget),
         "verdicts": {
@@ -73,7 +77,7 @@ def build(
             "today": today,
             "quality": quality,
         },
-        **_models(target, read),
+        **models,
         "rows": rows,
         "latency": [found for row in rows if (found := _histogram(folders["bench"] / "raw", row)) is not None],
         "sizes": read("export", "sizes.json"),

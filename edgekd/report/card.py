@@ -24,7 +24,8 @@ def _front(report: Report) -> str:
     """YAML; JSON values are YAML values."""
     given: dict[str, Any] = {"pipeline_tag": report["task"]["kind"].replace("_", "-"), "library_name": "onnx"}
     bits = "int4" if report["training"]["quantize"].get("scheme") == "w4_block" else "int8"
-    given["tags"] = ["onnx", bits, "distillation", "quantization-aware-training", "edgekd"]
+    how = "quantization-aware-training" if figures.trained(report["training"]["quantize"]) else "quantization"
+    given["tags"] = ["onnx", bits, "distillation", how, "edgekd"]
     source = report["teacher"]["source"]
     if source.startswith("hf:"):
         given["base_model"] = source.removeprefix("hf:").partition("@")[0]
@@ -42,10 +43,11 @@ def _front(report: Report) -> str:
 def _what(report: Report, manifest: Mapping[str, Any]) -> list[str]:
     labels = ", ".join(code(label) for label in manifest["labels"])
     kind = escape(report["task"]["kind"].replace("_", " "))
+    trained = " and trained under quantization" if figures.trained(report["training"]["quantize"]) else ""
     about = (
         f"A student of {figures.plain(report['student']['parameters'])} parameters for {kind}, quantized "
-        f"({code(manifest['scheme'])}), distilled from {code(report['teacher']['source'])} and trained under "
-        f"quantization for {escape(report['device']['name'])} by edgekd {report['edgekd_version']}. It reads "
+        f"({code(manifest['scheme'])}), distilled from {code(report['teacher']['source'])}{trained} "
+        f"for {escape(report['device']['name'])} by edgekd {report['edgekd_version']}. It reads "
         f"{manifest['max_length']} tokens at most and answers with one of {len(manifest['labels'])} labels: {labels}."
     )
     return [bullets(escape(line) for line in report["headline"]), about]
@@ -103,7 +105,13 @@ def _made(report: Report) -> list[str]:
     quantize = training["quantize"]
     examples = quantize.get("calibration_examples")
     calibrated = f"calibrated on {figures.plain(examples)} training examples and " if examples else ""
-    steps.append(f"It was {calibrated}trained on under fake-quantization with the same losses ({_length(quantize)}).")
+    if figures.trained(quantize):
+        steps.append(
+            f"It was {calibrated}trained on under fake-quantization with the same losses ({_length(quantize)})."
+        )
+    else:
+        on = f", on {figures.plain(examples)} training examples" if examples else ""
+        steps.append(f"It was quantized without further training: {escape(quantize.get('ptq', 'calibrated'))}{on}.")
     return ["## How it was made", bullets(steps), "## Limits", bullets(escape(line) for line in report["limits"])]
 
 

@@ -12,10 +12,11 @@ ARTIFACTS = {
     "teacher_fp32": "teacher fp32",
     "teacher_ort_dynamic": "teacher, ORT dynamic int8",
     "student_fp32": "student fp32",
-    "student_ptq": "student, plain PTQ int8",
-    "student_qad": "student, QAD int8",
+    "student_ptq": "student, best PTQ int8",
+    "student_qad": "student, shipped int8",
 }
-"""Artifact -> its name for people, in the order of every table. ``student_qad`` is what ships."""
+"""Artifact -> its name for people, in the order of every table. ``student_qad`` is what ships, trained under
+quantization (QAD) where ``trained`` says so."""
 
 RUNTIMES = {"ort_cpu": "onnxruntime", "openvino": "OpenVINO"}
 
@@ -68,6 +69,11 @@ def isa_row(row: Row) -> tuple[str, ...]:
     here = f"{percent(row['native_score'])} on {row['native_cpu']} ({row['native_isa'] or 'other'})"
     same = f"{row['same_labels']:,} of {row['examples']:,}"
     return row["isa"], row["cpu"] + by, same, percent(row["score"]), here, number(row["max_logit_difference"])
+
+
+def trained(quantize: Mapping[str, Any]) -> bool:
+    """Whether training under quantization made what ships, by a report's ``training.quantize``; else PTQ did."""
+    return bool(quantize.get("trained", True)) and (quantize.get("best") or {}).get("step") != 0
 
 
 def artifact(name: str) -> str:

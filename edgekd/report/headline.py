@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekd.report import figures
+from edgekd.report import figures, verdicts
 
 Row = Mapping[str, Any]
 
@@ -32,6 +32,7 @@ def headline(
     speed: Sequence[dict[str, Any]],
     today: Sequence[dict[str, Any]],
     quality: dict[str, Any],
+    ptq: str,
     rows: Sequence[Row],
     runtime: str,
 ) -> list[str]:
@@ -39,10 +40,10 @@ def headline(
 
     ``budget`` from ``verdicts.budget_lines``; ``speed`` is int8 against the fp32 student and ``today`` int8 against the
     teacher with ORT's dynamic quantization, both from ``verdicts.race``; ``quality`` from ``verdicts.quality``.
-    ``runtime`` is the one that the budget is judged in.
+    ``ptq`` says how the best PTQ was made; ``runtime`` is the one that the budget is judged in.
     """
     like = {"runtime": runtime, "threads": 1, "workload": "real"}
-    found = [*_speed(speed, like), *_size(rows, like), *_quality(quality, rows, like), *_today(today, like)]
+    found = [*_speed(speed, like), *_size(rows, like), *_quality(quality, ptq, rows, like), *_today(today, like)]
     found = [*found, *_product(rows, like)]
     bad = any(rank == _BAD for rank, _ in found)
     lines = [_budget(budget, bad), *(text for _, text in sorted(found, key=lambda line: line[0]))]
@@ -133,21 +134,24 @@ def _size(rows: Sequence[Row], like: Row) -> list[_Line]:
     return [(_BAD, f"int8 is NOT SMALLER than the fp32 student: {mine:,} bytes against {its:,}.")]
 
 
-def _quality(found: dict[str, Any], rows: Sequence[Row], like: Row) -> list[_Line]:
+def _quality(found: dict[str, Any], how: str, rows: Sequence[Row], like: Row) -> list[_Line]:
     qad, ptq = (
         figures.percent((figures.find(rows, name, like) or {}).get("score")) for name in ("student_qad", "student_ptq")
     )
+    best = f"KD → best PTQ ({how})"
+    if found == verdicts.UNTRAINED:
+        return [(_UNKNOWN, f"N{found['why'][1:]}. What ships is {best}, {qad}.")]
     if found["verdict"] == "unknown":
-        return [(_UNKNOWN, f"QAD against plain PTQ ({qad} against {ptq}) is undecided: {found['why']}.")]
+        return [(_UNKNOWN, f"QAD against {best} ({qad} against {ptq}) is undecided: {found['why']}.")]
     middle, low, high = (figures.points(found[name]) for name in ("difference", "low", "high"))
     alone = f"right in QAD alone {found['only_first']}, in PTQ alone {found['only_second']}"
     counts = f"of {found['examples']:,} examples, {alone}"
     figure = f"{qad} against {ptq}, {middle} points (95%: {low} to {high}; {counts})"
     if found["verdict"] == "better":
-        return [(_GOOD, f"QAD beats plain PTQ: {figure}.")]
+        return [(_GOOD, f"QAD beats {best}: {figure}.")]
     if found["verdict"] == "worse":
-        return [(_BAD, f"QAD is WORSE than plain PTQ: {figure}; plain PTQ is the one to ship.")]
-    return [(_UNKNOWN, f"QAD bought nothing over plain PTQ that this test can show: {figure}.")]
+        return [(_BAD, f"QAD is WORSE than {best}: {figure}; best PTQ is the one to ship.")]
+    return [(_UNKNOWN, f"QAD bought nothing over {best} that this test can show: {figure}.")]
 
 
 def _today(lines: Sequence[dict[str, Any]], like: Row) -> list[_Line]:

@@ -58,10 +58,11 @@ def _rows(rows: list[dict[str, Any]]) -> list[str]:
 
 def _model(report: Mapping[str, Any]) -> list[str]:
     found = [f"Documents are cut to {report['task']['max_length']} tokens."]
-    if ((report["training"].get("quantize") or {}).get("best") or {}).get("step") == 0:
+    quantize = report["training"].get("quantize") or {}
+    if quantize.get("trained", True) and not figures.trained(quantize):
         found.append(
-            "Training under quantization came no closer to the teacher on validation than calibration alone: the "
-            "shipped student is the calibrated one, with the weights of plain PTQ."
+            "Training under quantization came no closer to the teacher on validation than the best PTQ: the shipped "
+            "student is that one, with weights that were not trained under quantization."
         )
     unknown = (report["student"]["vocabulary"].get("unknown_rate") or {}).get("test")
     if unknown:

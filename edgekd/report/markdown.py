@@ -152,6 +152,8 @@ def _training(report: Report) -> list[str]:
     if quantize.get("mixed"):
         told = (f"{code(glob)} {escape(scheme)}" for glob, scheme in quantize["mixed"])
         lines.append(f"Apart from it, the first that matches: {', '.join(told)}.")
+    if quantize.get("ptq"):
+        lines.append(f"Best PTQ on validation: {escape(quantize['ptq'])}.")
     if quantize.get("keep_float"):
         lines.append(f"Kept in float: {', '.join(f'{code(name)}' for name in quantize['keep_float'])}.")
     if quantize.get("qat_step_time_ratio"):

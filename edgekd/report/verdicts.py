@@ -1,4 +1,4 @@
-"""What a report's figures mean: the budget, int8 against fp32, QAD against plain PTQ. Pure functions."""
+"""What a report's figures mean: the budget, int8 against fp32, QAD against the best PTQ. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from edgekd.spec import Budget
 Row = Mapping[str, Any]
 
 SHIPPED = "student_qad"
+
+UNTRAINED = {"verdict": "unknown", "why": "not trained under quantization: PTQ was within the budget"}
+"""The quality of QAD where there is none."""
 
 
 def budget_lines(budget: Budget, rows: Sequence[Row], runtime: str) -> list[dict[str, Any]]:
@@ -127,7 +130,7 @@ def race(rows: Sequence[Row], base: str, other: str) -> list[dict[str, Any]]:
 
 
 def quality(qad: NDArray[np.bool_] | None, ptq: NDArray[np.bool_] | None) -> dict[str, Any]:
-    """QAD against plain PTQ from what each got right on the same test examples (bool arrays of shape (N,)).
+    """QAD against the best PTQ from what each got right on the same test examples (bool arrays of shape (N,)).
 
     ``better`` or ``worse`` only if both the interval and McNemar's exact test say so; ``unknown`` without the arrays.
     """

@@ -1,24 +1,30 @@
-"""The int8 student: fake-quantized, calibrated (that is the PTQ control), then trained on under the same losses."""
+"""The int8 student: the best plain PTQ, which is the control; then calibrated and trained on under the same losses."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
+from edgekd.distill.data import Ints, Tokens
 from edgekd.models.student import skeleton
-from edgekd.quant.calibrate import calibrate, calibration_rows, ranges
+from edgekd.quant.calibrate import batches, calibrate, calibration_rows, ranges
 from edgekd.quant.replace import quantize, schemes
+from edgekd.quant.search import search
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.stages.distill import load_projections
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 5
+REVISION = 6
+UNTRAINED = {"epochs": 0, "steps": 0, "seconds": 0.0, "step_ms": None}
 OBSERVATIONS = 4
 """How often the moving weights' ranges are observed anew, at even distances, before they are frozen."""
 
@@ -29,6 +35,7 @@ def run(
     task: spec.Task,
     distill_spec: spec.Distill,
     quant: spec.Quant,
+    score_kept: float | None,
     assets: Stage,
     teacher: Stage,
     labels: Stage,
@@ -36,7 +43,13 @@ def run(
     calibration_ids: tuple[str, ...],
     seed: int,
 ) -> None:
-    """Write ``ptq.safetensors`` and ``qad.safetensors`` (weights and every scale), ``quant.json``, ``scores.json``."""
+    """Write ``ptq.safetensors`` and ``qad.safetensors`` (weights and every scale), ``ptq.json`` (what PTQ tried),
+    ``quant.json``, ``scores.json``.
+
+    ``score_kept``: the share of the teacher's validation score that PTQ need only keep for nothing to be trained;
+    None: training is asked for in any case. Without training, or where it came no closer to the teacher, ``qad`` is the
+    PTQ model.
+    """
     data = read_data(task, assets)
     model, tokenizer = load_stage_model(distill, data.labels)
     model.to(ctx.device)
@@ -44,36 +57,77 @@ def run(
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     prepare(model, quant)
     lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec.losses, labels)
-    observed = {"ptq": calibrate(model, quant, tokens["taught"], rows, ctx.progress)}
-    scores = {"ptq": lesson.evaluate()}
+
+    def observe() -> dict[str, tuple[float, float]]:
+        return calibrate(model, quant, tokens["taught"], rows, ctx.progress)
+
+    float_weights = copy.deepcopy(model.state_dict())
+    tries = best_ptq(ctx, model, quant, tokens["taught"], rows, lesson.evaluate)
+    ptq = next(found for found in tries if found["best"])
+    scores = {"ptq": {name: ptq[name] for name in ("score", "agreement", "kl")}}
+    observed = {"ptq": ranges(model)}
+    enough = score_kept and score_kept * read_json(teacher.path / "scores.json")["validation"]["score"]
+    if enough is not None and ptq["score"] >= enough:
+        ctx.progress.log(
+            f"quantize: not trained under quantization: PTQ was within the budget, {ptq['score']:.4f} on validation "
+            f"where {enough:.4f} is asked"
+        )
+        training: dict[str, Any] = UNTRAINED | {"best": {"epoch": 0, "step": 0, "loss": None, **scores["ptq"]}}
+    else:
+        model.load_state_dict(float_weights)
+        observe()
+        load_projections(learner, distill)
+        training = train(ctx, lesson, quant, seed, observe)
+        if lesson.rank(training["best"]) <= lesson.rank(scores["ptq"]):
+            ctx.progress.log("quantize: no epoch came closer to the teacher than the best PTQ, which is kept")
+            training["best"] = {"epoch": 0, "step": 0, "loss": None, **scores["ptq"]}
+            model.load_state_dict(load_file(ctx.out / "ptq.safetensors"))
+    scores["qad"], observed["qad"] = lesson.evaluate(), ranges(model)
+    save_tensors(model.state_dict(), ctx.out / "qad.safetensors")
+    fp32 = read_json(distill.path / "scores.json")
+    rows_by_name = {"fp32": fp32["validation"], f"best PTQ ({ptq['name']})": scores["ptq"], "shipped": scores["qad"]}
+    said = ", ".join(f"{name} {row['score']:.4f}" for name, row in rows_by_name.items())
+    ctx.progress.log(f"quantize: validation {said}")
+    found = {"scheme": quant.scheme, "ranges": observed, "ptq": ptq["name"], "trained": bool(training["steps"])}
+    write_json(ctx.out / "quant.json", found | ({"calibration_examples": len(rows)} if quant.static else {}))
+    ratio = training["step_ms"] and round(training["step_ms"] / fp32["training"]["step_ms"], 3)
+    write_json(ctx.out / "scores.json", scores | {"training": training, "qat_step_time_ratio": ratio})
+    loop.clean(ctx.out)
+
+
+def best_ptq(
+    ctx: Context,
+    model: Any,
+    quant: spec.Quant,
+    tokens: Tokens,
+    rows: Ints,
+    judge: Callable[[], dict[str, float]],
+) -> list[dict[str, Any]]:
+    """Leave ``model`` as the best PTQ, written to ``ptq.safetensors``; what was tried goes to ``ptq.json``, too."""
+    if (ctx.out / "ptq.json").exists():  # of a try that was killed later on
+        model.load_state_dict(load_file(ctx.out / "ptq.safetensors"))
+        return list(read_json(ctx.out / "ptq.json"))
+    tries = search(model, quant, batches(tokens, rows), example(model), judge, ctx.progress)
     save_tensors(model.state_dict(), ctx.out / "ptq.safetensors")
-    load_projections(learner, distill)
+    write_json(ctx.out / "ptq.json", tries)
+    return tries
 
-    def observe(step: int, last: int) -> None:
+
+def train(ctx: Context, lesson: loop.Task, quant: spec.Quant, seed: int, observe: Callable[[], Any]) -> dict[str, Any]:
+    """Train the calibrated student under fake-quantization, ranges observed anew as the weights move."""
+
+    def before(step: int, last: int) -> None:
         if step in observation_steps(quant, last):
-            calibrate(model, quant, tokens["taught"], rows, ctx.progress)
+            observe()
 
-    training = loop.fit(
-        replace(lesson, start=scores["ptq"], before_step=observe),
+    return loop.fit(
+        replace(lesson, before_step=before),
         epochs=quant.epochs,
         options=quant.optimizer,
         seed=seed + 1,
         out=ctx.out,
         progress=ctx.progress,
     )
-    scores["qad"], observed["qad"] = lesson.evaluate(), ranges(model)
-    save_tensors(model.state_dict(), ctx.out / "qad.safetensors")
-    if not training["best"]["step"]:
-        ctx.progress.log("quantize: no epoch came closer to the teacher than the calibrated student, which is kept")
-    fp32 = read_json(distill.path / "scores.json")
-    rows_by_name = {"fp32": fp32["validation"], "PTQ": scores["ptq"], "QAD": scores["qad"]}
-    said = ", ".join(f"{name} {row['score']:.4f}" for name, row in rows_by_name.items())
-    ctx.progress.log(f"quantize: validation {said}")
-    found = {"scheme": quant.scheme, "ranges": observed} | ({"calibration_examples": len(rows)} if quant.static else {})
-    write_json(ctx.out / "quant.json", found)
-    ratio = training["step_ms"] / fp32["training"]["step_ms"]
-    write_json(ctx.out / "scores.json", scores | {"training": training, "qat_step_time_ratio": round(ratio, 3)})
-    loop.clean(ctx.out)
 
 
 def check(student: spec.Student, quant: spec.Quant) -> None:
@@ -93,13 +147,16 @@ def observation_steps(quant: spec.Quant, last: int) -> tuple[int, ...]:
 
 def prepare(model: Any, quant: spec.Quant) -> Any:
     """Replace the student's layers by fake-quantized ones, in place; the same structure for training and export."""
-    device = next(model.parameters()).device
-    example = torch.full((1, 8), int(model.config.pad_token_id or 0), device=device)
-    inputs = {"input_ids": example, "attention_mask": torch.ones_like(example)}
     departures = {
         "learned": quant.scales == "learned",
         "per_channel": quant.per_channel,
         "weight_bits": quant.weight_bits,
         "act_bits": quant.activation_bits,
     }
-    return quantize(model, quant.scheme, quant.keep_float, inputs, quant.block, quant.mixed, **departures)
+    return quantize(model, quant.scheme, quant.keep_float, example(model), quant.block, quant.mixed, **departures)
+
+
+def example(model: Any) -> dict[str, torch.Tensor]:
+    """A batch by which one sees which layers read what: eight different tokens, all attended to."""
+    ids = torch.arange(8, device=next(model.parameters()).device).unsqueeze(0) % model.config.vocab_size
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

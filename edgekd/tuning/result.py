@@ -16,9 +16,14 @@ SCHEMA = "edgekd.tune/1"
 
 def placement(target: spec.Target, quant: spec.Quant) -> dict[str, Any]:
     """What of a target decides which graph onnxruntime runs: two with the same placement differ in weights alone."""
-    blocks = {"block": quant.block} if quant.scheme == "w4_block" else {}
+    blocks = {"block": quant.block} if "w4_block" in quant.schemes else {}
     kept = sorted(set(quant.keep_float))
-    named = {"scheme": quant.scheme, "per_channel": quant.per_channel, "keep_float": kept}
+    named = {
+        "scheme": quant.scheme,
+        "mixed": list(quant.mixed.items()),
+        "per_channel": quant.per_channel,
+        "keep_float": kept,
+    }
     return {"student": canonical(target.student), **named, **blocks}
 
 
