@@ -18,7 +18,7 @@ from edgekd.stages.quantize import prepare
 from edgekd.store import Context, Stage, write_json
 from edgekd.tasks.sampling import stratified
 
-REVISION = 5
+REVISION = 6
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 
