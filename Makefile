@@ -1,12 +1,18 @@
 # make demo   installs into .venv, runs the demonstration target and prints its report; leaves dist/reuters_x86/
 # make test   the checks and the whole test suite
 # make check  format, lint and types only
+# make canary the demonstration's smoke run, and the tests of edgekd/models, under transformers 5 and without optimum
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check format install clean
+# Another environment, from the same constraints but for what hangs on the major version of transformers.
+CANARY := .venv-canary
+CANARY_TRANSFORMERS ?= 5.23.0
+FREE := transformers|tokenizers|huggingface_hub|optimum|optimum-onnx
+
+.PHONY: demo test check format install canary clean
 
 demo: $(INSTALLED)
 	$(BIN)/python targets/reuters_x86.py
@@ -33,5 +39,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,dev]'
 	touch $@
 
+canary: $(CANARY)/installed
+	! $(CANARY)/bin/python -m pip show --quiet optimum 2> /dev/null
+	$(CANARY)/bin/python -m pytest -q tests/test_loading.py tests/test_surgery.py tests/test_onnxio_families.py
+	rm -rf $(CANARY)/runs
+	$(CANARY)/bin/edgekd run reuters_x86 --smoke --store $(CANARY)/runs --out $(CANARY)/dist
+
+$(CANARY)/installed: pyproject.toml constraints.txt
+	test -x $(CANARY)/bin/python || $(PYTHON) -m venv $(CANARY)
+	grep -vE '^($(FREE))==' constraints.txt > $(CANARY)/constraints.txt
+	$(CANARY)/bin/python -m pip install --quiet -c $(CANARY)/constraints.txt torch==2.13.0
+	$(CANARY)/bin/python -m pip install --quiet -c $(CANARY)/constraints.txt \
+		-e . transformers==$(CANARY_TRANSFORMERS) pytest hypothesis
+	touch $@
+
 clean:
-	rm -rf .venv runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-canary runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -41,7 +41,8 @@ def main() -> None:
 
 def grid(run: Path, rounds: int, calls: int) -> str:
     """The table, in Markdown, of the run in this folder; ``rounds`` fresh processes a row, of ``calls`` each."""
-    export = run.parent / "store" / schema.load(run / "report.json")["stages"]["export"]["folder"]
+    report = schema.load(run / "report.json")
+    export = run.parent / "store" / report["stages"]["export"]["folder"]
     rows = measure(
         artifacts(export),
         runtimes=RUNTIMES,
@@ -54,7 +55,8 @@ def grid(run: Path, rounds: int, calls: int) -> str:
         score=text_classification.score,
     )
     store.write_json(run / "full_grid" / "rows.json", rows)
-    return "\n\n".join(markdown.measurements({"rows": rows, "machine": {"cpu": machine.cpu_model()}}))
+    told = {"rows": rows, "machine": {"cpu": machine.cpu_model()}, "training": report["training"]}
+    return "\n\n".join(markdown.measurements(told))
 
 
 if __name__ == "__main__":

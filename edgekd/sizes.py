@@ -10,7 +10,7 @@ from edgekd import shape, store
 from edgekd.distill import taps
 from edgekd.errors import AssetError, BudgetError
 from edgekd.runner import Step
-from edgekd.spec import Target
+from edgekd.spec import Target, precision
 
 TEACHER_SLACK = 1.05
 """The teacher's ONNX file is larger than its fp32 numbers by the graph, surely less than this."""
@@ -61,8 +61,7 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
     """The budgets that the student which the target asks for cannot meet, however well it trains."""
     found: list[str] = []
     least, budget = student["int8_bytes_least"] if student else _least_bytes(target), target.budget
-    smaller = "lower student.layers, hidden, ffn or vocabulary, or allow more"
-    bits = "4-bit" if target.quant.scheme == "w4_block" else "int8"
+    bits, smaller = precision(target.quant.scheme), "lower student.layers, hidden, ffn or vocabulary, or allow more"
     least_so = "quantized as quant.mixed says" if target.quant.mixed else f"even if every weight is {bits}"
     if budget.size_mib is not None and least > budget.size_mib * 2**20:
         found.append(

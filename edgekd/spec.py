@@ -230,6 +230,11 @@ class Quant:
         return self.scheme if glob is None else self.mixed[glob]
 
 
+def precision(scheme: str | None) -> str:
+    """What people call weights that are quantized so: ``int8`` or ``4-bit``."""
+    return "4-bit" if scheme == "w4_block" else "int8"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """The ONNX operator set, and how far quantized training and the shipped graph may depart from each other."""

@@ -132,7 +132,7 @@ def answers(share: float, labels: np.ndarray, seed: int) -> np.ndarray:
     return logits
 
 
-def folders(root: Path, table: list[dict[str, Any]] | None = None) -> dict[str, Path]:
+def folders(root: Path, table: list[dict[str, Any]] | None = None, scheme: str = "u8s8_static") -> dict[str, Path]:
     """Stage folders under ``root`` with every file that a report is built from."""
     table = rows() if table is None else table
     found = {name: root / name for name in ("assets", "teacher", "labels", "distill", "quantize", "export", "bench")}
@@ -150,7 +150,7 @@ def folders(root: Path, table: list[dict[str, Any]] | None = None) -> dict[str, 
     write_json(found["distill"] / "student.json", shape | {"init": "importance", "vocabulary": vocabulary})
     student = {"score": 0.9763, "agreement": 0.985, "kl": 0.02}
     write_json(found["distill"] / "scores.json", {"validation": student, "training": training})
-    quant = {"scheme": "u8s8_static", "calibration_examples": 256, "ranges": {"ptq": {}, "qad": {}}}
+    quant = {"scheme": scheme, "calibration_examples": 256, "ranges": {"ptq": {}, "qad": {}}}
     quant |= {"ptq": "mse ranges + GPTQ", "trained": True}
     write_json(found["quantize"] / "quant.json", quant)
     write_json(
@@ -210,6 +210,6 @@ def report(table: list[dict[str, Any]] | None = None, **changes: Any) -> dict[st
     """The report of the run; ``changes`` are the target's."""
     asked = target(**changes)
     with tempfile.TemporaryDirectory() as folder:
-        found = folders(Path(folder), table)
+        found = folders(Path(folder), table, asked.quant.scheme)
         run = asked.name + ("-smoke" if asked.smoke else "")
         return build.build(asked, found, MACHINE, VERSIONS, run, info(found), "2026-11-22T10:00:00+00:00", [ISA])

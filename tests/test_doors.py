@@ -27,7 +27,7 @@ DOORS = {
         "isa/child.py",
     ),
     "onnxoptimizer": (),
-    "optimum": ("onnxio/*",),
+    "optimum": (),
     "openvino": ("runtimes/openvino.py",),
     "accelerate": (),
     "gguf": (),
@@ -70,7 +70,7 @@ LAYERS = (
 )
 """A file imports from its own layer or a lower one (lower stands first)."""
 
-IMPORT_NAMES = {"optimum-onnx": "optimum", "onnx-ir": "onnx_ir"}
+IMPORT_NAMES = {"onnx-ir": "onnx_ir"}
 
 LIGHT = (
     *("cli/*", "report/*", "assets.py", "bundle.py", "catalog.py", "checks.py", "deploy.py", "downloads.py"),
@@ -156,8 +156,7 @@ def test_every_imported_package_is_a_declared_dependency_and_the_other_way_round
         "accelerate",
         "gguf",
         "onnxoptimizer",
-        "optimum",
-    }  # transformers' GGUF reader, brevitas' exporter, the layout
+    }  # transformers' GGUF reader, brevitas' exporter
     assert packages - third <= needed_by_libraries
 
 

@@ -50,6 +50,11 @@ def test_saving_the_same_model_twice_gives_the_same_bytes(saved: Path, tmp_path:
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
 
 
+def test_a_saved_tokenizer_has_what_transformers_4_and_transformers_js_read(saved: Path) -> None:
+    assert json.loads((saved / "special_tokens_map.json").read_text())["pad_token"] == "[PAD]"
+    assert json.loads((saved / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [(("a", "b"), "knows 3 labels and the data has 2"), (("food", "finance", "energy"), "not the data's")],
@@ -89,7 +94,7 @@ def test_a_backbone_without_a_pooler_gets_one(saved: Path) -> None:
 def test_weights_of_another_configuration_are_refused(saved: Path, setting: str, value: int, finetuned: bool) -> None:
     config = json.loads((saved / "config.json").read_text()) | {setting: value}
     (saved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(AssetError, match=r"not those of its config|size mismatch"):
+    with pytest.raises(AssetError, match="not those of its config"):
         loading.load_classifier(saved, tiny.LABELS, finetuned=finetuned)
 
 
@@ -117,7 +122,8 @@ def test_a_model_that_would_compile_itself_does_not(tmp_path: Path) -> None:
     )  # fmt: skip
     ModernBertForSequenceClassification(config).save_pretrained(tmp_path / "modern")
     model = loading.load_classifier(tmp_path / "modern", ("a", "b"), finetuned=False)
-    assert model.config.reference_compile is model.model.layers[0].config.reference_compile is False
+    for config in (model.config, model.model.layers[0].config):
+        assert getattr(config, "reference_compile", False) is False  # transformers 5 knows no such setting
 
 
 class Bomb:
@@ -206,9 +212,9 @@ def bpe(prefix_space: bool = False) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator(tiny.split(120, 5).texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", add_prefix_space=prefix_space)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", add_prefix_space=prefix_space)
 
 
 def test_a_tokenizer_that_knows_more_than_the_model_is_refused(saved: Path) -> None:
@@ -219,16 +225,16 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused(saved: Path) -> N
         loading.load_tokenizer(saved)
 
 
-def test_end_of_text_or_the_unknown_token_serves_for_padding(saved: Path) -> None:
-    bpe().save_pretrained(saved)
-    tiny.bert(vocab_size=400).config.save_pretrained(saved)
-    assert loading.load_tokenizer(saved).pad_token == "<|end|>"
-    (saved / "special_tokens_map.json").unlink()
-    PreTrainedTokenizerFast(tokenizer_object=tiny.wordpiece(), unk_token="[UNK]").save_pretrained(saved)
-    assert loading.load_tokenizer(saved).pad_token == "[UNK]"
-    PreTrainedTokenizerFast(tokenizer_object=tiny.wordpiece()).save_pretrained(saved)
+def test_end_of_text_or_the_unknown_token_serves_for_padding(tmp_path: Path) -> None:
+    tiny.bert(vocab_size=400).config.save_pretrained(tmp_path)
+    bpe().save_pretrained(tmp_path)
+    assert loading.load_tokenizer(tmp_path).pad_token == "<|endoftext|>"
+    (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)  # transformers 5 writes none
+    PreTrainedTokenizerFast(tokenizer_object=tiny.wordpiece(), unk_token="[UNK]").save_pretrained(tmp_path)
+    assert loading.load_tokenizer(tmp_path).pad_token == "[UNK]"
+    PreTrainedTokenizerFast(tokenizer_object=tiny.wordpiece()).save_pretrained(tmp_path)
     with pytest.raises(AssetError, match="no pad_token, eos_token or unk_token"):
-        loading.load_tokenizer(saved)
+        loading.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("prefix_space", [False, True])
@@ -238,7 +244,7 @@ def test_a_loaded_and_saved_tokenizer_encodes_as_the_original(saved: Path, prefi
     tiny.bert(vocab_size=400).config.save_pretrained(saved)
     found = loading.load_tokenizer(saved)
     found.save_pretrained(saved)
-    for text in ("oil price<|end|>", " oil", ""):
+    for text in ("oil price<|endoftext|>", " oil", ""):
         ids = given.backend_tokenizer.encode(text).ids
         assert found.backend_tokenizer.encode(text).ids == ids
         assert AutoTokenizer.from_pretrained(saved)(text)["input_ids"] == ids
@@ -267,7 +273,7 @@ def gguf_folder(folder: Path) -> Any:
     writer.add_vocab_size(len(names))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(names)
-    writer.add_token_types([3 if name == "<|end|>" else 1 for name in names])
+    writer.add_token_types([3 if name == "<|endoftext|>" else 1 for name in names])
     writer.add_token_merges([" ".join(pair) for pair in data["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
@@ -313,5 +319,5 @@ def test_no_text_leaves_the_vocabulary_of_a_gguf_teacher_or_its_student(tmp_path
     loading.save_model(small, tokenizer, tmp_path / "student")
     for folder, size in ((tmp_path / "teacher", teacher.config.vocab_size), (tmp_path / "student", 300)):
         for found in (loading.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)):
-            ids = found("oil <unk> price <s> </s> [PAD] <|end|> \N{SNOWMAN}")["input_ids"]
+            ids = found("oil <unk> price <s> </s> [PAD] <|endoftext|> \N{SNOWMAN}")["input_ids"]
             assert len(found) == size and max(ids) < size

@@ -32,6 +32,7 @@ OWN: dict[str, dict[str, Any]] = {
     "Electra": USUAL | dict(embedding_size=16),
     "GPT2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "Llama": USUAL | dict(num_key_value_heads=2),
+    "Mistral": USUAL | dict(num_key_value_heads=2, sliding_window=5),
     "MobileBert": USUAL | dict(embedding_size=16, intra_bottleneck_size=16, num_feedforward_networks=2),
     "ModernBert": USUAL | dict(local_attention=16, cls_token_id=2, sep_token_id=3),
     "MPNet": USUAL | dict(pad_token_id=1),
@@ -92,7 +93,7 @@ def linear_calls(model: Any, arrays: dict[str, np.ndarray]) -> int:
     return len(calls)
 
 
-@pytest.mark.parametrize("name", ["Albert", "DebertaV2 v3", "GPT2", "Llama", "MPNet"])
+@pytest.mark.parametrize("name", ["Albert", "DebertaV2 v3", "GPT2", "Llama", "Mistral", "MPNet"])
 def test_a_teacher_of_another_family_answers_as_torch_does_and_is_quantized_dynamically(
     name: str, tmp_path: Path
 ) -> None:

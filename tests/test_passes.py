@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgekd.errors import ExportError
 from edgekd.onnxio import passes
+from edgekd.onnxio.audit import session
 from edgekd.onnxio.graph import dims, infer
 
 RNG = np.random.default_rng(0)
@@ -121,6 +123,24 @@ def test_the_bias_of_a_gemm_is_added_in_float() -> None:
     weights = dict(w=s8(3, 4), scale=scales(4), zero=np.zeros(4, np.int8), bias=f32(4))
     result = after(model(text, **weights), "dynamic_matmul", "dead", x=f32(5, 3))
     assert ops(result)[-1] == "Add" and "Gemm" not in ops(result)
+
+
+@pytest.mark.parametrize(
+    ("axes", "end", "fused"),
+    [
+        ("b,s,", "t = MatMul(x_float, w_float) y = Add(t, bias)", True),
+        ("b,", "y = MatMul(x_float, w_float)", True),
+        ("b,", "t = MatMul(x_float, w_float) y = Add(t, bias)", False),
+        ("b,", "y = Gemm(x_float, w_float, bias)", False),
+    ],
+)
+def test_onnxruntime_fuses_what_was_quantized_at_run_time_and_dequantized_but_for_a_gemm(
+    axes: str, end: str, fused: bool, tmp_path: Path
+) -> None:
+    weights = dict(w=s8(3, 4), scale=scales(4), zero=np.zeros(4, np.int8), bias=f32(4))
+    session(model(DYNAMIC.format(end=end).replace("b,s,", axes), **weights), save=tmp_path / "optimized.onnx")
+    found = ops(onnx.load(tmp_path / "optimized.onnx"))
+    assert ("DynamicQuantizeMatMul" in found) == fused and ("Gemm" in found) != fused
 
 
 def test_an_asymmetric_weight_of_a_dynamic_product_is_an_error() -> None:

@@ -152,7 +152,7 @@ def run(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Walk a target's whole line: teacher to shipped int8 student, with a report. Finished stages are reused.
+    """Walk a target's whole line: teacher to shipped quantized student, with a report. Finished stages are reused.
 
     Stages: assets, teacher, labels, distill, quantize, export, bench, verdict, ship.
 

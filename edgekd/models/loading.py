@@ -17,6 +17,7 @@ import torch
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import transformers
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
@@ -61,12 +62,15 @@ def load_classifier(
             config=config,
             dtype=torch.float32,
             attn_implementation=attention,
-            ignore_mismatched_sizes=not finetuned,
+            ignore_mismatched_sizes=True,  # they are looked for below, and named
             output_loading_info=True,
             **given,
+            **_unpacked(gguf_file),
         )
     _check_weights(model, found, folder, finetuned)
     model.config.problem_type = "single_label_classification"
+    if gguf_file is not None and hasattr(model, "hf_quantizer"):
+        model.hf_quantizer.remove_quantization_config(model)  # its numbers are plain ones now; marked, none are saved
     return model.float()
 
 
@@ -79,6 +83,12 @@ def set_dropout(config: Any, value: float | None) -> None:
 
 def _options(gguf_file: str | None) -> dict[str, Any]:
     return {"trust_remote_code": False} | ({"gguf_file": gguf_file} if gguf_file else {})
+
+
+def _unpacked(gguf_file: str | None) -> dict[str, Any]:
+    """That numbers shall not stay in the blocks of a GGUF file: transformers 5 leaves them there where it can."""
+    packed = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": packed(dequantize=True)} if gguf_file and packed else {}
 
 
 @contextmanager
@@ -114,7 +124,8 @@ def _check_weights(model: Any, found: Mapping[str, Any], folder: Path, finetuned
     """
     names = {name for name, _ in model.named_parameters() if ".pooler." not in name}
     body = {name for name in names if name.startswith(f"{model.base_model_prefix}.")}
-    lost = names & {*found["missing_keys"], *found["mismatched_keys"]}
+    other_shape = (key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])  # with both shapes
+    lost = names & {*found["missing_keys"], *other_shape}
     if finetuned and lost - body:
         raise AssetError(
             f"{folder} has no classification head ({min(lost - body)} is not among its weights): "
@@ -221,6 +232,16 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True)
     model.cpu().save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    _save_tokenizer_as_before(tokenizer, folder)
+
+
+def _save_tokenizer_as_before(tokenizer: Any, folder: Path) -> None:
+    """Add what transformers 5 no longer writes, since version 4 and transformers.js read it."""
+    specials, config = folder / "special_tokens_map.json", folder / "tokenizer_config.json"
+    if not specials.exists():
+        specials.write_text(json.dumps(tokenizer.special_tokens_map, indent=2, sort_keys=True), encoding="utf-8")
+        content = json.loads(config.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def parameters(model: torch.nn.Module) -> int:

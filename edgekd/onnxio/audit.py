@@ -64,7 +64,7 @@ def audit(path: Path, keep_float: tuple[str, ...]) -> dict[str, Any]:
     ]
     counts = Counter(row["kind"] for row in rows)
     if counts["float"] == len(rows):
-        raise ExportError("the recipe quantizes nothing: no multiplication of the optimized graph is done in int8")
+        raise ExportError("the recipe quantizes nothing: every multiplication of the optimized graph is done in float")
     _check_patterns(model, keep_float)
     leftover = [row for row in rows if row["kind"] == "float" and not named_in(str(row["node"]), keep_float)]
     if leftover:

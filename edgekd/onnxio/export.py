@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edgekd.errors import ExportError
 from edgekd.globs import named_in
+from edgekd.models import masks
 from edgekd.onnxio import branches, files, passes
 from edgekd.onnxio.names import marked, module_path
 from edgekd.onnxio.passes import block_weights
@@ -163,14 +164,20 @@ def _trace(
     training = model.training
     wrapped = _Positional(model, inputs).eval()
     modules = {name for name, _ in wrapped.named_modules()}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad(), _scales_attached(model):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        masks.traceable(),
+        _scales_attached(model),
+    ):
         warnings.simplefilter("ignore")
         file = Path(folder) / "model.onnx"
         try:
             if quantized:
                 export_onnx_qcdq(wrapped, args=example, export_path=str(file), **options)
             else:
-                _export_float(model, wrapped, example, file, options)
+                torch.onnx.export(wrapped, example, str(file), **options)
         except Exception as error:  # whatever the exporter meets in a model, the user must learn which model
             raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {error}") from error
         finally:
@@ -179,20 +186,6 @@ def _trace(
     for node in raw.graph.node:
         node.name = marked(node.name, modules)
     return raw
-
-
-def _export_float(model: Any, wrapped: nn.Module, example: tuple[Tensor, ...], file: Path, options: Any) -> None:
-    """Trace; where that fails (a decoder's causal mask is built in a way that cannot be traced), let optimum do it."""
-    try:
-        torch.onnx.export(wrapped, example, str(file), **options)
-    except RuntimeError as error:
-        from optimum.exporters.onnx import onnx_export_from_model
-
-        opset = options["opset_version"]
-        try:
-            onnx_export_from_model(model, file.parent, task="text-classification", opset=opset, do_validation=False)
-        except Exception:  # a model that optimum does not know either: the first error tells more
-            raise error from None
 
 
 @contextmanager

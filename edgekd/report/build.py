@@ -18,7 +18,7 @@ from edgekd.bench.rows import Cell
 from edgekd.errors import StoreError
 from edgekd.report import headline, limits, verdicts
 from edgekd.report.schema import SCHEMA
-from edgekd.spec import Target
+from edgekd.spec import Target, precision
 
 HISTOGRAM_STEP = 1.05
 """Each bin of a latency histogram is this much wider than the one before."""
@@ -46,9 +46,10 @@ def build(
     dataset, rows = read("assets", "dataset.json"), read("bench", "rows.json")
     runtime = target.bench.runtimes[0]
     right = {name: _right(folders, name, runtime) for name in (verdicts.SHIPPED, "student_ptq")}
-    budget = verdicts.budget_lines(target.budget, rows, runtime)
-    speed = verdicts.race(rows, "student_fp32", verdicts.SHIPPED)
-    today = verdicts.race(rows, "teacher_ort_dynamic", verdicts.SHIPPED)
+    bits = precision(target.quant.scheme)
+    budget = verdicts.budget_lines(target.budget, rows, runtime, bits)
+    speed = verdicts.race(rows, "student_fp32", verdicts.SHIPPED, bits)
+    today = verdicts.race(rows, "teacher_ort_dynamic", verdicts.SHIPPED, bits)
     quality = verdicts.quality(right[verdicts.SHIPPED], right["student_ptq"])
     models = _models(target, read)
     quantize = models["training"]["quantize"]
@@ -66,7 +67,9 @@ def build(
         "machine": dict(machine),
         "versions": dict(versions),
         "task": _task(target, dataset),
-        "headline": headline.headline(target.smoke, budget, speed, today, quality, quantize["ptq"], rows, runtime),
+        "headline": headline.headline(
+            target.smoke, budget, speed, today, quality, quantize["ptq"], rows, runtime, bits
+        ),
         "budget": budget,
         "budget_met": verdicts.budget_met(budget),
         "verdicts": {

@@ -23,9 +23,8 @@ def render(report: Report, manifest: Mapping[str, Any]) -> str:
 def _front(report: Report) -> str:
     """YAML; JSON values are YAML values."""
     given: dict[str, Any] = {"pipeline_tag": report["task"]["kind"].replace("_", "-"), "library_name": "onnx"}
-    bits = "int4" if report["training"]["quantize"].get("scheme") == "w4_block" else "int8"
     how = "quantization-aware-training" if figures.trained(report["training"]["quantize"]) else "quantization"
-    given["tags"] = ["onnx", bits, "distillation", how, "edgekd"]
+    given["tags"] = ["onnx", figures.precision(report), "distillation", how, "edgekd"]
     source = report["teacher"]["source"]
     if source.startswith("hf:"):
         given["base_model"] = source.removeprefix("hf:").partition("@")[0]
@@ -62,7 +61,7 @@ def _scores(report: Report) -> list[str]:
     for where, rows in main:
         body = [
             [
-                escape(figures.artifact(row["artifact"])),
+                escape(figures.artifact(row["artifact"], figures.precision(report))),
                 *(figures.cell(row, f) if row["valid"] or not f.key.endswith("_ms") else "INVALID" for f in columns),
             ]
             for row in rows

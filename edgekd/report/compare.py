@@ -44,6 +44,7 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
     return {
         "a": names[0],
         "b": names[1],
+        "precision": " → ".join(dict.fromkeys(figures.precision(report) for report in (a, b))),
         "notes": _notes(a, b),
         "budget": _budget(a, b),
         "verdicts": {
@@ -51,14 +52,14 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
             for name in ("int8_vs_fp32", "int8_vs_teacher_ort_dynamic", "qad_vs_ptq")
         },
         "rows": changes,
-        "only_a": [_name(row) for key, row in rows_a.items() if key not in rows_b],
-        "only_b": [_name(row) for key, row in rows_b.items() if key not in rows_a],
+        "only_a": [_name(row, figures.precision(a)) for key, row in rows_a.items() if key not in rows_b],
+        "only_b": [_name(row, figures.precision(b)) for key, row in rows_b.items() if key not in rows_a],
     }
 
 
 def render(found: Mapping[str, Any]) -> str:
     """What ``compare`` found as Markdown, ending in a newline."""
-    a, b = escape(found["a"]), escape(found["b"])
+    a, b, precision = escape(found["a"]), escape(found["b"]), found["precision"]
     parts = [f"# {a} → {b}", _summary(found)]
     if found["notes"]:
         parts.append(bullets(escape(note) for note in found["notes"]))
@@ -68,14 +69,14 @@ def render(found: Mapping[str, Any]) -> str:
     ]
     if body:
         parts += ["## Budget", table(["What", a, b], body)]
-    body = [[escape(name.replace("_", " ")), *map(escape, both)] for name, both in found["verdicts"].items()]
-    parts += ["## Verdicts", table(["", a, b], body)]
+    verdicts = {name.replace("_", " ").replace("int8", precision): both for name, both in found["verdicts"].items()}
+    parts += ["## Verdicts", table(["", a, b], [[escape(name), *map(escape, both)] for name, both in verdicts.items()])]
     noticed = [row for row in found["rows"] if row["verdict"] not in ("same", "unknown")]
     if noticed:
         head = ["Artifact", "Under", "Figure", a, b, "Change", "95%", "Is"]
-        parts += ["## More than noise", table(head, map(_line, noticed), right=3)]
+        parts += ["## More than noise", table(head, [_line(row, precision) for row in noticed], right=3)]
     for where, rows in figures.groups(found["rows"]):
-        parts += [f"## {escape(where)}", _side_by_side(rows)]
+        parts += [f"## {escape(where)}", _side_by_side(rows, precision)]
     for side, name in (("only_a", a), ("only_b", b)):
         if found[side]:
             parts.append(f"Only in {name}: {escape('; '.join(found[side]))}.")
@@ -172,8 +173,8 @@ def _notes(a: Report, b: Report) -> list[str]:
     return found
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    return f"{figures.artifact(row['artifact'])} ({figures.where(row)})"
+def _name(row: Mapping[str, Any], precision: str) -> str:
+    return f"{figures.artifact(row['artifact'], precision)} ({figures.where(row)})"
 
 
 def _summary(found: Mapping[str, Any]) -> str:
@@ -196,7 +197,7 @@ def _side(line: Mapping[str, Any] | None) -> str:
     return f"{measured} ({line['sense']} {limit}): {met}"
 
 
-def _line(row: Change) -> list[str]:
+def _line(row: Change, precision: str) -> list[str]:
     """One figure that differs, with its interval."""
     figure, share = _FIGURE[row["figure"]], row["figure"] in SHARES
 
@@ -205,11 +206,11 @@ def _line(row: Change) -> list[str]:
 
     both = (figures.amount(row[side], figure.unit) for side in ("a", "b"))
     interval = "–" if row["figure"] in EXACT else f"{text(row['low'])} to {text(row['high'])}"
-    place = escape(figures.artifact(row["artifact"])), escape(figures.where(row)), figure.title
+    place = escape(figures.artifact(row["artifact"], precision)), escape(figures.where(row)), figure.title
     return [*place, *both, text(row["change"]), interval, f"**{row['verdict']}**"]
 
 
-def _side_by_side(rows: Iterable[Change]) -> str:
+def _side_by_side(rows: Iterable[Change], precision: str) -> str:
     """Every figure of one condition, a line an artifact: ``0.900 → 0.990``, bold where it is more than noise."""
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -219,7 +220,8 @@ def _side_by_side(rows: Iterable[Change]) -> str:
         lines.setdefault(row["artifact"], {})[row["figure"]] = f"**{text}**" if bold else text
     columns = [f for f in figures.FIGURES if any(f.key in cells for cells in lines.values())]
     body = [
-        [escape(figures.artifact(name)), *(cells.get(f.key, "–") for f in columns)] for name, cells in lines.items()
+        [escape(figures.artifact(name, precision)), *(cells.get(f.key, "–") for f in columns)]
+        for name, cells in lines.items()
     ]
     return table(["Artifact", *map(figures.heading, columns)], body)
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from edgekd import spec
+
 Row = Mapping[str, Any]
 
 ARTIFACTS = {
@@ -16,7 +18,7 @@ ARTIFACTS = {
     "student_qad": "student, shipped int8",
 }
 """Artifact -> its name for people, in the order of every table. ``student_qad`` is what ships, trained under
-quantization (QAD) where ``trained`` says so."""
+quantization (QAD) where ``trained`` says so. See ``artifact``."""
 
 RUNTIMES = {"ort_cpu": "onnxruntime", "openvino": "OpenVINO"}
 
@@ -76,9 +78,15 @@ def trained(quantize: Mapping[str, Any]) -> bool:
     return bool(quantize.get("trained", True)) and (quantize.get("best") or {}).get("step") != 0
 
 
-def artifact(name: str) -> str:
-    """The artifact's name for people; an unknown one as it is."""
-    return ARTIFACTS.get(name, name)
+def precision(report: Mapping[str, Any]) -> str:
+    """What the report's quantized students are called: ``int8`` or ``4-bit``."""
+    return spec.precision(((report.get("training") or {}).get("quantize") or {}).get("scheme"))
+
+
+def artifact(name: str, precision: str = "int8") -> str:
+    """The artifact's name for people, a quantized student's with its ``precision``; an unknown one as it is."""
+    title = ARTIFACTS.get(name, name)
+    return title.replace("int8", precision) if name.startswith("student") else title
 
 
 def runtime(name: str) -> str:
@@ -119,12 +127,12 @@ def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
     return [(name, sorted(part, key=lambda r: rank.get(r["artifact"], len(order)))) for name, part in found.items()]
 
 
-def reasons(rows: Iterable[Row]) -> dict[str, list[str]]:
+def reasons(rows: Iterable[Row], precision: str) -> dict[str, list[str]]:
     """Why rows are INVALID -> which rows, by artifact and condition."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if not row["valid"]:
-            found.setdefault(row["why_invalid"], []).append(f"{artifact(row['artifact'])}, {where(row)}")
+            found.setdefault(row["why_invalid"], []).append(f"{artifact(row['artifact'], precision)}, {where(row)}")
     return found
 
 

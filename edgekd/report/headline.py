@@ -35,16 +35,18 @@ def headline(
     ptq: str,
     rows: Sequence[Row],
     runtime: str,
+    precision: str = "int8",
 ) -> list[str]:
     """The lines, worst first after the budget's.
 
-    ``budget`` from ``verdicts.budget_lines``; ``speed`` is int8 against the fp32 student and ``today`` int8 against the
-    teacher with ORT's dynamic quantization, both from ``verdicts.race``; ``quality`` from ``verdicts.quality``.
-    ``ptq`` says how the best PTQ was made; ``runtime`` is the one that the budget is judged in.
+    ``budget`` from ``verdicts.budget_lines``; ``speed`` is what ships against the fp32 student and ``today`` against
+    the teacher with ORT's dynamic quantization, both from ``verdicts.race``; ``quality`` from ``verdicts.quality``.
+    ``ptq`` says how the best PTQ was made; ``runtime`` is the one that the budget is judged in, ``precision`` what the
+    shipped student is called by.
     """
     like = {"runtime": runtime, "threads": 1, "workload": "real"}
-    found = [*_speed(speed, like), *_size(rows, like), *_quality(quality, ptq, rows, like), *_today(today, like)]
-    found = [*found, *_product(rows, like)]
+    found = [*_speed(speed, like, precision), *_size(rows, like, precision), *_quality(quality, ptq, rows, like)]
+    found = [*found, *_today(today, like, precision), *_product(rows, like, precision)]
     bad = any(rank == _BAD for rank, _ in found)
     lines = [_budget(budget, bad), *(text for _, text in sorted(found, key=lambda line: line[0]))]
     return [SMOKE, *lines] if smoke else lines
@@ -93,8 +95,8 @@ def _interval(line: dict[str, Any]) -> str:
     return f"95%: {figures.span(line['low'], line['high'])}; {figures.where(line)}"
 
 
-def _speed(lines: Sequence[dict[str, Any]], like: Row) -> list[_Line]:
-    """int8 against the fp32 student: the main condition, and every one in which int8 is slower."""
+def _speed(lines: Sequence[dict[str, Any]], like: Row, precision: str) -> list[_Line]:
+    """What ships against the fp32 student: the main condition, and every one in which it is slower."""
     slower: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line["verdict"] == "slower":
@@ -102,7 +104,7 @@ def _speed(lines: Sequence[dict[str, Any]], like: Row) -> list[_Line]:
     found = [
         (
             _BAD,
-            f"int8 is SLOWER than the fp32 student in {figures.runtime(runtime)}: it takes "
+            f"{precision} is SLOWER than the fp32 student in {figures.runtime(runtime)}: it takes "
             f"{', '.join(map(_slower, part))}; there the fp32 student is the one to ship.",
         )
         for runtime, part in slower.items()
@@ -111,10 +113,11 @@ def _speed(lines: Sequence[dict[str, Any]], like: Row) -> list[_Line]:
     word = main["verdict"] if main else "unknown"
     why = main["why"] if main else "they were not both measured"
     if word == "unknown":
-        found.append((_UNKNOWN, f"Whether int8 is faster than the fp32 student is unknown: {why}."))
+        found.append((_UNKNOWN, f"Whether {precision} is faster than the fp32 student is unknown: {why}."))
     elif main and word != "slower":
         times, told = figures.ratio(main["ratio"]), f"({_interval(main)})"
-        faster, same = f"int8 is {times} as fast as the fp32 student", "int8 bought no speed over the fp32 student"
+        faster = f"{precision} is {times} as fast as the fp32 student"
+        same = f"{precision} bought no speed over the fp32 student"
         found.append((_GOOD, f"{faster} {told}.") if word == "faster" else (_UNKNOWN, f"{same}: {times} {told}."))
     return found
 
@@ -126,12 +129,12 @@ def _slower(line: dict[str, Any]) -> str:
     return f"{times} its time at {figures.workload(line['workload'])}{threads} (95%: {span})"
 
 
-def _size(rows: Sequence[Row], like: Row) -> list[_Line]:
-    int8, fp32 = (figures.find(rows, name, like) for name in ("student_qad", "student_fp32"))
-    mine, its = ((row or {}).get("size_bytes") for row in (int8, fp32))
+def _size(rows: Sequence[Row], like: Row, precision: str) -> list[_Line]:
+    shipped, fp32 = (figures.find(rows, name, like) for name in ("student_qad", "student_fp32"))
+    mine, its = ((row or {}).get("size_bytes") for row in (shipped, fp32))
     if mine is None or its is None or mine < its:
         return []
-    return [(_BAD, f"int8 is NOT SMALLER than the fp32 student: {mine:,} bytes against {its:,}.")]
+    return [(_BAD, f"{precision} is NOT SMALLER than the fp32 student: {mine:,} bytes against {its:,}.")]
 
 
 def _quality(found: dict[str, Any], how: str, rows: Sequence[Row], like: Row) -> list[_Line]:
@@ -154,17 +157,17 @@ def _quality(found: dict[str, Any], how: str, rows: Sequence[Row], like: Row) ->
     return [(_UNKNOWN, f"QAD bought nothing over {best} that this test can show: {figure}.")]
 
 
-def _today(lines: Sequence[dict[str, Any]], like: Row) -> list[_Line]:
+def _today(lines: Sequence[dict[str, Any]], like: Row, precision: str) -> list[_Line]:
     line = _main(lines, like)
     if line is None or line["verdict"] == "unknown":
         return []
     name = "the teacher with ORT's dynamic quantization"
     if line["verdict"] == "faster":
-        return [(_GOOD, f"int8 is {figures.ratio(line['ratio'])} as fast as {name} ({_interval(line)}).")]
-    return [(_BAD, f"int8 is NOT FASTER than {name}: {figures.ratio(line['ratio'])} ({_interval(line)}).")]
+        return [(_GOOD, f"{precision} is {figures.ratio(line['ratio'])} as fast as {name} ({_interval(line)}).")]
+    return [(_BAD, f"{precision} is NOT FASTER than {name}: {figures.ratio(line['ratio'])} ({_interval(line)}).")]
 
 
-def _product(rows: Sequence[Row], like: Row) -> list[_Line]:
+def _product(rows: Sequence[Row], like: Row, precision: str) -> list[_Line]:
     """What the shipped student costs and keeps, against the teacher in fp32."""
     mine, its = (figures.find(rows, name, like) for name in ("student_qad", "teacher_fp32"))
     if mine is None or its is None:
@@ -185,4 +188,4 @@ def _product(rows: Sequence[Row], like: Row) -> list[_Line]:
     if not parts:
         return []
     text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return [(_GOOD, f"The int8 student {text}.")]
+    return [(_GOOD, f"The {precision} student {text}.")]

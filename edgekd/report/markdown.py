@@ -74,21 +74,22 @@ def _budget(report: Report) -> list[str]:
 
 
 def measurements(report: Report) -> list[str]:
-    """The section of all rows, of which ``rows`` and the machine's ``cpu`` are read."""
+    """The section of all rows; ``rows``, the machine's ``cpu`` and, if given, ``training`` (the scheme) are read."""
+    precision = figures.precision(report)
     parts = ["## Measurements", _how_measured(report)]
     for where, rows in figures.groups(report["rows"]):
         columns = [f for f in figures.FIGURES if any(figures.value(row, f) is not None for row in rows)]
         head = ["Artifact", *(figures.heading(f) for f in columns), "Valid"]
         body = [
             [
-                escape(figures.artifact(row["artifact"])),
+                escape(figures.artifact(row["artifact"], precision)),
                 *(figures.cell(row, f) + _interval(row, f) for f in columns),
                 "yes" if row["valid"] else "**INVALID**",
             ]
             for row in rows
         ]
         parts += [f"### {escape(where)}", table(head, body)]
-        if reasons := figures.reasons(rows):
+        if reasons := figures.reasons(rows, precision):
             parts.append(bullets(f"INVALID: {escape(why)} ({escape('; '.join(who))})" for why, who in reasons.items()))
     return parts
 
@@ -120,7 +121,8 @@ def _sizes(report: Report) -> list[str]:
     kinds, body = figures.kinds(report["sizes"]), []
     for name, by_kind in figures.by_kind(report["sizes"]).items():
         mib = [figures.number(by_kind.get(kind, 0) / 2**20) for kind in kinds]
-        body.append([escape(figures.artifact(name)), *mib, figures.number(sum(by_kind.values()) / 2**20)])
+        name = figures.artifact(name, figures.precision(report))
+        body.append([escape(name), *mib, figures.number(sum(by_kind.values()) / 2**20)])
     parts = ["## Size by kind of tensor (MiB)", table(["Artifact", *kinds, "all"], body)]
     if largest := [[code(name), *map(escape, rest)] for name, *rest in figures.largest(report["sizes"])]:
         parts.append(table(figures.TENSOR_HEAD, largest, right=4))
@@ -139,7 +141,7 @@ def _training(report: Report) -> list[str]:
     lines = [f"Teacher {code(report['teacher']['source'])}: {_scores(report['teacher']['scores'])}."]
     lines.append(f"Student fp32: {_scores(report['student']['scores'])}.")
     if quantize.get("scores"):
-        lines.append(f"int8 on validation, in training: {_scores(quantize['scores'])}.")
+        lines.append(f"{figures.precision(report)} on validation, in training: {_scores(quantize['scores'])}.")
     if quantize.get("scheme"):
         how = f"Scheme {code(quantize['scheme'])}"
         if quantize.get("block"):

@@ -50,7 +50,7 @@ def latency(report: Mapping[str, Any]) -> str | None:
     histograms = {figures.key(h): h for h in report["latency"]}
     with _figure("latency", 60 + 56 * len(rows)) as figure:
         ax = figure.add_subplot()
-        _lanes(ax, [row["artifact"] for row in rows], above=0.9)
+        _lanes(ax, [figures.artifact(row["artifact"], figures.precision(report)) for row in rows], above=0.9)
         for i, row in enumerate(rows):
             name, colour = row["artifact"], _colour(f"a-{row['artifact']}")
             if h := histograms.get(figures.key(row)):
@@ -81,7 +81,7 @@ def size_by_kind(report: Mapping[str, Any]) -> str | None:
     with _figure("size", 30 + sum(64 + 30 * height for height in heights)) as figure:
         axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)
         for ax, (title, shown) in zip(axes.flat, panels.items(), strict=True):
-            _lanes(ax, list(shown), above=0.5)
+            _lanes(ax, [figures.artifact(name, figures.precision(report)) for name in shown], above=0.5)
             ax.set(title=title, xlabel="MiB", xmargin=0.12)  # the margin has room for the totals
             ends = [0.0] * len(shown)
             for kind in figures.KINDS:
@@ -133,7 +133,9 @@ def _scatter(report: Mapping[str, Any], rows: Sequence[Row], key: str, x_title: 
             look: dict[str, Any] = {"color": colour, "markeredgecolor": _colour("card"), "linestyle": "none"}
             look |= {"marker": shapes[row["runtime"]], "clip_on": False, "zorder": 3, "gid": f"mark-{name}"}
             ax.plot([row[key]], [100 * row["score"]], markersize=size, **look)
-            handles[figures.artifact(row["artifact"])] = Line2D([], [], color=colour, marker="o", linestyle="none")
+            handles[figures.artifact(row["artifact"], figures.precision(report))] = Line2D(
+                [], [], color=colour, marker="o", linestyle="none"
+            )
         for name, shape in shapes.items() if len(shapes) > 1 else ():
             handles[figures.runtime(name)] = Line2D([], [], color=_colour("ink"), marker=shape, linestyle="none")
         _log_axis(ax, x_title)
@@ -156,7 +158,7 @@ def _log_axis(ax: Axes, title: str) -> None:
 
 def _lanes(ax: Axes, names: Sequence[str], above: float) -> None:
     """A lane an artifact, the first on top, with ``above`` of a lane's height left free over each."""
-    ax.set_yticks(range(len(names)), [figures.artifact(name) for name in names])
+    ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -above)
     ax.tick_params(axis="y", labelcolor=_colour("ink"))
     ax.grid(visible=False, axis="y")

@@ -1,4 +1,4 @@
-"""What a report's figures mean: the budget, int8 against fp32, QAD against the best PTQ. Pure functions."""
+"""What a report's figures mean: the budget, quantized against fp32, QAD against the best PTQ. Pure functions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ UNTRAINED = {"verdict": "unknown", "why": "not trained under quantization: PTQ w
 """The quality of QAD where there is none."""
 
 
-def budget_lines(budget: Budget, rows: Sequence[Row], runtime: str) -> list[dict[str, Any]]:
+def budget_lines(budget: Budget, rows: Sequence[Row], runtime: str, precision: str = "int8") -> list[dict[str, Any]]:
     """One line per figure that ``budget`` asks for, of the shipped artifact in ``runtime``, one thread, real lengths.
 
     ``met`` is None where nothing can be said, and ``why`` says why. What comes off the clock or out of a child's memory
-    needs a VALID row; bytes and scores do not become wrong because a machine was noisy.
+    needs a VALID row; bytes and scores do not become wrong because a machine was noisy. ``precision``: as in
+    ``figures.artifact``, here and below.
     """
     like = {"runtime": runtime, "threads": 1, "workload": "real"}
     shipped, teacher = (figures.find(rows, name, like) for name in (SHIPPED, "teacher_fp32"))
@@ -35,7 +36,7 @@ def budget_lines(budget: Budget, rows: Sequence[Row], runtime: str) -> list[dict
         if limit is None:
             continue
         ask = _ASKS[field.name]
-        why = _unjudged(ask, shipped, teacher, like)
+        why = _unjudged(ask, shipped, teacher, like, precision)
         measured = None if why else ask.read(shipped, teacher)
         met = None if measured is None else measured <= limit if ask.sense == "at most" else measured >= limit
         line = {
@@ -82,18 +83,18 @@ _ASKS = {
 }
 
 
-def _unjudged(ask: _Ask, shipped: Row | None, teacher: Row | None, like: Row) -> str | None:
+def _unjudged(ask: _Ask, shipped: Row | None, teacher: Row | None, like: Row, precision: str) -> str | None:
     """Why nothing can be said, if so."""
     for name, row in ((SHIPPED, shipped), ("teacher_fp32", teacher)) if ask.needs_teacher else ((SHIPPED, shipped),):
         if row is None:
-            return f"no row for {figures.artifact(name)}, {figures.where(like)}"
+            return f"no row for {figures.artifact(name, precision)}, {figures.where(like)}"
         if not row["valid"] and (ask.needs_valid or row.get("size_bytes") is None):
-            return _invalid(row)
+            return _invalid(row, precision)
     return None
 
 
-def _invalid(row: Row) -> str:
-    return f"{figures.artifact(row['artifact'])} is INVALID: {row['why_invalid'] or 'no reason given'}"
+def _invalid(row: Row, precision: str) -> str:
+    return f"{figures.artifact(row['artifact'], precision)} is INVALID: {row['why_invalid'] or 'no reason given'}"
 
 
 def budget_met(lines: Sequence[dict[str, Any]]) -> bool | None:
@@ -102,7 +103,7 @@ def budget_met(lines: Sequence[dict[str, Any]]) -> bool | None:
     return False if False in found else None if None in found or not found else True
 
 
-def race(rows: Sequence[Row], base: str, other: str) -> list[dict[str, Any]]:
+def race(rows: Sequence[Row], base: str, other: str, precision: str = "int8") -> list[dict[str, Any]]:
     """``other`` against ``base`` wherever both have a row, from their rounds' p50s: verdict, ratio, 95% interval.
 
     ``ratio`` above 1: ``other`` is faster. ``verdict`` is ``unknown`` (with ``why``) where a row is INVALID or there is
@@ -118,7 +119,7 @@ def race(rows: Sequence[Row], base: str, other: str) -> list[dict[str, Any]]:
         invalid = next((r for r in (row, mate) if not r["valid"]), None)
         base_ms, other_ms = mate["round_p50_ms"], row["round_p50_ms"]
         if invalid is not None:
-            line["why"] = _invalid(invalid)
+            line["why"] = _invalid(invalid, precision)
         elif not 2 <= len(base_ms) == len(other_ms):
             line["why"] = "an interval needs two rounds or more, the same for both"
         else:

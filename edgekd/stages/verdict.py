@@ -10,7 +10,7 @@ from edgekd import spec
 from edgekd.isa import results
 from edgekd.store import MANIFEST, Stage, read_json, sha256, write_json, write_text
 
-PACKAGES = ("torch", "transformers", "brevitas", "onnx", "optimum-onnx", "datasets", "tokenizers", "numpy")
+PACKAGES = ("torch", "transformers", "brevitas", "onnx", "datasets", "tokenizers", "numpy")
 """Whose versions a report tells, beside those that the bench wrote down."""
 
 

@@ -3,8 +3,9 @@
 Requires: ``constants``, ``fold_clip``, ``fold_transpose``; runs before ``first_token``.
 Does: a ``MatMul`` or ``Gemm`` of a tensor that ``DynamicQuantizeLinear`` quantizes and of a dequantized weight becomes
 ``MatMulInteger -> Cast -> Mul`` (``-> Add`` of the bias), of which onnxruntime makes ``DynamicQuantizeMatMul``, or
-``MatMulIntegerToFloat`` where several multiplications share the quantized tensor. It has no rule for the dequantized
-form, and computes that in float.
+``MatMulIntegerToFloat`` where several multiplications share the quantized tensor. It makes these of a dequantized
+``MatMul`` too, but not of a ``Gemm``, nor of ``MatMul`` and ``Add`` over two axes, which it joins to a ``Gemm``: our
+linear layers with their bias it would compute in float.
 Ensures: no multiplication reads a tensor that was quantized at run time and dequantized again.
 """
 
