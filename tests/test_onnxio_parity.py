@@ -71,6 +71,23 @@ def test_a_corrupted_scale_fails_and_the_tensor_is_named(
         check(model, altered(path, tensor, tmp_path, factor), labels)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "module"),
+    [
+        ("u8s8_dynamic", "bert.encoder.layer.0.output.dense"),
+        ("w4_block", "bert.encoder.layer.0.output.dense"),
+        ("w4_block", "bert.embeddings.word_embeddings"),
+    ],
+)
+def test_a_corrupted_scale_of_another_scheme_is_named_too(tmp_path: Path, scheme: str, module: str) -> None:
+    model, path = quantized(classifier(), scheme), tmp_path / "model.onnx"
+    export.export_quantized(model, path, opset=17)
+    labels = np.concatenate([logits(model, arrays) for arrays in FEEDS]).argmax(1)
+    check(model, path, labels)
+    with pytest.raises(ExportError, match=rf"first tensor that departs is \S+ \(the output of {module}\)"):
+        check(model, altered(path, f"{module}.weight_scale", tmp_path, 2.0), labels)
+
+
 def test_a_corrupted_scale_is_found_even_where_the_answers_stay(exported: Any, tmp_path: Path) -> None:
     model, path, labels = exported
     bad = altered(path, "bert.encoder.layer.0.attention.self.value.weight_scale", tmp_path, 1.02)

@@ -291,12 +291,23 @@ def test_a_family_with_layers_that_no_scheme_quantizes_is_refused_by_name_before
     stage.check(student, spec.Quant(calibration="x", keep_float=("transformer.h.*", "deberta.encoder.conv")))
 
 
-def test_a_range_that_cannot_be_quantized_names_its_tensor() -> None:
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize(
+    ("value", "method"),
+    [(0.0, "mse"), (0.0, "percentile"), (float("inf"), "mse"), (float("nan"), "minmax"), (LOWEST, "percentile")],
+)
+def test_a_range_that_cannot_be_quantized_names_its_tensor(value: float, method: str) -> None:
     model = quantized()
+    norm = model.bert.encoder.layer[0].attention.output.LayerNorm  # what layer 0's intermediate.dense reads
     with torch.no_grad():
-        model.bert.encoder.layer[1].attention.output.dense.weight.fill_(float("inf"))
-    with pytest.raises(TrainingError, match=r"bert\.encoder\.layer\.1\..*keep_float"):
-        calibrate.calibrate(model, spec.Quant(calibration="x"), tiny.tokens(tiny.split(8, 0)), np.arange(8))
+        norm.weight.zero_()
+        norm.bias.zero_()
+        norm.bias[0] = value
+    with pytest.raises(TrainingError, match=r"input of bert\.encoder\.layer\.0\.intermediate\.dense has .*keep_float"):
+        quant = spec.Quant(calibration="x", method=method)  # type: ignore[arg-type]
+        calibrate.calibrate(model, quant, tiny.tokens(tiny.split(8, 0)), np.arange(8))
 
 
 @given(st.integers(1, 400), st.floats(0, 1))
