@@ -44,14 +44,6 @@ def exported(line: Path, cwd: Path) -> str:
     return hashlib.sha256(model.read_bytes()).hexdigest()
 
 
-def tensors(folder: Path) -> dict[str, np.ndarray]:
-    """What is stored in a folder's model, by name."""
-    import onnx
-
-    stored = onnx.load(folder / "model.onnx").graph.initializer
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in stored}
-
-
 def artifact(cwd: Path) -> str:
     return hashlib.sha256((cwd / "dist/tiny_line/onnx/model_quantized.onnx").read_bytes()).hexdigest()
 

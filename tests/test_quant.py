@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -17,11 +18,15 @@ from hypothesis.extra import numpy as hnp
 from onnx.reference import ReferenceEvaluator
 
 from edgekd import spec
+from edgekd.distill import loop
+from edgekd.distill.losses import Learner
 from edgekd.errors import DataError, TargetError, TrainingError
+from edgekd.progress import Progress
 from edgekd.quant import calibrate, observe, replace
 from edgekd.quant.quantizers import act_parameters
 from edgekd.stages import quantize as stage
 from edgekd.stages.quantize import observation_steps
+from edgekd.store import Context
 
 KEEP = ("classifier",)
 
@@ -317,6 +322,37 @@ def test_ranges_are_observed_at_even_distances_and_never_after_they_are_frozen(l
     assert all(0 < step <= (1 - frozen) * last and step < last for step in steps)
     if steps and frozen > 0 and len(steps) == 4:
         assert steps[-1] == int((1 - frozen) * last) and max(np.diff([0, *steps])) - min(np.diff([0, *steps])) <= 1
+
+
+@given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 0.99))
+def test_ranges_are_observed_from_where_activations_begin_and_but_once_where_they_are_learned(
+    last: int, frozen: float, first: float
+) -> None:
+    begin = int(first * last)
+    learned = observation_steps(spec.Quant(frozen_fraction=frozen, weights_first=first, scales="learned"), last)
+    assert learned == ((begin,) if begin else ())
+    steps = observation_steps(spec.Quant(frozen_fraction=frozen, weights_first=first), last)
+    assert steps[:1] == learned or not begin
+    assert all(begin <= step < last and step <= max(begin, (1 - frozen) * last) for step in steps)
+
+
+def test_activations_stay_in_float_while_weights_come_first_but_not_where_the_student_is_judged(tmp_path: Path) -> None:
+    model = quantized()
+    data, seen = tiny.tokens(tiny.split(32, 0)), []
+    quant = spec.Quant(weights_first=0.5, epochs=2, optimizer=spec.Optimizer(batch_size=8))
+    observe = functools.partial(calibrate.calibrate, model, quant, data, np.arange(8))
+    observe()
+    proxies = replace.act_quantizers(model).values()
+
+    def judge() -> dict[str, float]:
+        assert not any(proxy.disable_quant for proxy in proxies)
+        return {"score": 0.5}
+
+    learner = Learner(model, (spec.CE(),), None)
+    learner.register_forward_pre_hook(lambda *_: seen.append([proxy.disable_quant for proxy in proxies]))
+    context = Context(tmp_path, "cpu", 1, Progress(quiet=True))
+    stage.train(context, loop.Task("t", learner, data, None, judge), quant, 0, observe)
+    assert [all(off) for off in seen] == [any(off) for off in seen] == [True] * 4 + [False] * 4
 
 
 def test_padding_is_not_observed() -> None:

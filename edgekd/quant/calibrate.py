@@ -59,11 +59,11 @@ def observe(model: Any, batches: Sequence[Batch], progress: Progress | None = No
         cut = getattr(quantizers[name], "cut", None)
         histograms[name].observe(x if cut is None else x.clamp(*cut))
 
-    _enable(model, False)
+    enable_activations(model, False)
     try:
         watch(model, quantizers, batches, add, progress)
     finally:
-        _enable(model, True)
+        enable_activations(model, True)
     return histograms
 
 
@@ -151,7 +151,8 @@ def ranges(model: Any) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _enable(model: Any, enabled: bool) -> None:
+def enable_activations(model: Any, enabled: bool) -> None:
+    """Quantize activations that have a static range, or leave them in float."""
     for proxy in act_quantizers(model).values():
         proxy.disable_quant = not enabled
 

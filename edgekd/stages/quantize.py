@@ -16,7 +16,7 @@ from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
 from edgekd.distill.data import Ints, Tokens
 from edgekd.models.student import skeleton
-from edgekd.quant.calibrate import batches, calibrate, calibration_rows, ranges
+from edgekd.quant.calibrate import batches, calibrate, calibration_rows, enable_activations, ranges
 from edgekd.quant.replace import quantize, schemes
 from edgekd.quant.search import search
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
@@ -114,14 +114,24 @@ def best_ptq(
 
 
 def train(ctx: Context, lesson: loop.Task, quant: spec.Quant, seed: int, observe: Callable[[], Any]) -> dict[str, Any]:
-    """Train the calibrated student under fake-quantization, ranges observed anew as the weights move."""
+    """Train the calibrated student under fake-quantization, ranges observed anew as the weights move.
+
+    During the first ``quant.weights_first`` of the steps activations stay in float, but not where it is judged.
+    """
+    model = lesson.module
 
     def before(step: int, last: int) -> None:
         if step in observation_steps(quant, last):
             observe()
+        if quant.weights_first:
+            enable_activations(model, step >= first_quantized(quant, last))
+
+    def judge() -> dict[str, float]:
+        enable_activations(model, True)
+        return lesson.evaluate()
 
     return loop.fit(
-        replace(lesson, before_step=before),
+        replace(lesson, before_step=before, evaluate=judge),
         epochs=quant.epochs,
         options=quant.optimizer,
         seed=seed + 1,
@@ -139,10 +149,19 @@ def check(student: spec.Student, quant: spec.Quant) -> None:
         schemes(skeleton(student.config), quant.scheme, quant.keep_float, quant.mixed)
 
 
+def first_quantized(quant: spec.Quant, last: int) -> int:
+    """The training step, of ``last``, from which activations are quantized."""
+    return math.floor(quant.weights_first * last)
+
+
 def observation_steps(quant: spec.Quant, last: int) -> tuple[int, ...]:
-    """The training steps, of ``last``, before which ranges are observed anew; the last of them freezes them."""
-    moving = math.floor((1 - quant.frozen_fraction) * last)
-    return tuple(sorted({round(moving * i / OBSERVATIONS) for i in range(1, OBSERVATIONS + 1)} - {0, last}))
+    """The training steps, of ``last``, before which ranges are observed anew.
+
+    Learned ones but once, where activations begin to be quantized; the others from there on, the last time to freeze.
+    """
+    begin = first_quantized(quant, last)
+    moving = max(0, math.floor((1 - quant.frozen_fraction) * last) - begin) if quant.scales == "statistics" else 0
+    return tuple(sorted({begin + round(moving * i / OBSERVATIONS) for i in range(OBSERVATIONS + 1)} - {0, last}))
 
 
 def prepare(model: Any, quant: spec.Quant) -> Any:
