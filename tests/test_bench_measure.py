@@ -583,7 +583,9 @@ def test_the_full_grid_times_every_artifact_of_a_run_everywhere_and_goes_on_wher
 
     monkeypatch.setattr(machine, "usable_threads", lambda profile=None: 2)
     monkeypatch.setattr(machine, "pick_cpus", lambda count: list(range(count)))
-    monkeypatch.setattr(full_grid.schema, "load", lambda path: {"stages": {"export": {"folder": "export-0"}}})
+    monkeypatch.setattr(
+        full_grid.schema, "load", lambda path: {"stages": {"export": {"folder": "export-0"}}, "training": {}}
+    )
     export = tmp_path / "store" / "export-0"
     (export / "inputs").mkdir(parents=True)
     for name in ("teacher", "student"):

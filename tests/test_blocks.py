@@ -23,7 +23,7 @@ from edgekd.onnxio.audit import audit, session
 from edgekd.onnxio.parity import gate
 from edgekd.onnxio.passes import block_weights
 from edgekd.quant import blocks, replace
-from edgekd.quant.calibrate import calibrate
+from edgekd.quant.calibrate import calibrate_on
 
 FEEDS = [feed(1, 1), feed(1, 64, seed=1), feed(3, 17, seed=2, padding=16)]
 EXAMPLE = {"input_ids": torch.tensor([[2, 40, 50, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
@@ -166,7 +166,7 @@ def test_a_kept_layer_stays_float_in_the_file(tmp_path: Path) -> None:
 def test_nothing_is_calibrated_where_activations_are_float() -> None:
     model = replace.quantize(bert(), "w4_block", (), EXAMPLE)
     assert replace.act_quantizers(model) == {}
-    assert calibrate(model, spec.Quant(scheme="w4_block"), None, np.arange(3)) == {}  # type: ignore[arg-type]
+    assert calibrate_on(model, spec.Quant(scheme="w4_block"), []) == {}
 
 
 def test_the_parity_gate_passes_a_sound_file_and_names_a_corrupted_scale(

@@ -70,7 +70,7 @@ def test_the_help_of_a_command_teaches_by_an_example(command: str, capsys: pytes
 
 
 def test_the_commands_are_those_that_are_promised(capsys: pytest.CaptureFixture[str]) -> None:
-    makers, users = ["list", "plan", "run", "report", "compare"], ["ship", "verify", "predict", "diagnose"]
+    makers, users = ["list", "plan", "run", "report", "compare", "tune"], ["ship", "verify", "predict", "diagnose"]
     assert list(COMMANDS) == [*makers, *users, "copy", "doctor"]
     main(["--help"])
     shown = capsys.readouterr().out
@@ -368,7 +368,7 @@ def test_ship_writes_the_latest_run_to_dist(
 ) -> None:
     from edgekd import ship
 
-    judged(monkeypatch)
+    judged(monkeypatch, session={})
     monkeypatch.setattr(ship, "ship", lambda run, out: (run, out))
     main(["ship"])
     main(["ship", TARGET, "--out", "x"])

@@ -248,33 +248,21 @@ WORK = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", WORK)
-def test_a_line_killed_in_any_stage_ends_in_the_same_bytes(line: Path, tmp_path: Path, moment: str) -> None:
-    """Stages before the one that is killed are copied; it dies by SIGKILL amid its work, and is run again."""
-    stages = json.loads((line / "runs/tiny_line/stages.json").read_text())
-    shutil.copytree(line / "runs", tmp_path / "runs")
-    after = list(stages)[list(stages).index(moment) :]
-    for name in after:
-        shutil.rmtree(tmp_path / "runs/store" / stages[name])
-    target = str(line / "tiny_line.py")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgekd", "run", target],
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    while process.poll() is None and not any(tmp_path.glob(f"runs/store/.partial-{moment}-*/{WORK[moment]}")):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    said = edgekd("run", target, "--to", moment if moment == "bench" else "export", cwd=tmp_path).stderr
-    assert f"resuming {moment}" in said
-    assert exported(line, tmp_path) == artifact(line)
-
-
-@pytest.mark.slow
-def test_two_runs_with_one_seed_give_the_same_bytes(line: Path, tmp_path: Path) -> None:
-    edgekd("run", str(line / "tiny_line.py"), "--to", "export", cwd=tmp_path)
+def test_a_line_killed_in_every_stage_ends_in_the_bytes_of_one_that_was_not(line: Path, tmp_path: Path) -> None:
+    """Each process dies by SIGKILL amid the next stage's work; the one after it goes on there."""
+    command = [sys.executable, "-m", "edgekd", "run", str(line / "tiny_line.py")]
+    said, before = tmp_path / "said.txt", "nothing"
+    for moment, file in WORK.items():
+        with said.open("w") as stream:
+            environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=stream)
+            while process.poll() is None and not any(tmp_path.glob(f"runs/store/.partial-{moment}-*/{file}")):
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        assert f"resuming {before}" in said.read_text() or before == "nothing"
+        before = moment
+    assert "resuming bench" in edgekd(*command[3:], "--to", "bench", cwd=tmp_path).stderr
     assert exported(line, tmp_path) == artifact(line)
 
 

@@ -144,5 +144,8 @@ def literal(value: Any) -> str:
     """A dataclass of ``spec`` as one writes it in a target file, without what is as by default."""
     if not dataclasses.is_dataclass(value):
         return repr(value)
-    given = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if getattr(value, f.name) != f.default]
+    plain = {
+        f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(value)
+    }
+    given = [(name, getattr(value, name)) for name, default in plain.items() if getattr(value, name) != default]
     return f"{type(value).__name__}({', '.join(f'{name}={literal(found)}' for name, found in given)})"
