@@ -31,7 +31,7 @@ SMALL = {"layers": 2, "hidden": 64, "heads": 2, "ffn": 256}
 RESULTS = Path(__file__).parent / "results" / "qad_map.json"
 RATE = {"8/8": 1e-4}
 """Learning rates chosen on R8's validation split by ``benchmarks/schedule.py``; the others' is this."""
-LOW_RATE = 1e-3
+LOW_RATE = 3e-4
 
 
 def main() -> None:
@@ -47,8 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(True)
-    cells: list[dict[str, Any]] = read_json(RESULTS)["cells"] if RESULTS.exists() else []
-    done = {tuple(cell[name] for name in ("target", "size", "bits", "seed")) for cell in cells}
+    done = {tuple(cell[name] for name in ("target", "size", "bits", "seed")) for cell in recorded()}
     wanted = [(t, s, n, b) for t in given.targets for s in given.sizes for n in given.seeds for b in given.bits]
     for name, size, seed, bits in wanted if not given.draw else ():
         target, line, teacher = finished(name, given.store)
@@ -62,13 +61,18 @@ def main() -> None:
         student = replace(target.student, **SMALL) if size == "2x64" else target.student
         folder = given.store / target.name / "seeds" / size / str(seed)
         found = scores(line, folder, seed, given.threads, student, quant, f"quantize-{bits.replace('/', '-')}")
-        cells.append({"target": target.name, "size": size, "bits": bits, "seed": seed, "teacher": teacher, **found})
-        write_json(RESULTS, {"cpu": machine.cpu_model(), "cells": cells})
+        cell = {"target": target.name, "size": size, "bits": bits, "seed": seed, "teacher": teacher, **found}
+        write_json(RESULTS, {"cpu": machine.cpu_model(), "cells": [*recorded(), cell]})  # others may have written since
         print(f"{target.name} {size} {bits} seed {seed}: " + ", ".join(f"{k} {v:.2%}" for k, v in found.items()))
-    rows = table(cells)
+    rows = table(recorded())
     for row in rows:
         print(told(row))
     draw(rows, RESULTS.with_suffix(".svg"))
+
+
+def recorded() -> list[dict[str, Any]]:
+    """The cells there are."""
+    return list(read_json(RESULTS)["cells"]) if RESULTS.exists() else []
 
 
 def table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:

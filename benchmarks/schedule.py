@@ -1,6 +1,6 @@
 """How to train under quantization: recipes that differ from a target's in one thing, judged on validation.
 
-    python benchmarks/schedule.py TARGET [--store runs] [--bits 8/8 4/4] [--seeds 1 2 3] [--threads N]
+    python benchmarks/schedule.py TARGET [--store runs] [--bits 8/8 4/4] [--seeds 1 2 3]
 
 The target's student must be finished in the store (edgekd run TARGET --to distill). From it each recipe trains as many
 steps. One line each: the KL to the teacher on validation (in thousandths of a nat), of the calibrated student and of
@@ -33,6 +33,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "one scale a weight": {"per_channel": False},
     "three times the learning rate": {"rate": 3.0},
     "ten times the learning rate": {"rate": 10.0},
+    "learned scales, three times the rate": {"scales": "learned", "rate": 3.0},
+    "learned scales, ten times the rate": {"scales": "learned", "rate": 10.0},
 }
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("runs"))
     parser.add_argument("--bits", nargs="+", default=["8/8", "4/4"], help="of weights / of activations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--threads", type=int, default=machine.usable_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -55,7 +58,8 @@ def main() -> None:
     plain = spec.Quant(**{n: getattr(inputs["quant"], n) for n in ("scheme", "calibration", "epochs", "keep_float")})
     for bits in given.bits:
         weight, activation = map(int, bits.split("/"))
-        for name, change in RECIPES.items():
+        for name in given.recipes:
+            change = RECIPES[name]
             rate = 1e-4 * change.get("rate", 1.0)
             quant = replace(
                 plain,
