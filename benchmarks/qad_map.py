@@ -118,7 +118,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             half = np.nan_to_num(lost[:, 1])
             ax.errorbar(places, lost[:, 0], half, fmt="o", capsize=3, color=colour, label=kind.upper())
         ax.set_xticks(range(len(shown)), [row["bits"] for row in shown])
-        ax.set_yscale("symlog", linthresh=1)
         ax.set_title(" ".join(panel), fontsize=9)
         ax.axhline(0, color="grey", linewidth=0.8)
     axes[0][0].set_ylabel("test points lost against fp32")
