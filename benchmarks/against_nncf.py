@@ -13,20 +13,18 @@ Needs an idle machine: on a busy one the rows are INVALID. NNCF is no dependency
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from full_grid import WORKLOADS, of_a_run
 
 from edgekd import catalog, store
 from edgekd.bench.measure import Artifact, measure
 from edgekd.bench.rows import Row
 from edgekd.bench.statistics import speedup, verdict
-from edgekd.cli.common import run_folder
 from edgekd.distill.data import tokenise
-from edgekd.errors import EdgekdError
 from edgekd.models import loading
 from edgekd.progress import Progress
 from edgekd.quant.calibrate import calibration_rows
@@ -36,22 +34,12 @@ from edgekd.stages.bench import artifacts
 from edgekd.tasks import text_classification
 
 RUNTIME = f"{Path(__file__).with_name('openvino_link.py')}:"
-WORKLOADS = ("real", "fixed16", "fixed64", "fixed128")
 OURS, OTHERS = "student_qad", ("student_fp32", "student_ptq", "nncf")
 
 
 def main() -> int:
     """Quantize, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run's name, or its folder")
-    parser.add_argument("--store", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--calls", type=int, default=100)
-    given = parser.parse_args()
-    try:
-        return compare(run_folder(given.run, given.store), given.rounds, given.calls)
-    except EdgekdError as error:
-        raise SystemExit(f"error: {error}") from error
+    return of_a_run(__doc__, compare)
 
 
 def compare(run: Path, rounds: int, calls: int) -> int:

@@ -10,7 +10,9 @@ on where it stopped. Needs an idle machine: on a busy one the rows are INVALID.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from edgekd import machine, store
 from edgekd.bench.measure import measure
@@ -21,20 +23,26 @@ from edgekd.report import markdown, schema
 from edgekd.stages.bench import artifacts
 from edgekd.tasks import text_classification
 
+T = TypeVar("T")
 RUNTIMES = ("ort_cpu", "openvino")
 WORKLOADS = ("real", "fixed16", "fixed64", "fixed128")
 
 
 def main() -> None:
     """Time what has not been timed yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    print(of_a_run(__doc__, grid))
+
+
+def of_a_run(about: str | None, measured: Callable[[Path, int, int], T]) -> T:
+    """``measured`` with the folder of the run that the command line names, how many rounds, and calls in each."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run's name, or its folder")
     parser.add_argument("--store", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=100)
     given = parser.parse_args()
     try:
-        print(grid(run_folder(given.run, given.store), given.rounds, given.calls))
+        return measured(run_folder(given.run, given.store), given.rounds, given.calls)
     except EdgekdError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from edgekd import catalog, spec
 from edgekd.errors import UsageError
@@ -68,6 +69,11 @@ def run_folder(name: str | None, store: Path, file: str = "report.json") -> Path
         made = ", ".join(sorted(other.parent.name for other in store.glob(f"*/{file}"))) or "none"
         raise UsageError(f"there is no {what} in {folder} (runs with one: {made}); make it with `edgekd run {name}`")
     return folder
+
+
+def plain_table(*heads: str) -> Table:
+    """A table without lines, its heads in bold."""
+    return Table(*heads, box=None, pad_edge=False, header_style="bold")
 
 
 def mebibytes(count: float | None) -> str:

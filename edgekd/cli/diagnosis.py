@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from edgekd.cli.common import RUNS, Json, Store, print_json, run_folder, stdout
+from edgekd.cli.common import RUNS, Json, Store, plain_table, print_json, run_folder, stdout
 from edgekd.progress import Progress
 
-NAME = "diagnose.json"
 WORST = 10
 """How many quantizers are printed."""
 
@@ -68,7 +67,7 @@ def _print(found: dict[str, Any]) -> None:
     console.print()
     console.print(_table(("quantizer", "KL alone", "won back"), quantizers[:WORST]))
     if len(quantizers) > WORST:
-        console.print(f"and {len(quantizers) - WORST} more in {NAME}")
+        console.print(f"and {len(quantizers) - WORST} more in diagnose.json")
     console.print()
     kept = [
         (row["layer"], f"{row['kl']:.3g}", f"{row['share']:.0%}", f"{row['bytes']:+,}", _ms(row["ms"]))
@@ -82,7 +81,7 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = plain_table()
     for place, title in enumerate(head):
         table.add_column(title, justify="right" if place else "left", no_wrap=True)
     for row in rows:

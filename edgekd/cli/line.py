@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from edgekd import catalog
 from edgekd import plan as planning
@@ -24,6 +23,7 @@ from edgekd.cli.common import (
     To,
     load,
     mebibytes,
+    plain_table,
     print_json,
     run_folder,
     stdout,
@@ -63,7 +63,7 @@ def list_targets(store: Store = RUNS, json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    table = Table("target", "what it is", "budget", box=None, pad_edge=False, header_style="bold")
+    table = plain_table("target", "what it is", "budget")
     for row in rows:
         table.add_row(row["name"], row["summary"], row["budget"])
     stdout().print(table)
@@ -110,7 +110,7 @@ def plan(
 
 
 def _print_plan(console: Console, found: dict[str, Any]) -> None:
-    table = Table("stage", "what happens", "key", "about", box=None, pad_edge=False, header_style="bold")
+    table = plain_table("stage", "what happens", "key", "about")
     for entry in found["stages"]:
         seconds = entry["seconds"]
         about = "unknown" if seconds is None else "-" if entry["action"] == "reused" else duration(seconds)

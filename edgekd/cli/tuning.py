@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from edgekd import session
-from edgekd.cli.common import RUNS, Json, Smoke, Store, TargetName, load, mebibytes, print_json, stdout
+from edgekd.cli.common import RUNS, Json, Smoke, Store, TargetName, load, mebibytes, plain_table, print_json, stdout
 from edgekd.errors import INTERRUPTED
 from edgekd.progress import Progress
 
@@ -84,7 +84,7 @@ def _print(found: Mapping[str, Any]) -> None:
 
 def _table(kind: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     heads = (kind, "p50 (ms)", "times as fast", "validation", "size", "peak RSS (MiB)", "verdict")
-    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    table = plain_table(*heads)
     for row in rows:
         verdict = VERDICTS.get(row["verdict"], row["verdict"]) + ("" if row.get("choosable", True) else " *")
         if row.get("p50_ms") is None:

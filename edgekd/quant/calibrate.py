@@ -83,16 +83,13 @@ def watch(
     device = next(model.parameters()).device
     mask: Tensor | None = None
 
-    def rows_of(x: Tensor) -> Tensor:
-        return x[mask] if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape else x.reshape(-1, x.shape[-1])
-
     def hook(name: str) -> Any:
         last: Any = None
 
         def seen(module: Any, args: Any, output: Any) -> None:
             nonlocal last
             if args[0] is not last:
-                see(name, rows_of(args[0]), rows_of(output))
+                see(name, rows_of(args[0], mask), rows_of(output, mask))
             last = args[0]
 
         return seen
@@ -112,6 +109,14 @@ def watch(
         for handle in handles:
             handle.remove()
         model.train(training)
+
+
+def rows_of(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` as rows of its last dimension, without those that ``mask`` (batch, sequence) calls padding, if any.
+
+    Only a (batch, sequence, channels) tensor has such: one (batch, channels) may have the mask's shape by chance.
+    """
+    return x[mask] if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape else x.reshape(-1, x.shape[-1])
 
 
 def _examples(batch: Batch) -> int:

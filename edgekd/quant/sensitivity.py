@@ -26,6 +26,7 @@ from edgekd.distill import evaluate
 from edgekd.distill.data import Ints, Tokens, by_length
 from edgekd.errors import TargetError
 from edgekd.progress import Progress
+from edgekd.quant.calibrate import rows_of
 
 PARTS = ("weight", "input", "output")
 BATCH = 16
@@ -112,7 +113,7 @@ def sqnr(model: Any, layers: Layers, tokens: Tokens) -> dict[str, float | None]:
             _flip(layers[name].values())
             found = module.forward(*args, **kwargs)  # the module itself would call this hook again
             _flip(layers[name].values())
-            pair = [x[mask] if x.shape[:2] == mask.shape else x for x in (exact.double(), found.double())]
+            pair = [rows_of(x.double(), mask) for x in (exact, found)]
             powers[name][0] += float(pair[0].square().sum())
             powers[name][1] += float((pair[1] - pair[0]).square().sum())
 

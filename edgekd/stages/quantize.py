@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
-from edgekd.distill.data import Ints, Tokens
 from edgekd.models.student import skeleton
-from edgekd.quant.calibrate import batches, calibrate, calibration_rows, enable_activations, ranges
+from edgekd.quant.calibrate import Batch, batches, calibrate_on, calibration_rows, enable_activations, ranges
 from edgekd.quant.replace import quantize, schemes
 from edgekd.quant.search import search
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
@@ -58,11 +57,13 @@ def run(
     prepare(model, quant)
     lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec.losses, labels)
 
+    examples = batches(tokens["taught"], rows)
+
     def observe() -> dict[str, tuple[float, float]]:
-        return calibrate(model, quant, tokens["taught"], rows, ctx.progress)
+        return calibrate_on(model, quant, examples, ctx.progress)
 
     float_weights = copy.deepcopy(model.state_dict())
-    tries = best_ptq(ctx, model, quant, tokens["taught"], rows, lesson.evaluate)
+    tries = best_ptq(ctx, model, quant, examples, lesson.evaluate)
     ptq = next(found for found in tries if found["best"])
     scores = {"ptq": {name: ptq[name] for name in ("score", "agreement", "kl")}}
     observed = {"ptq": ranges(model)}
@@ -96,18 +97,13 @@ def run(
 
 
 def best_ptq(
-    ctx: Context,
-    model: Any,
-    quant: spec.Quant,
-    tokens: Tokens,
-    rows: Ints,
-    judge: Callable[[], dict[str, float]],
+    ctx: Context, model: Any, quant: spec.Quant, examples: Sequence[Batch], judge: Callable[[], dict[str, float]]
 ) -> list[dict[str, Any]]:
     """Leave ``model`` as the best PTQ, written to ``ptq.safetensors``; what was tried goes to ``ptq.json``, too."""
     if (ctx.out / "ptq.json").exists():  # of a try that was killed later on
         model.load_state_dict(load_file(ctx.out / "ptq.safetensors"))
         return list(read_json(ctx.out / "ptq.json"))
-    tries = search(model, quant, batches(tokens, rows), example(model), judge, ctx.progress)
+    tries = search(model, quant, examples, example(model), judge, ctx.progress)
     save_tensors(model.state_dict(), ctx.out / "ptq.safetensors")
     write_json(ctx.out / "ptq.json", tries)
     return tries
