@@ -93,14 +93,15 @@ def ours(model: Any, tokens: Tokens, losses: tuple[spec.Loss, ...], store: Any) 
     return ended[0] - began
 
 
-def fake_quantized(model: Any) -> Any:
+def fake_quantized(model: Any, scales: str) -> Any:
     """A copy of ``model`` with its layers quantized, activations in a range that clips little."""
-    quantized = prepare(copy.deepcopy(model), spec.Quant(keep_float=("classifier",)))
-    for proxy in act_quantizers(quantized).values():
-        scale, shift = act_parameters(proxy)
-        scale.fill_(8.0)
-        if shift is not None:
-            shift.fill_(4.0)
+    quantized = prepare(copy.deepcopy(model), spec.Quant(keep_float=("classifier",), scales=scales))
+    with torch.no_grad():
+        for proxy in act_quantizers(quantized).values():
+            scale, shift = act_parameters(proxy)
+            scale.fill_(8.0)
+            if shift is not None:
+                shift.fill_(4.0)
     return quantized
 
 
@@ -115,20 +116,23 @@ def main() -> None:
         labels.compute(Path(folder), "train", tokens, model, (), torch.device("cpu"), QUIET)
         store = labels.LabelStore(Path(folder), "train")
         bare(copy.deepcopy(model), tokens)  # warm-up
-        times: list[tuple[float, float, float, float]] = []
+        times: list[tuple[float, ...]] = []
         for _ in range(given.pairs):
             by_hand = bare(copy.deepcopy(model), tokens)
             finetune = ours(copy.deepcopy(model), tokens, (spec.CE(),), None)
             distill = ours(copy.deepcopy(model), tokens, (spec.KL(),), store)
-            quantized = ours(fake_quantized(model), tokens, (spec.KL(),), store)
-            times.append((by_hand, finetune, distill, quantized))
+            by_statistics, learned = (
+                ours(fake_quantized(model, scales), tokens, (spec.KL(),), store) for scales in ("statistics", "learned")
+            )
+            times.append((by_hand, finetune, distill, by_statistics, learned))
     step_ms = [1e3 * statistics.median(column) / given.steps for column in zip(*times, strict=True)]
-    names = ("bare loop", "fine-tuning", "distilling", "distilling under quantization")
+    names = ("bare loop", "fine-tuning", "distilling", "quantized", "quantized with learned scales")
     print("per step: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in zip(names, step_ms, strict=True)))
     for what, asked, ratios in (
-        ("edgekd's loop over the bare loop", 1.05, [b / a for a, b, _, _ in times]),
-        ("distilling over fine-tuning", 1.10, [c / b for _, b, c, _ in times]),
-        ("quantized over fp32 distilling", 1.35, [d / c for _, _, c, d in times]),
+        ("edgekd's loop over the bare loop", 1.05, [t[1] / t[0] for t in times]),
+        ("distilling over fine-tuning", 1.10, [t[2] / t[1] for t in times]),
+        ("quantized over fp32 distilling", 1.35, [t[3] / t[2] for t in times]),
+        ("the same with learned scales", 1.35, [t[4] / t[2] for t in times]),
     ):
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(f"{what}: {middle:.3f} (quartiles {low:.3f} to {high:.3f}; asked: at most {asked:.2f})")

@@ -90,15 +90,22 @@ class _Fast(RescalingIntQuant):  # type: ignore[misc]
         """``x`` fake-quantized, in few passes."""
         raise NotImplementedError
 
+    _constants: tuple[Tensor, Tensor, tuple[int, int]] | None = None
+
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Bit width, the integer that a scale's magnitude becomes, and the least and the largest integer."""
+        if self._constants is None or self._constants[0].device != device:
+            with torch.no_grad():
+                bits = self.msb_clamp_bit_width_impl()
+                ends = int(self.int_quant.min_int(bits)), int(self.int_quant.max_int(bits))
+                self._constants = bits, self.int_scaling_impl(bits), ends
+        return self._constants
+
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, zero point and bit width, as Brevitas works them out."""
-        bits = self.msb_clamp_bit_width_impl()
-        scale = self.scaling_impl(x, self.int_scaling_impl(bits))
+        bits, threshold, _ = self.constants(x.device)
+        scale = self.scaling_impl(x, threshold)
         return scale, self.zero_point_impl(x, scale, bits), bits
-
-    def ends(self, bits: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the largest integer."""
-        return self.int_quant.min_int(bits), self.int_quant.max_int(bits)
 
 
 class WeightQuant(_Fast):
@@ -118,11 +125,11 @@ class ActQuant(_Fast):
 
     def fast(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized, in few passes."""
-        versions = [parameter._version for parameter in self.parameters()]
+        versions = [part.value._version for part in (self.scaling_impl, self.zero_point_impl) if hasattr(part, "value")]
         if self._known is None or self._known[0] != versions:
             with torch.no_grad():
                 scale, zero_point, bits = self.grid(x)
-                floats = (float(scale), *(float(end - zero_point) for end in self.ends(bits)))
+                floats = (float(scale), *(end - float(zero_point) for end in self.constants(x.device)[2]))
             self._known = (versions, floats, (scale, zero_point, bits))
         _, floats, tensors = self._known
         return (RoundAndClip.apply(x, *floats), *tensors)  # type: ignore[no-untyped-call]
@@ -142,7 +149,7 @@ class LearnedQuant(_Fast):
     def fast(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized, in few passes."""
         scale, zero_point, bits = self.grid(x)
-        low, high = (int(end) for end in self.ends(bits))
+        low, high = self.constants(x.device)[2]
         shared = x.numel() / scale.numel() / (len(x) if self.batched else 1)
         y = LearnedRound.apply(x, scale, zero_point, low, high, (shared * high) ** -0.5)  # type: ignore[no-untyped-call]
         return y.clone() if self.exposed else y, scale, zero_point, bits

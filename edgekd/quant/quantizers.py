@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from brevitas.core.quant import RescalingIntQuant
+from brevitas.core.scaling import ParameterScaling
 from brevitas.core.zero_point import ParameterZeroPoint
 from brevitas.inject import ExtendedInjector, this
 from brevitas.inject.enum import (
@@ -90,16 +91,34 @@ class ActS8(IntQuant, _StaticScale, ActQuantSolver):  # type: ignore[misc]
     """Signed, symmetric: what ARM kernels, XNNPACK and LiteRT multiply."""
 
 
+class _LargestMagnitude(torch.nn.Module):
+    """The largest magnitude that shares a scale, over the largest integer; not trained.
+
+    Brevitas' own arrives at the same numbers by some thirty small operations, a third of a quantized step's extra time.
+    """
+
+    def __init__(self, scaling_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kept = len(scaling_shape) > 0
+
+    def forward(self, x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+        magnitudes = x.detach().abs()
+        largest = magnitudes.amax(tuple(range(1, x.ndim)), keepdim=True) if self.kept else magnitudes.max()
+        return largest.clamp_min_(1e-10).div_(threshold)
+
+
 class WeightS8(Int8WeightPerChannelFloat):  # type: ignore[misc]
     """Signed, symmetric, per output channel, -127..127."""
 
     tensor_quant = WeightQuant
+    scaling_impl = _LargestMagnitude
 
 
 class WeightS7(Int8WeightPerChannelFloat):  # type: ignore[misc]
     """The same in -63..63: 2 x 255 x 63 stays below 2**15, where x86 without VNNI adds two products."""
 
     tensor_quant = WeightQuant
+    scaling_impl = _LargestMagnitude
     bit_width = 7
 
 
@@ -107,6 +126,7 @@ class EmbeddingS8(Int8WeightPerTensorFloat):  # type: ignore[misc]
     """Signed, symmetric, one scale for the whole table, so that a gathered row needs no scale of its own."""
 
     tensor_quant = WeightQuant
+    scaling_impl = _LargestMagnitude
 
 
 class _HalfScale(torch.nn.Module):
@@ -163,7 +183,12 @@ def of(
     act, weight, table = SCHEMES[scheme]
     if learned:
         act = act.let(tensor_quant=LearnedActQuant)
-        weight = weight.let(tensor_quant=LearnedQuant, scaling_impl_type=ScalingImplType.PARAMETER, scaling_init=1.0)
+        weight = weight.let(
+            tensor_quant=LearnedQuant,
+            scaling_impl_type=ScalingImplType.PARAMETER,
+            scaling_impl=ParameterScaling,
+            scaling_init=1.0,
+        )
     if weight_bits is not None:
         weight = weight.let(bit_width=weight_bits)
     if act_bits is not None:
