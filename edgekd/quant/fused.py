@@ -8,12 +8,14 @@ their gradients from here on any device (torch's own kernel for them takes ten t
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from brevitas.core.quant import RescalingIntQuant
 from torch import Tensor
 
+Ends = tuple[float, float]
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
 """What Brevitas expects of a quantizer: fake-quantized values, scale, zero point, bit width."""
 
@@ -45,46 +47,71 @@ class RoundAndClip(torch.autograd.Function):
 
 
 class LearnedRound(torch.autograd.Function):
-    """``clip(round(x / scale), low - zero_point, high - zero_point) * scale``, with gradients of scale and zero point.
+    """``clip(round(x / scale), *ends) * scale``, with gradients of the parameters that scale and ends are made of.
 
-    LSQ (Esser et al. 2020): a value inside moves the scale by what rounding did to it, a clipped one by the end that it
-    stands at. ``scale`` has one value, or one for each row of ``x``; ``zero_point`` one. Both gradients are multiplied
-    by ``factor``.
+    ``scale`` is ``|magnitude| / top``, one value or one for each row of ``x``; the ends are the least and the largest
+    integer minus a zero point, which is ``|shift| / scale`` rounded (0 if ``shift`` is None). LSQ (Esser et al. 2020):
+    a value inside moves the scale by what rounding did to it, a clipped one by the end that it stands at; LSQ+ (Bhalgat
+    et al. 2020): clipped ones move the shift. Both gradients are multiplied by ``factor``.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, factor: float) -> Tensor:  # noqa: D102
-        ends = low - float(zero_point), high - float(zero_point)
-        y = torch.div(x, scale).round_().clamp_(*ends).mul_(scale)
-        ctx.save_for_backward(x, y, scale, zero_point)
-        ctx.ends, ctx.factor = ends, factor
+    def forward(  # noqa: D102 (autograd's protocol)
+        ctx: Any, x: Tensor, magnitude: Tensor, shift: Tensor | None, scale: Tensor, ends: Ends, top: float,
+        factor: float,
+    ) -> Tensor:  # fmt: skip
+        units = torch.div(x, scale)
+        if scale.numel() > 1:
+            integers = units.round().clamp_(*ends)
+            ctx.save_for_backward(units, integers)
+            y = integers * scale
+        else:
+            y = units.round_().clamp_(*ends).mul_(scale)
+            ctx.save_for_backward(x, y)
+        ctx.magnitude, ctx.shift, ctx.scale = magnitude.detach(), None if shift is None else shift.detach(), scale
+        ctx.ends, ctx.top, ctx.factor = ends, top, factor
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        (g,), (x, y, scale, zero_point), (low, high) = grads, ctx.saved_tensors, ctx.ends
+        (g,), (x, y), (low, high), scale, shift = grads, ctx.saved_tensors, ctx.ends, ctx.scale, None
+        unit = 1.0 if scale.numel() > 1 else float(scale)
+        inside = torch.ops.aten.hardtanh_backward(g, x, (low - 0.5) * unit, (high + 0.5) * unit)
         if scale.numel() > 1:
-            inside = g * (torch.div(x, scale).sub_((low + high) / 2).abs_() <= (high - low + 1) / 2)
-            moved = (g * y - inside * x).flatten(1).sum(1).reshape(scale.shape) / scale
-            return inside, moved * ctx.factor, None, None, None, None
-        ends = (low - 0.5) * float(scale), (high + 0.5) * float(scale)
-        inside = torch.ops.aten.hardtanh_backward(g, x, *ends)
-        moved = (torch.dot(g.flatten(), y.flatten()) - torch.dot(inside.flatten(), x.flatten())) / scale
-        clipped = (g.sum() - inside.sum()) * -scale
-        return inside, moved * ctx.factor, (clipped * ctx.factor).reshape(zero_point.shape), None, None, None
+            moved = (g * y).addcmul_(inside, x, value=-1).flatten(1).sum(1).reshape(scale.shape)
+        else:
+            moved = (torch.dot(g.flatten(), y.flatten()) - torch.dot(inside.flatten(), x.flatten())) / unit
+        if ctx.shift is not None:  # both ends go down by as much as the shift goes up
+            clipped = g.sum() - inside.sum()
+            moved = moved + clipped * ctx.shift.abs() / unit
+            shift = clipped * torch.where(ctx.shift < 0, ctx.factor, -ctx.factor)
+        sign = torch.where(ctx.magnitude < 0, -ctx.factor, ctx.factor)
+        return inside, moved * sign / ctx.top, shift, None, None, None, None
 
 
 class _Fast(RescalingIntQuant):  # type: ignore[misc]
     """Brevitas' integer quantizer, with a way of its own (``fast``) in training on ``devices``."""
 
     devices: tuple[str, ...] = ("cpu",)
+    shared = False
+    """Whether several layers in a row give it the same tensor, as query, key and value do: it is quantized once."""
+    _last: tuple[weakref.ref[Tensor], tuple[int, bool], Quantized] | None = None
 
     def forward(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized."""
-        if self.training and x.device.type in self.devices:
+        if not self.training or x.device.type not in self.devices:
+            quantized: Quantized = super().forward(x)
+            return quantized
+        if not self.shared or x.grad_fn is None:  # a leaf may come again in the next step, when ranges have changed
             return self.fast(x)
-        quantized: Quantized = super().forward(x)
-        return quantized
+        state = x._version, torch.is_grad_enabled()
+        if self._last is None or self._last[0]() is not x or self._last[1] != state:
+            self._last = weakref.ref(x), state, self.fast(x)
+        return self._last[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the last tensor: it belongs to a graph."""
+        return {**self.__dict__, "_last": None}
 
     def fast(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized, in few passes."""
@@ -148,10 +175,16 @@ class LearnedQuant(_Fast):
 
     def fast(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized, in few passes."""
-        scale, zero_point, bits = self.grid(x)
-        low, high = self.constants(x.device)[2]
+        magnitude, shift = self.scaling_impl.value, getattr(self.zero_point_impl, "value", None)
+        bits, threshold, (low, high) = self.constants(x.device)
+        with torch.no_grad():
+            scale = magnitude.abs().clamp_min_(1e-10).div_(threshold)
+            zero_point = torch.zeros_like(bits) if shift is None else shift.abs().div(scale).round_().clamp_(low, high)
+            ends = low - float(zero_point), high - float(zero_point)
         shared = x.numel() / scale.numel() / (len(x) if self.batched else 1)
-        y = LearnedRound.apply(x, scale, zero_point, low, high, (shared * high) ** -0.5)  # type: ignore[no-untyped-call]
+        y = LearnedRound.apply(  # type: ignore[no-untyped-call]
+            x, magnitude, shift, scale, ends, float(threshold), (shared * high) ** -0.5
+        )
         return y.clone() if self.exposed else y, scale, zero_point, bits
 
 

@@ -225,6 +225,12 @@ def at_output(proxy: Any, cut: tuple[float, float | None] | None) -> None:
         proxy.fused_activation_quant_proxy.tensor_quant.exposed = True
 
 
+def share(proxy: Any) -> None:
+    """Note that an activation quantizer is given the same tensor several times in a row."""
+    if proxy.fused_activation_quant_proxy is not None:
+        proxy.fused_activation_quant_proxy.tensor_quant.shared = True
+
+
 def levels(proxy: Any) -> int:
     """Steps between the least and the largest integer of an activation quantizer."""
     return int(2 ** int(proxy.fused_activation_quant_proxy.tensor_quant.msb_clamp_bit_width_impl()) - 1)

@@ -61,7 +61,9 @@ def quantize(
                 weight_quant=sized(weight, module.in_features, block),
                 input_quant=proxies.get(group, act),
             )
-            if group[0] >= 0:
+            if group in proxies:
+                quantizers.share(new.input_quant)
+            elif group[0] >= 0:
                 proxies[group] = new.input_quant
         elif type(module) is nn.Conv2d:
             group = shared.get(name, -1), own
@@ -79,7 +81,9 @@ def quantize(
                 output_quant=None if flow.requantized(name, static) else act,
             )
             quantizers.at_output(new.output_quant, flow.cut(name))
-            if group[0] >= 0:
+            if group in proxies:
+                quantizers.share(new.input_quant)
+            elif group[0] >= 0:
                 proxies[group] = new.input_quant
         elif type(module) is nn.Embedding:
             rows, width = module.num_embeddings, module.embedding_dim
