@@ -11,6 +11,7 @@ test split is not touched. What is done is kept in STORE/TARGET/schedule, so tha
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,16 @@ def main() -> None:
                 asked = canonical({"distill": line["distill"].stage, "quant": quant})
                 if not (out / "asked.json").exists() or read_json(out / "asked.json") != asked:
                     out.mkdir(parents=True, exist_ok=True)
+                    same_ptq = out.parent / f"ptq {bits.replace('/', '-')} {quant.scales} {quant.per_channel}"
+                    if same_ptq.is_dir():  # as a killed run would have left it: searched once for all
+                        shutil.copytree(same_ptq, out, dirs_exist_ok=True)
                     quantize.run(
                         Context(out, "cpu", given.threads, Progress()), **inputs | {"quant": quant, "seed": seed}
                     )
                     write_json(out / "asked.json", asked)
+                    same_ptq.mkdir(exist_ok=True)
+                    for file in out.glob("ptq.*"):
+                        shutil.copy(file, same_ptq)
                 rows.append(read_json(out / "scores.json"))
             print(f"{bits} {name}: {told(rows)}", flush=True)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +255,31 @@ def test_a_quantizer_that_is_shared_covers_all_that_any_of_its_layers_is_given()
     assert seen.max() == 10 * model.table.weight.max()
 
 
+@pytest.mark.parametrize("scales", ["statistics", "learned"])
+def test_what_query_key_and_value_share_is_quantized_once_and_learns_as_if_three_times(scales: str) -> None:
+    ids = torch.tensor([[2, 40, 50, 3], [2, 41, 52, 3]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    model = replace.quantize(tiny.bert(0), "u8s8_static", ("classifier",), inputs, learned=scales == "learned")
+    tokens = tiny.tokens(tiny.split(30, 0))
+    calibrate.calibrate(model, spec.Quant(calibration="x", scales=scales), tokens, np.arange(30))
+    quantizers = [p.fused_activation_quant_proxy.tensor_quant for p in replace.act_quantizers(model.train()).values()]
+    shared = [True, False, False, False] * 4 + [False]  # of each layer, and the pooler's
+    assert [quantizer.shared for quantizer in quantizers] == shared
+    found = []
+    for sharing in (True, False, True):  # nothing of the first time comes back the second
+        torch.manual_seed(0)  # dropout
+        for quantizer, own in zip(quantizers, shared, strict=True):
+            quantizer.shared = own and sharing
+        model.zero_grad()
+        logits = model(**inputs).logits
+        logits[:, 0].square().sum().backward()
+        found.append([logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        assert [quantizer._last is not None for quantizer in copy.deepcopy(quantizers)] == [False] * 17
+    assert [quantizer._last is not None for quantizer in quantizers] == shared
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("scheme", "most"), [("u8s8_static", 127), ("u8s7_static", 63), ("s8s8_static", 127)])
 def test_weights_are_integers_per_channel_and_symmetric(scheme: str, most: int) -> None:
     layer = quantized(scheme).bert.encoder.layer[0].intermediate.dense
@@ -279,21 +306,32 @@ def test_a_recipe_that_quantizes_nothing_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "layer"),
+    ("config", "layer", "keep"),
     [
-        ({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}, "transformer.h.0.attn.c_attn"),
+        ({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}, "transformer.h.0.attn.c_attn",
+         "transformer.h.*"),
         ({"model_type": "deberta-v2", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-          "conv_kernel_size": 3}, "deberta.encoder.conv.conv"),
+          "conv_kernel_size": 3}, "deberta.encoder.conv.conv", "deberta.encoder.conv"),
     ],
     ids=["gpt2", "deberta-v2"],
 )  # fmt: skip
 def test_a_family_with_layers_that_no_scheme_quantizes_is_refused_by_name_before_training(
-    config: dict[str, object], layer: str
+    config: dict[str, object], layer: str, keep: str
 ) -> None:
     student = spec.Student(config=config)
     with pytest.raises(TargetError, match=f"{layer} of .*which no scheme quantizes"):
         stage.check(student, spec.Quant(calibration="x", keep_float=KEEP))
-    stage.check(student, spec.Quant(calibration="x", keep_float=("transformer.h.*", "deberta.encoder.conv")))
+    stage.check(student, spec.Quant(calibration="x", keep_float=(keep,)))
+
+
+@pytest.mark.parametrize("glob", ["clasifier", "*.attention.slf.MatMul*", "classifier.dense.MatMul"])
+def test_a_glob_that_can_keep_nothing_in_float_is_refused_before_training(glob: str) -> None:
+    with pytest.raises(TargetError, match=f"keep_float: '{re.escape(glob)}' matches no module of the student"):
+        quantized(keep=("classifier", glob))
+
+
+def test_a_glob_over_nodes_is_left_for_the_graph_to_answer() -> None:
+    assert quantized(keep=("classifier", "*.attention.self.MatMul*", "*Softmax*", "classifier.MatMul_7"))
 
 
 LOWEST = torch.finfo(torch.float32).min

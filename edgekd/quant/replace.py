@@ -11,7 +11,7 @@ from brevitas.nn import QuantConv2d, QuantEmbedding, QuantLinear
 from torch import nn
 
 from edgekd.errors import TargetError
-from edgekd.globs import first_match, named_in
+from edgekd.globs import first_match, matches, named_in
 from edgekd.quant import quantizers, weight_scales
 from edgekd.quant.flow import watch
 from edgekd.quant.fold import fold_batch_norms
@@ -119,9 +119,10 @@ def schemes(
 ) -> dict[str, str]:
     """The scheme of every layer with a weight, or ``float``, but for those that ``keep_float`` names.
 
-    Raises ``TargetError`` for a layer that its scheme does not quantize, and for a glob in ``mixed`` that decides
-    nothing. Convolutions need a static scheme, and zeros as padding: onnxruntime cannot read their weights in 4 bits,
-    and its ``ConvInteger``, for ranges found at run time, takes several times as long as its float ``Conv``.
+    Raises ``TargetError`` for a layer that its scheme does not quantize, for a glob in ``mixed`` that decides nothing,
+    and for one in ``keep_float`` that can name no module, nor a node of the graph in one. Convolutions need a static
+    scheme, and zeros as padding: onnxruntime cannot read their weights in 4 bits, and its ``ConvInteger``, for ranges
+    found at run time, takes several times as long as its float ``Conv`` (``benchmarks/convolutions.py``).
     """
     chosen: dict[str, str] = {}
     deciding: set[str | None] = set()
@@ -145,6 +146,10 @@ def schemes(
             f"quant.mixed: {idle[0]!r} matches no layer that keep_float and the globs before it leave: correct it, or "
             "remove it"
         )
+    for pattern in keep_float:
+        module = pattern.rpartition(".")[0] or "*" * pattern.startswith("*")  # that a node so named would be in
+        if not any(matches(name, glob) for name, _ in model.named_modules() if name for glob in (pattern, module)):
+            raise TargetError(f"keep_float: {pattern!r} matches no module of the student: correct it, or remove it")
     return chosen
 
 
