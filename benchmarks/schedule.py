@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from seeds import finished
 
-from edgekd import catalog, machine, pipeline, spec
+from edgekd import machine, spec
 from edgekd.progress import Progress
 from edgekd.stages import quantize
 from edgekd.store import Context, canonical, read_json, write_json
@@ -51,8 +52,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(True)
-    target = catalog.load(given.target)
-    line = {step.stage.name: step for step in pipeline.steps(target, given.store, beside=catalog.path_of(given.target))}
+    target, line, _ = finished(given.target, given.store)
     if not line["distill"].stage.path.is_dir():
         raise SystemExit(f"make the student first: edgekd run {given.target} --store {given.store} --to distill")
     inputs = line["quantize"].inputs

@@ -105,7 +105,7 @@ def _speed(lines: Sequence[dict[str, Any]], like: Row, precision: str) -> list[_
         (
             _BAD,
             f"{precision} is SLOWER than the fp32 student in {figures.runtime(runtime)}: it takes "
-            f"{', '.join(map(_slower, part))}; there the fp32 student is the one to ship.",
+            f"{', '.join(map(_slower, part))}; where time counts there, ship the fp32 student.",
         )
         for runtime, part in slower.items()
     ]
