@@ -3,9 +3,10 @@
     python benchmarks/schedule.py TARGET [--store runs] [--bits 8/8 4/4] [--seeds 1 2 3] [--student FOLDER]
 
 The target's student must be finished in the store (edgekd run TARGET --to distill); ``--student`` is the folder of
-another one's distill stage, e.g. of a small one that qad_map.py made. From it each recipe trains as many steps. One line each: the KL to the teacher on validation (in thousandths of a nat), of the calibrated student and of
-the trained one, mean over the seeds and its standard error; score; milliseconds a step over the fp32 student's. The
-test split is not touched. What is done is kept in STORE/TARGET/schedule, so that a killed benchmark goes on.
+another one's distill stage, e.g. of a small one that qad_map.py made. From it each recipe trains as many steps. One
+line each: the KL to the teacher on validation (in thousandths of a nat), of the calibrated student and of the trained
+one, mean over the seeds and its standard error; score; milliseconds a step over the fp32 student's. The test split is
+not touched. What is done is kept in STORE/TARGET/schedule, so that a killed benchmark goes on.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     if not student.path.is_dir():
         raise SystemExit(f"make the student first: edgekd run {given.target} --store {given.store} --to distill")
     inputs: dict[str, Any] = line["quantize"].inputs | {"distill": student}
+    kept = given.store / target.name / "schedule" / student.key.replace("/", "_")
     plain = spec.Quant(**{n: getattr(inputs["quant"], n) for n in ("scheme", "calibration", "epochs", "keep_float")})
     for bits in given.bits:
         weight, activation = map(int, bits.split("/"))
