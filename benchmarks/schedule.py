@@ -75,13 +75,7 @@ def main() -> None:
             )
             rows = []
             for seed in given.seeds:
-                out = (
-                    given.store
-                    / target.name
-                    / "schedule"
-                    / student.key.replace("/", "_")
-                    / f"{bits.replace('/', '-')} {name} {seed}"
-                )
+                out = kept / f"{bits.replace('/', '-')} {name} {seed}"
                 asked = canonical({"distill": student, "quant": quant})
                 if not (out / "asked.json").exists() or read_json(out / "asked.json") != asked:
                     out.mkdir(parents=True, exist_ok=True)
