@@ -114,17 +114,15 @@ def labels_bytes(
         return int(built["bytes"])
     if counts is None or classes is None:
         return None
-    examples = taught(counts) + counts["validation"]
-    logits = examples * (4 * classes + 8)
     inputs = next(step.inputs for step in line if step.stage.name == "labels")
     wanted: Any = inputs["taps"]
-    if len(wanted) == 1:
-        return logits
-    if teacher is None or not teacher["layers"]:
+    if len(wanted) > 1 and (teacher is None or not teacher["layers"]):
         return None
     task: Any = inputs["task"]
-    layers = len(taps.hidden_layers(wanted, teacher["layers"]))
-    return int(logits + examples * task.max_length * (layers * teacher["hidden"] * 2 + 4))
+    known = teacher if len(wanted) > 1 and teacher else {"layers": 1, "hidden": 0}
+    needs = taps.stored(wanted, known["layers"])
+    found = [(needs, taught(counts)), (taps.LOGITS, counts["validation"])]
+    return sum(taps.store_bytes(n, c, c * task.max_length, classes, known["hidden"]) for n, c in found)
 
 
 def taught(counts: Mapping[str, int]) -> int:
