@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from edgekd.spec import Target
+    from edgekd.spec import Student, Target
 
 Range = Mapping[str, float]
 
@@ -66,6 +66,7 @@ RANGES: dict[str, Range] = {
     "CorrelationCongruence.gamma": POSITIVE,
     "CorrelationCongruence.order": COUNT,
     "Distill.epochs": POSITIVE,
+    "Distill.generations": COUNT,
     "Quant.percentile": {"above": 0, "at most": 100},
     "Quant.epochs": POSITIVE,
     "Quant.frozen_fraction": SHARE,
@@ -116,15 +117,10 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     task, student, quant = target.task, target.student, target.quant
     if not target.name.isidentifier():
         yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
-    if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
-        yield "student: give either a config or layers/hidden/heads/ffn, not both"
-    if student.config is not None and not student.config.get("model_type"):
-        yield "student.config needs a model_type, e.g. {'model_type': 'distilbert', ...}"
-    if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
-        yield f"student.hidden {student.hidden} is not divisible by student.heads {student.heads}"
     positions = student.positions or task.max_length
-    if positions < task.max_length:
-        yield f"student.positions {positions} is below task.max_length {task.max_length}"
+    learners = {"student": student, **{f"assistants[{i}]": other for i, other in enumerate(target.assistants)}}
+    for path, learner in learners.items():
+        yield from _student_contradictions(path, learner, task.max_length)
     for loss in target.distill.losses:
         yield from _loss_contradictions(loss, target)
     if quant.static and not quant.calibration:
@@ -161,6 +157,17 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
             yield f"unknown workload {workload!r}: use 'real' or 'fixed<tokens>'"
         elif workload != "real" and int(workload[5:]) > positions:
             yield f"workload {workload} is longer than the student's {positions} positions: raise student.positions"
+
+
+def _student_contradictions(path: str, student: Student, longest: int) -> Iterator[str]:
+    if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
+        yield f"{path}: give either a config or layers/hidden/heads/ffn, not both"
+    if student.config is not None and not student.config.get("model_type"):
+        yield f"{path}.config needs a model_type, e.g. {{'model_type': 'distilbert', ...}}"
+    if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
+        yield f"{path}.hidden {student.hidden} is not divisible by {path}.heads {student.heads}"
+    if student.positions is not None and student.positions < longest:
+        yield f"{path}.positions {student.positions} is below task.max_length {longest}"
 
 
 def _loss_contradictions(loss: Any, target: Target) -> Iterator[str]:

@@ -122,11 +122,13 @@ class Distill:
     """How the fp32 student learns. The quantize stage trains on under these same losses.
 
     ``balance="gradients"`` keeps the losses' gradients in proportion to their weights as the training goes on, by
-    their norms over the student; by default the weights alone decide.
+    their norms over the student; by default the weights alone decide. With ``generations`` above 1 the student is
+    taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018).
     """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
     balance: Literal["fixed", "gradients"] = "fixed"
+    generations: int = 1
     epochs: float = 10
     optimizer: Optimizer = Optimizer()
 
@@ -243,12 +245,17 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One run: what is taught, to whom, for which device, within which budget."""
+    """One run: what is taught, to whom, for which device, within which budget.
+
+    ``assistants`` stand between teacher and student, each taught by the one before and cut from it (Mirzadeh et al.
+    2020).
+    """
 
     name: str
     task: Task
     teacher: Teacher
     student: Student
+    assistants: tuple[Student, ...] = ()
     distill: Distill = Distill()
     quant: Quant
     export: Export = Export()
