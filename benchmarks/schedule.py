@@ -1,11 +1,12 @@
 """How to train under quantization: recipes that differ from a target's in one thing, judged on validation.
 
-    python benchmarks/schedule.py TARGET [--store runs] [--bits 8/8 4/4] [--seeds 1 2 3]
+    python benchmarks/schedule.py TARGET [--store runs] [--bits 8/8 4/4] [--seeds 1 2 3] [--student FOLDER]
 
-The target's student must be finished in the store (edgekd run TARGET --to distill). From it each recipe trains as many
-steps. One line each: the KL to the teacher on validation (in thousandths of a nat), of the calibrated student and of
-the trained one, mean over the seeds and its standard error; score; milliseconds a step over the fp32 student's. The
-test split is not touched. What is done is kept in STORE/TARGET/schedule, so that a killed benchmark goes on.
+The target's student must be finished in the store (edgekd run TARGET --to distill); ``--student`` is the folder of
+another one's distill stage, e.g. of a small one that qad_map.py made. From it each recipe trains as many steps. One
+line each: the KL to the teacher on validation (in thousandths of a nat), of the calibrated student and of the trained
+one, mean over the seeds and its standard error; score; milliseconds a step over the fp32 student's. The test split is
+not touched. What is done is kept in STORE/TARGET/schedule, so that a killed benchmark goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from seeds import finished
 
-from edgekd import machine, spec
+from edgekd import machine, spec, store
 from edgekd.progress import Progress
 from edgekd.stages import quantize
 from edgekd.store import Context, canonical, read_json, write_json
@@ -45,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target")
     parser.add_argument("--store", type=Path, default=Path("runs"))
+    parser.add_argument("--student", type=Path, help="folder of a distill stage in the place of the target's")
     parser.add_argument("--bits", nargs="+", default=["8/8", "4/4"], help="of weights / of activations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
@@ -53,9 +55,11 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(True)
     target, line, _ = finished(given.target, given.store)
-    if not line["distill"].stage.path.is_dir():
+    student = store.Stage("distill", str(given.student), given.student) if given.student else line["distill"].stage
+    if not student.path.is_dir():
         raise SystemExit(f"make the student first: edgekd run {given.target} --store {given.store} --to distill")
-    inputs = line["quantize"].inputs
+    inputs: dict[str, Any] = line["quantize"].inputs | {"distill": student}
+    kept = given.store / target.name / "schedule" / student.key.replace("/", "_")
     plain = spec.Quant(**{n: getattr(inputs["quant"], n) for n in ("scheme", "calibration", "epochs", "keep_float")})
     for bits in given.bits:
         weight, activation = map(int, bits.split("/"))
@@ -71,8 +75,14 @@ def main() -> None:
             )
             rows = []
             for seed in given.seeds:
-                out = given.store / target.name / "schedule" / f"{bits.replace('/', '-')} {name} {seed}"
-                asked = canonical({"distill": line["distill"].stage, "quant": quant})
+                out = (
+                    given.store
+                    / target.name
+                    / "schedule"
+                    / student.key.replace("/", "_")
+                    / f"{bits.replace('/', '-')} {name} {seed}"
+                )
+                asked = canonical({"distill": student, "quant": quant})
                 if not (out / "asked.json").exists() or read_json(out / "asked.json") != asked:
                     out.mkdir(parents=True, exist_ok=True)
                     same_ptq = out.parent / f"ptq {bits.replace('/', '-')} {quant.scales} {quant.per_channel}"
