@@ -68,7 +68,7 @@ def finished(target: str, folder: Path) -> tuple[Any, dict[str, Any], float]:
     """A target, its line by stage, and its teacher's score on test; exits where its labels are not made."""
     loaded = catalog.load(target)
     steps = pipeline.steps(loaded, folder, beside=catalog.path_of(target))
-    line = {step.stage.name: step for step in steps}
+    line = {step.name: step for step in steps}
     if not line["labels"].stage.path.is_dir():
         raise SystemExit(f"make the teacher's labels first: edgekd run {target} --store {folder} --to labels")
     return loaded, line, store.read_json(line["teacher"].stage.path / "scores.json")["test"]["score"]

@@ -26,7 +26,8 @@ import transformers
 from edgekd import spec
 from edgekd.distill import labels, loop
 from edgekd.distill.data import Tokens, epoch_steps
-from edgekd.distill.losses import Learner
+from edgekd.distill.learner import Learner
+from edgekd.distill.taps import LOGITS
 from edgekd.progress import Progress
 from edgekd.quant.quantizers import act_parameters
 from edgekd.quant.replace import act_quantizers
@@ -79,7 +80,7 @@ def ours(model: Any, tokens: Tokens, losses: tuple[spec.Loss, ...], store: Any) 
         ended[0] = time.perf_counter()
         return {"score": 0.0}
 
-    task = loop.Task("bench", Learner(model, losses, None), tokens, store, judge)
+    task = loop.Task("bench", Learner(model, losses), tokens, store, judge)
     with tempfile.TemporaryDirectory() as out:
         began = time.perf_counter()
         loop.fit(
@@ -113,7 +114,7 @@ def main() -> None:
     given = parser.parse_args()
     tokens, model = documents(given.steps * BATCH), student()
     with tempfile.TemporaryDirectory() as folder:
-        labels.compute(Path(folder), "train", tokens, model, (), torch.device("cpu"), QUIET)
+        labels.compute(Path(folder), "train", tokens, model, LOGITS, torch.device("cpu"), QUIET)
         store = labels.LabelStore(Path(folder), "train")
         bare(copy.deepcopy(model), tokens)  # warm-up
         times: list[tuple[float, ...]] = []

@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from edgekd.spec import Target
+    from edgekd.spec import Student, Target
 
 Range = Mapping[str, float]
 
@@ -47,13 +47,26 @@ RANGES: dict[str, Range] = {
     "Student.vocabulary": COUNT,
     "Student.positions": COUNT,
     "Student.dropout": DROPOUT,
-    "KL.weight": NOT_NEGATIVE,
-    "KL.temperature": POSITIVE,
-    "CE.weight": NOT_NEGATIVE,
-    "LogitMSE.weight": NOT_NEGATIVE,
-    "HiddenMSE.weight": NOT_NEGATIVE,
-    "HiddenMSE.layers[]": NOT_NEGATIVE,
+    "Ramp.start": NOT_NEGATIVE,
+    "Ramp.end": NOT_NEGATIVE,
+    "Ramp.begin": SHARE,
+    "Ramp.until": SHARE,
+    "*.weight": NOT_NEGATIVE,
+    "*.temperature": POSITIVE,
+    "*.layers[]": NOT_NEGATIVE,
+    "*.group": {"at least": 2},
+    "CE.smoothing": {"at least": 0, "below": 1},
+    "DKD.target": NOT_NEGATIVE,
+    "DKD.others": NOT_NEGATIVE,
+    "DIST.inter": NOT_NEGATIVE,
+    "DIST.intra": NOT_NEGATIVE,
+    "Relations.heads": COUNT,
+    "RKD.distance": NOT_NEGATIVE,
+    "RKD.angle": NOT_NEGATIVE,
+    "CorrelationCongruence.gamma": POSITIVE,
+    "CorrelationCongruence.order": COUNT,
     "Distill.epochs": POSITIVE,
+    "Distill.generations": COUNT,
     "Quant.percentile": {"above": 0, "at most": 100},
     "Quant.epochs": POSITIVE,
     "Quant.frozen_fraction": SHARE,
@@ -75,9 +88,9 @@ RANGES: dict[str, Range] = {
     "Budget.shrink": POSITIVE,
     "Target.seed": {"at least": 0, "below": 2**63},
 }
-"""``Class.field``: what its number must be. ``Class.field[]``: what each number in its tuple must be."""
+"""``Class.field``: what its number must be (``*``: of any class). ``Class.field[]``: what each in its tuple must be."""
 
-NOT_EMPTY = ("Student.layers", "HiddenMSE.layers", "Distill.losses", "Bench.runtimes", "Bench.threads")
+NOT_EMPTY = ("*.layers", "Relations.of", "Distill.losses", "Bench.runtimes", "Bench.threads")
 
 _COMPARE = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
 _NAMES = {
@@ -104,15 +117,12 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     task, student, quant = target.task, target.student, target.quant
     if not target.name.isidentifier():
         yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
-    if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
-        yield "student: give either a config or layers/hidden/heads/ffn, not both"
-    if student.config is not None and not student.config.get("model_type"):
-        yield "student.config needs a model_type, e.g. {'model_type': 'distilbert', ...}"
-    if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
-        yield f"student.hidden {student.hidden} is not divisible by student.heads {student.heads}"
     positions = student.positions or task.max_length
-    if positions < task.max_length:
-        yield f"student.positions {positions} is below task.max_length {task.max_length}"
+    learners = {"student": student, **{f"assistants[{i}]": other for i, other in enumerate(target.assistants)}}
+    for path, learner in learners.items():
+        yield from _student_contradictions(path, learner, task.max_length)
+    for loss in target.distill.losses:
+        yield from _loss_contradictions(loss, target)
     if quant.static and not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
     departs = (quant.weights_first, quant.scales != "statistics", quant.weight_bits, quant.activation_bits)
@@ -149,6 +159,34 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
             yield f"workload {workload} is longer than the student's {positions} positions: raise student.positions"
 
 
+def _student_contradictions(path: str, student: Student, longest: int) -> Iterator[str]:
+    if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
+        yield f"{path}: give either a config or layers/hidden/heads/ffn, not both"
+    if student.config is not None and not student.config.get("model_type"):
+        yield f"{path}.config needs a model_type, e.g. {{'model_type': 'distilbert', ...}}"
+    if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
+        yield f"{path}.hidden {student.hidden} is not divisible by {path}.heads {student.heads}"
+    if student.positions is not None and student.positions < longest:
+        yield f"{path}.positions {student.positions} is below task.max_length {longest}"
+
+
+def _loss_contradictions(loss: Any, target: Target) -> Iterator[str]:
+    name, group = type(loss).__name__, getattr(loss, "group", None)
+    ramps = {field: value for field, value in vars(loss).items() if hasattr(value, "until")}
+    for field, ramp in ramps.items():
+        if ramp.begin >= ramp.until:
+            yield f"{name}.{field}: a ramp must begin ({ramp.begin}) before it ends ({ramp.until})"
+        if field == "temperature" and min(ramp.start, ramp.end) <= 0:
+            yield f"{name}.temperature must stay above 0: its ramp goes from {ramp.start} to {ramp.end}"
+    for where, optimizer in (("distill", target.distill.optimizer), ("quant", target.quant.optimizer)):
+        size = optimizer.micro_batch_size
+        if group is not None and size is not None and size % group:
+            yield (
+                f"{name} compares examples in groups of {group}: make {where}.optimizer.micro_batch_size ({size}) a "
+                "multiple of that, or choose another group"
+            )
+
+
 def _wrong(value: Any, wanted: Any, place: str, rule: str) -> Iterator[str]:
     """``wanted`` is an annotation, ``rule`` the entry in the tables."""
     options = _options(wanted)
@@ -160,7 +198,7 @@ def _wrong(value: Any, wanted: Any, place: str, rule: str) -> Iterator[str]:
     if dataclasses.is_dataclass(kind):
         yield from problems(value, place)
     elif kind is tuple:
-        if not value and rule in NOT_EMPTY:
+        if not value and {rule, _any(rule)} & {*NOT_EMPTY}:
             yield f"{place} is empty: give one at least"
         for i, item in enumerate(value):
             part = inside[0] if inside[-1] is Ellipsis else inside[i]
@@ -170,9 +208,14 @@ def _wrong(value: Any, wanted: Any, place: str, rule: str) -> Iterator[str]:
             yield from _wrong(name, inside[0], f"a key of {place}", "")
             yield from _wrong(item, inside[1], f"{place}[{name!r}]", rule)
     elif kind in (int, float):
-        bounds = RANGES.get(rule, {})
+        bounds = RANGES.get(rule) or RANGES.get(_any(rule), {})
         if not all(_COMPARE[word](value, bound) for word, bound in bounds.items()):
             yield f"{place} must be {' and '.join(f'{word} {bound}' for word, bound in bounds.items())}, not {value}"
+
+
+def _any(rule: str) -> str:
+    """The entry for a field of that name in any class."""
+    return f"*.{rule.partition('.')[2]}"
 
 
 def _options(wanted: Any) -> tuple[Any, ...]:

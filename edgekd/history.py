@@ -37,7 +37,7 @@ class History:
     """What the finished stages in ``folder`` say about those of ``line``."""
 
     def __init__(self, folder: Path, line: Sequence[Step], device: str = "cpu") -> None:
-        self._line = {step.stage.name: step for step in line}
+        self._line = {step.name: step for step in line}
         self._device = device
         self._folder = folder / "store"
         self._manifests: dict[str, dict[str, Any]] = {}

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,23 @@ def graph(
 ) -> dict[str, dict[str, object]]:
     """Each stage's keyword arguments, which are also what its key is made of. Nothing else reaches a stage.
 
+    Assistants and earlier generations of the student stand before ``distill``, each with the labels that it gives.
     ``sources`` are the fingerprints of the data and the teacher, ``machine`` what a latency depends on; ``session``
     holds the options that `edgekd tune` chose, if any.
     """
     from edgekd.distill.taps import taps
 
     t = target
-    assets, teacher, labels, distill, quantize, export = (After(name) for name in STAGES[:-1])
+    assets, teacher, distill, quantize, export = (After(name) for name in STAGES[:-1] if name != "labels")
+    learners = [*t.assistants, *(t.student,) * t.distill.generations]
+    chain: dict[str, dict[str, object]] = {}
+    parent, labels = teacher, After("labels")
+    for i, (student, after) in enumerate(pairwise(learners), 1):
+        taught = dict(student=student, distill=t.distill, assets=assets, teacher=parent, labels=labels, seed=t.seed)
+        chain[f"distill_{i}"] = dict(task=t.task) | taught
+        named = After(f"distill_{i}")
+        chain[f"labels_{i}"] = dict(task=t.task, taps=taps(t.distill, after), assets=assets, teacher=named)
+        labels, parent = After(f"labels_{i}"), named if i <= len(t.assistants) else parent
     return {
         "assets": dict(
             task=t.task,
@@ -48,13 +59,14 @@ def graph(
             seed=t.seed,
         ),
         "teacher": dict(task=t.task, teacher=t.teacher, assets=assets, seed=t.seed),
-        "labels": dict(task=t.task, taps=taps(t.distill, t.student), assets=assets, teacher=teacher),
+        "labels": dict(task=t.task, taps=taps(t.distill, learners[0]), assets=assets, teacher=teacher),
+        **chain,
         "distill": dict(
             task=t.task,
             student=t.student,
             distill=t.distill,
             assets=assets,
-            teacher=teacher,
+            teacher=parent,
             labels=labels,
             seed=t.seed,
         ),
@@ -130,25 +142,24 @@ def run(
     "action", "seconds"}}, "report", "bundle"}``; the last two are ``None`` when ``to`` stops before them. Raises any
     ``EdgekdError``; what was finished by then stays finished.
     """
-    again, last = span(fresh, to)
     name = run_name(target)
     bundle = out or Path("dist") / name
     rank, _ = runner.ranks()
     progress = progress or Progress(quiet=rank > 0)
     line = steps(target, folder, beside=beside)
-    if last == ENDS.index("ship") and rank == 0:
+    wanted, again = span(line, fresh, to)
+    if to in (None, "ship") and rank == 0:
         from edgekd import ship
 
         ship.refuse_to_overwrite(bundle)  # now, not when everything has been done
     sizes.check(target, line)
-    wanted = line[: last + 1]
     context = runner.torch_context(device, progress)
-    if target.student.config is not None and len(wanted) > STAGES.index("quantize"):
+    if target.student.config is not None and any(step.name == "quantize" for step in wanted):
         from edgekd.stages import quantize
 
         quantize.check(target.student, target.quant)
     if rank == 0:
-        for step in wanted[again:]:
+        for step in again:
             store.discard(folder, step.stage.name, step.stage.key)
     runner.meet()
     walk = partial(runner.walk, folder=folder, function=stage_function, context=context, progress=progress)
@@ -161,20 +172,20 @@ def run(
     result: dict[str, Any] = {
         "run": name,
         "folder": str(folder / name),
-        "stages": {step.stage.name: _summary(step, actions[step.stage.name]) for step in wanted},
+        "stages": {step.name: _summary(step, actions[step.name]) for step in wanted},
         "report": None,
         "bundle": None,
     }
     if rank > 0:
         return result
     (folder / name).mkdir(parents=True, exist_ok=True)
-    store.write_json(folder / name / "stages.json", {step.stage.name: step.stage.path.name for step in wanted})
-    if last >= ENDS.index("verdict"):
+    store.write_json(folder / name / "stages.json", {step.name: step.stage.path.name for step in wanted})
+    if to in (None, "verdict", "ship"):
         from edgekd.stages import verdict
 
-        verdict.run(target, {step.stage.name: step.stage for step in wanted}, folder / name)
+        verdict.run(target, {step.name: step.stage for step in wanted}, folder / name)
         result["report"] = str(folder / name / "report.json")
-    if last >= ENDS.index("ship"):
+    if to in (None, "ship"):
         from edgekd import ship
 
         result["bundle"] = str(ship.ship(folder / name, bundle))
@@ -186,23 +197,20 @@ def run_name(target: Target) -> str:
     return f"{target.name}-smoke" if target.smoke else target.name
 
 
-def known(stage: str) -> str:
-    """``stage``, if there is one of that name; else ``UsageError``."""
-    if stage not in ENDS:
-        raise UsageError(f"there is no stage {stage!r}; the stages are {', '.join(ENDS)}")
-    return stage
-
-
-def span(fresh: str | None, to: str | None) -> tuple[int, int]:
-    """Places in ``ENDS``: the first stage to be done anew (after the last if there is none) and the last one wanted.
+def span(line: Sequence[Step], fresh: str | None, to: str | None) -> tuple[list[Step], list[Step]]:
+    """The steps up to ``to`` (all, if it is None), and those of them, from ``fresh`` on, to be done anew.
 
     Raises ``UsageError`` for names that are none, and where ``fresh`` would discard what ``to`` does not make again.
     """
-    last = ENDS.index(known(to or ENDS[-1]))
-    first = ENDS.index(known(fresh)) if fresh else len(ENDS)
+    names = [*(step.name for step in line), *ENDS[len(STAGES) :]]
+    for name in (fresh, to):
+        if name is not None and name not in names:
+            raise UsageError(f"there is no stage {name!r}; the stages are {', '.join(names)}")
+    last = names.index(to or names[-1])
+    first = names.index(fresh) if fresh else len(names)
     if fresh and first > last:
         raise UsageError(f"--fresh {fresh} would discard what --to {to} does not make again; leave one of them out")
-    return first, last
+    return list(line[: last + 1]), list(line[first : last + 1])
 
 
 def stage_revision(name: str) -> int:
@@ -225,7 +233,7 @@ def _check_calibration(target: Target, line: Sequence[Step]) -> None:
     """Raise ``DataError`` for a calibration id outside the training split; in a smoke run, outside the whole one."""
     from edgekd import tasks
 
-    given = {step.stage.name: step for step in line}
+    given = {step.name: step for step in line}
     ids: Any = given["quantize"].inputs["calibration_ids"]
     known_ids = set(tasks.TASKS[target.task.kind].training_ids(given["assets"].stage.path) if ids else ())
     missing = [name for name in ids if name not in known_ids]

@@ -19,14 +19,13 @@ def plan(
     (the budgets that cannot be met by construction) are those of ``edgekd.sizes``.
     """
     line = pipeline.steps(target, folder, beside=beside)
-    first, last = pipeline.span(fresh, to)
-    wanted, again = line[: last + 1], line[first:]
+    wanted, again = pipeline.span(line, fresh, to)
     past = history.History(folder, line, "cpu" if machine.gpu() is None else "cuda")
     stages = []
     for step in wanted:
         action = "run" if step in again else runner.state(step, folder)
         seconds = 0.0 if action == "reused" else past.estimate(step)
-        stages.append({"stage": step.stage.name, "key": step.stage.key, "action": action, "seconds": seconds})
+        stages.append({"stage": step.name, "key": step.stage.key, "action": action, "seconds": seconds})
     times = [entry["seconds"] for entry in stages]
     counts = past.counts(line[0])
     teacher, student = sizes.sizes(target, line)

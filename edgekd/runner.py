@@ -32,11 +32,15 @@ class After:
 
 @dataclass(frozen=True)
 class Step:
-    """A stage with its inputs resolved, so that its key is known."""
+    """A stage with its inputs resolved, so that its key is known; ``name`` is its own in the line.
+
+    A stage that a line has several times is called ``distill_1``, ``distill_2`` and so on before the last, ``distill``.
+    """
 
     stage: Stage
     revision: int
     inputs: dict[str, object]
+    name: str
 
 
 def resolve(graph: Mapping[str, Mapping[str, object]], folder: Path, revision: Callable[[str], int]) -> list[Step]:
@@ -45,9 +49,10 @@ def resolve(graph: Mapping[str, Mapping[str, object]], folder: Path, revision: C
     steps = []
     for name, given in graph.items():
         inputs = {k: known[v.stage] if isinstance(v, After) else v for k, v in given.items()}
-        key = store.key(name, revision(name), inputs)
-        known[name] = Stage(name, key, store.folder(folder, name, key))
-        steps.append(Step(known[name], revision(name), inputs))
+        kind = name.partition("_")[0]
+        key = store.key(kind, revision(kind), inputs)
+        known[name] = Stage(kind, key, store.folder(folder, kind, key))
+        steps.append(Step(known[name], revision(kind), inputs, name))
     return steps
 
 
@@ -68,11 +73,11 @@ def walk(
 ) -> dict[str, str]:
     """Make every step finished, in order, and say what was done with each: ``"reused"``, ``"resumed"`` or ``"run"``.
 
-    ``function`` gives the function of a stage's name, ``context`` the context for its folder; neither is called for a
-    stage that is reused. A finished folder is hashed before it is reused, and rebuilt if a file of it has changed or if
-    the stages it was made from have come out otherwise since.
+    The result is by the steps' names. ``function`` gives the function of a stage's name, ``context`` the context for
+    its folder; neither is called for a stage that is reused. A finished folder is hashed before it is reused, and
+    rebuilt if a file of it has changed or if the stages it was made from have come out otherwise since.
     """
-    return {step.stage.name: _step(step, folder, function, context, progress) for step in steps}
+    return {step.name: _step(step, folder, function, context, progress) for step in steps}
 
 
 def _step(

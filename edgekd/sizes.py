@@ -29,9 +29,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     if config is None:
         return None, None
     layers, hidden = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
-    small = shape.student_config(target.student, config, target.task.max_length)
-    kept = small.get("num_hidden_layers", small.get("n_layers"))
-    taps.check(target.distill, *(count if isinstance(count, int) else None for count in (kept, layers)))
+    small = _smallest(target, config)
     whole = shape.tensors(config, labels)
     teacher: dict[str, Any] | None = None
     if whole is not None:
@@ -46,7 +44,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     expected = shape.file_bytes(parts, target.quant)[1]
     return teacher, {
         "parameters": shape.parameters(parts),
-        "layers": kept,
+        "layers": _layers(small),
         "hidden": small.get("hidden_size", small.get("dim")),
         "heads": small.get("num_attention_heads", small.get("n_heads")),
         "ffn": small.get("intermediate_size", small.get("hidden_dim")),
@@ -55,6 +53,23 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
         "int8_bytes": expected,
         "int8_bytes_least": _least(target, small, labels, bool(built)),
     }
+
+
+def _smallest(target: Target, config: dict[str, Any]) -> dict[str, Any]:
+    """The student's configuration, by way of the assistants'. Raises ``TargetError`` for what does not fit another."""
+    parent = answers = config
+    for student in (*target.assistants, *(target.student,) * target.distill.generations):
+        small = shape.student_config(student, parent, target.task.max_length)
+        taps.check(target.distill, _layers(small), _layers(answers))
+        answers = small
+        if student in target.assistants:
+            parent = small
+    return answers
+
+
+def _layers(config: Mapping[str, Any]) -> int | None:
+    count = config.get("num_hidden_layers", config.get("n_layers"))
+    return count if isinstance(count, int) else None
 
 
 def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping[str, Any] | None) -> list[str]:
@@ -114,17 +129,15 @@ def labels_bytes(
         return int(built["bytes"])
     if counts is None or classes is None:
         return None
-    examples = taught(counts) + counts["validation"]
-    logits = examples * (4 * classes + 8)
-    inputs = next(step.inputs for step in line if step.stage.name == "labels")
+    inputs = next(step.inputs for step in line if step.name == "labels")
     wanted: Any = inputs["taps"]
-    if len(wanted) == 1:
-        return logits
-    if teacher is None or not teacher["layers"]:
+    if len(wanted) > 1 and (teacher is None or not teacher["layers"]):
         return None
     task: Any = inputs["task"]
-    layers = len(taps.hidden_layers(wanted, teacher["layers"]))
-    return int(logits + examples * task.max_length * (layers * teacher["hidden"] * 2 + 4))
+    known = teacher if len(wanted) > 1 and teacher else {"layers": 1, "hidden": 0}
+    needs = taps.stored(wanted, known["layers"])
+    found = [(needs, taught(counts)), (taps.LOGITS, counts["validation"])]
+    return sum(taps.store_bytes(n, c, c * task.max_length, classes, known["hidden"]) for n, c in found)
 
 
 def taught(counts: Mapping[str, int]) -> int:
@@ -140,7 +153,7 @@ def label_count(target: Target, line: Sequence[Step]) -> int | None:
 
 def finished(line: Sequence[Step], stage: str, file: str) -> Any:
     """A JSON file of a finished stage; ``None`` if there is none yet, or it is damaged: ``run`` makes that one anew."""
-    path = next(step.stage.path for step in line if step.stage.name == stage) / file
+    path = next(step.stage.path for step in line if step.name == stage) / file
     try:
         return store.read_json(path) if path.is_file() else None
     except (ValueError, RecursionError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -64,13 +65,17 @@ def classes() -> list[Any]:
         ("bench.workloads", {"ort_cpu": ("fixed²",)}, "unknown workload 'fixed²'"),
         ("distill.epochs", 0, "distill.epochs must be above 0"),
         ("distill.losses", (), "distill.losses is empty"),
-        ("distill.losses", spec.CE(1.0), "distill.losses must be a tuple, not CE(weight=1.0); write (CE(weight=1.0),)"),
-        ("distill.losses", (spec.KL(1.0), "ce"), "distill.losses[1] must be KL, CE, LogitMSE or HiddenMSE, not 'ce'"),
+        (
+            "distill.losses",
+            spec.CE(1.0),
+            "distill.losses must be a tuple, not CE(weight=1.0, labels='data'",
+        ),
+        ("distill.losses", (spec.KL(1.0), "ce"), "distill.losses[1] must be KL, ReverseKL, JS, CE, LogitMSE, DKD, "),
         ("distill.losses", (spec.KL(temperature=0),), "distill.losses[0].temperature must be above 0, not 0"),
         (
             "distill.losses",
             (spec.CE(), spec.HiddenMSE(layers="unifrom")),  # type: ignore[arg-type]
-            "distill.losses[1].layers must be 'uniform' or a tuple, not 'unifrom'",
+            "distill.losses[1].layers must be one of uniform, skip, last, final, learned or a tuple, not 'unifrom'",
         ),
         ("distill.losses", (spec.HiddenMSE(layers=((0, 1, 2),)),), "layers[0] must be a tuple of 2, not (0, 1, 2)"),  # type: ignore[arg-type]
         ("distill.losses", (spec.HiddenMSE(layers=((0, -1),)),), "layers[0][1] must be at least 0, not -1"),
@@ -155,10 +160,27 @@ def holds_numbers(kind: Any) -> bool:
 
 def test_every_number_in_a_target_has_a_range_and_every_range_a_number() -> None:
     fields = {f"{kind.__name__}.{name}": hint for kind in classes() for name, hint in get_type_hints(kind).items()}
-    assert {rule.removesuffix("[]") for rule in checks.RANGES} == {
-        n for n, hint in fields.items() if holds_numbers(hint)
-    }
-    assert set(checks.NOT_EMPTY) <= set(fields)
+    numbers = [name for name, hint in fields.items() if holds_numbers(hint)]
+    rules = {rule.removesuffix("[]") for rule in checks.RANGES}
+    assert not [name for name in numbers if not any(fnmatch(name, rule) for rule in rules)]
+    assert not [rule for rule in rules if not any(fnmatch(name, rule) for name in numbers)]
+    assert not [rule for rule in checks.NOT_EMPTY if not any(fnmatch(name, rule) for name in fields)]
+
+
+GROUPED = spec.Distill(losses=(spec.KL(), spec.RKD(group=16)), optimizer=spec.Optimizer(micro_batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        (GROUPED, r"RKD compares examples in groups of 16: make distill.optimizer.micro_batch_size \(8\) a multiple"),
+        (spec.Distill(losses=(spec.KL(spec.Ramp(0, 1, begin=0.5, until=0.5)),)), "KL.weight: a ramp must begin"),
+        (spec.Distill(losses=(spec.JS(temperature=spec.Ramp(4, 0)),)), "JS.temperature must stay above 0"),
+    ],
+)
+def test_losses_that_contradict_themselves_or_the_batches_are_refused(distill: spec.Distill, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        dataclasses.replace(BASE, distill=distill)
 
 
 def test_the_operator_sets_are_those_that_the_exporter_knows() -> None:

@@ -44,7 +44,7 @@ DOORS = {
 
 LAYERS = (
     ("errors.py", "globs.py", "__init__.py"),
-    ("spec.py", "checks.py", "devices.py", "smoke.py"),
+    ("spec/*", "checks.py", "devices.py", "smoke.py"),
     (
         "progress.py",
         "machine.py",
@@ -75,7 +75,7 @@ IMPORT_NAMES = {"onnx-ir": "onnx_ir"}
 LIGHT = (
     *("cli/*", "report/*", "assets.py", "bundle.py", "catalog.py", "checks.py", "deploy.py", "downloads.py"),
     *("history.py", "isa/*", "machine.py", "pipeline.py", "plan.py", "progress.py", "runner.py", "shape.py", "ship.py"),
-    *("session.py", "sizes.py", "smoke.py", "spec.py", "store.py", "tuning/*", "wheels.py"),
+    *("session.py", "sizes.py", "smoke.py", "spec/*", "store.py", "tuning/*", "wheels.py"),
 )
 
 

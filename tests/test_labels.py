@@ -16,6 +16,7 @@ import torch
 from edgekd import runner
 from edgekd.distill import labels
 from edgekd.distill.data import micro_batches
+from edgekd.distill.taps import LOGITS, Needs, store_bytes
 from edgekd.errors import DataError, StoreError, TrainingError
 from edgekd.models.vocabulary import trim
 from edgekd.progress import Progress
@@ -24,10 +25,11 @@ from edgekd.store import Context
 QUIET = Progress(quiet=True)
 CPU = torch.device("cpu")
 LAYERS = (0, 2, 4)
+NEEDS = Needs(hidden=LAYERS)
 
 
 def store(out: Path, model: Any, tokens: Any, **ranks: int) -> None:
-    labels.compute(out, "train", tokens, model, LAYERS, CPU, QUIET, **ranks)
+    labels.compute(out, "train", tokens, model, NEEDS, CPU, QUIET, **ranks)
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -38,7 +40,7 @@ def test_stored_signals_equal_the_live_teacher(tmp_path: Path) -> None:
     model, tokens = tiny.bert(), tiny.tokens(tiny.split(150, 0))
     store(tmp_path, model, tokens)
     rows = np.array([149, 3, 77, 12])
-    (batch,) = micro_batches(tokens, rows, None, labels.LabelStore(tmp_path, "train", LAYERS))
+    (batch,) = micro_batches(tokens, rows, None, labels.LabelStore(tmp_path, "train", NEEDS))
     with torch.no_grad():
         live = model(**batch.inputs, output_hidden_states=True)
     assert batch.teacher is not None
@@ -53,7 +55,7 @@ def test_stored_signals_equal_the_live_teacher(tmp_path: Path) -> None:
 
 def test_bf16_labels_are_those_of_the_teacher_under_autocast(tmp_path: Path) -> None:
     model, tokens = tiny.bert(), tiny.tokens(tiny.split(40, 0))
-    labels.compute(tmp_path, "train", tokens, model, (), CPU, QUIET, bf16=True)
+    labels.compute(tmp_path, "train", tokens, model, LOGITS, CPU, QUIET, bf16=True)
     rows = np.argsort(tokens.lengths, kind="stable")
     ids, mask, _ = tokens.gather(rows)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -111,7 +113,7 @@ def test_a_student_with_another_tokenizer_finds_the_token_at_the_same_character(
     small, _ = trim(teacher_tokenizer, part.texts, 70)
     student = tiny.tokens(part, max_length=64, tokenizer=small)
     assert len(student.ids) > len(teacher.ids)  # words are spelled with letters now
-    place = labels.LabelStore(tmp_path, "train", LAYERS)._align(student)
+    place = labels.LabelStore(tmp_path, "train", NEEDS)._align(student)
     for i in range(len(student)):
         mine, theirs = slice(*student.offsets[i : i + 2]), slice(*teacher.offsets[i : i + 2])
         local = place[mine] - teacher.offsets[i]
@@ -126,14 +128,14 @@ def test_a_store_of_another_split_is_refused(tmp_path: Path) -> None:
     store(tmp_path, tiny.bert(), tiny.tokens(tiny.split(20, 0)))
     other = tiny.tokens(tiny.split(21, 0))
     with pytest.raises(DataError, match="rerun the labels stage"):
-        list(micro_batches(other, np.arange(4), None, labels.LabelStore(tmp_path, "train", LAYERS)))
+        list(micro_batches(other, np.arange(4), None, labels.LabelStore(tmp_path, "train", NEEDS)))
 
 
 def test_the_size_estimate_is_the_size(tmp_path: Path) -> None:
     tokens = tiny.tokens(tiny.split(200, 0))
     store(tmp_path, tiny.bert(), tokens)
     size = sum(p.stat().st_size for p in tmp_path.glob("*.npy"))
-    assert labels.estimate_bytes(200, len(tokens.ids), 3, len(LAYERS), 32) == pytest.approx(size, rel=0.02)
+    assert store_bytes(NEEDS, 200, len(tokens.ids), 3, 32) == pytest.approx(size, rel=0.02)
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ def test_attention_in_int8_and_session_options_are_measured_shipped_and_deployed
 def test_training_is_left_out_where_ptq_keeps_the_share_that_is_asked(line: Path, tmp_path: Path, share: float) -> None:
     target = line / "tiny_line.py"
     steps = pipeline.steps(catalog.load(str(target)), line / "runs", beside=target)
-    step = next(step for step in steps if step.stage.name == "quantize")
+    step = next(step for step in steps if step.name == "quantize")
     for name in ("ptq.json", "ptq.safetensors"):  # it goes on from there, as after a kill
         shutil.copy(step.stage.path / name, tmp_path)
     progress = tiny.Bars()

@@ -16,7 +16,7 @@ import torch
 
 from edgekd import spec
 from edgekd.distill import checkpoint, evaluate, loop
-from edgekd.distill.losses import Learner
+from edgekd.distill.learner import Learner
 from edgekd.errors import TrainingError
 from edgekd.progress import Progress
 
@@ -98,7 +98,7 @@ def test_accumulated_micro_batches_train_as_the_big_batch(tmp_path: Path) -> Non
         model = tiny.bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         given = task(model)
         options = spec.Optimizer(batch_size=8, micro_batch_size=size)
-        loop._step(given, np.arange(8), options, torch.device("cpu"))
+        loop._step(given, np.arange(8), options, torch.device("cpu"), 0.0)
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, grad in grads[0].items():
         torch.testing.assert_close(grad, grads[1][name], rtol=1e-4, atol=1e-6)

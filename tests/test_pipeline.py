@@ -44,7 +44,7 @@ def keys(target: spec.Target, revisions: dict[str, int] | None = None, **given: 
     options: dict[str, Any] = {"sources": {"train": "a"}, "calibration_ids": ("1", "2"), "machine": {"cpu": "x"}}
     graph = pipeline.graph(target, **(options | given))
     steps = runner.resolve(graph, Path("runs"), lambda name: (revisions or {}).get(name, 1))
-    return {step.stage.name: step.stage.key for step in steps}
+    return {step.name: step.stage.key for step in steps}
 
 
 # ---------------------------------------------------------------------------------------------------------------- graph

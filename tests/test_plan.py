@@ -189,7 +189,7 @@ def test_a_teacher_in_the_cache_is_read_there(workplace: Path) -> None:
 
 @pytest.mark.parametrize("hidden_states", [False, True])
 def test_the_label_stores_size_is_what_the_labels_stage_would_estimate(hidden_states: bool) -> None:
-    from edgekd.distill.labels import estimate_bytes
+    from edgekd.distill.taps import LOGITS, Needs, store_bytes
 
     losses: tuple[spec.Loss, ...] = (
         (spec.KL(), spec.HiddenMSE(layers=((0, 0), (2, 4)))) if hidden_states else (spec.KL(),)
@@ -197,8 +197,10 @@ def test_the_label_stores_size_is_what_the_labels_stage_would_estimate(hidden_st
     wanted = target(distill=spec.Distill(losses=losses))
     assert made(wanted)["labels_bytes"] is None
     finish(wanted, {"assets": 1})
-    layers = 2 if hidden_states else 0
-    assert made(wanted)["labels_bytes"] == estimate_bytes(100, 100 * 16, 3, layers, 32)
+    needs = Needs(hidden=(0, 4)) if hidden_states else LOGITS
+    counts = COUNTS
+    taught = store_bytes(needs, counts["train"], counts["train"] * 16, 3, 32)
+    assert made(wanted)["labels_bytes"] == taught + store_bytes(LOGITS, counts["validation"], 0, 3, 32)
 
 
 # --------------------------------------------------------------------------------------------------------------- budget

@@ -21,7 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgekd import spec
 from edgekd.distill import loop
-from edgekd.distill.losses import Learner
+from edgekd.distill.learner import Learner
 from edgekd.errors import DataError, TargetError, TrainingError
 from edgekd.progress import Progress
 from edgekd.quant import calibrate, observe, replace

@@ -94,9 +94,9 @@ def test_what_has_no_json_form_is_refused_rather_than_hashed_by_its_repr(value: 
 
 
 def test_two_losses_of_the_same_fields_have_different_keys() -> None:
-    assert dataclasses.asdict(spec.CE(0.5)) == {"weight": 0.5}
+    assert dataclasses.asdict(spec.EmbeddingMSE(0.5)) == {"weight": 0.5}
     other = dataclasses.make_dataclass("Other", [("weight", float)])
-    assert store.key("s", 1, {"x": spec.CE(0.5)}) != store.key("s", 1, {"x": other(0.5)})
+    assert store.key("s", 1, {"x": spec.EmbeddingMSE(0.5)}) != store.key("s", 1, {"x": other(0.5)})
 
 
 # ------------------------------------------------------------------------------------------------------ finished stages

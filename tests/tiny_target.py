@@ -15,8 +15,8 @@ TARGET = '''"""A tiny target."""
 import sys
 
 from edgekd.spec import (
-    KL, Bench, Budget, Device, Distill, Export, Finetune, HiddenMSE, Optimizer, Quant, Student, Target, Teacher,
-    TextClassification,
+    KL, Bench, Budget, Device, Distill, Export, Finetune, HiddenMSE, Optimizer, Quant, Relations, RKD, Student,
+    Target, Teacher, TextClassification,
 )
 
 TARGET = Target(
@@ -32,7 +32,7 @@ TARGET = Target(
     ),
     student=Student(layers=2, hidden=16, heads=4, ffn=24, vocabulary=70),
     distill=Distill(
-        losses=(KL(1.0, temperature=2.0), HiddenMSE(0.1)), epochs={epochs},
+        losses=(KL(1.0, temperature=2.0), HiddenMSE(0.1), Relations(0.1, heads=1), RKD(0.1, group=8)), epochs={epochs},
         optimizer=Optimizer(batch_size=16),
     ),
     quant=Quant(

@@ -76,7 +76,9 @@ def epoch_steps(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[I
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
-def micro_batches(tokens: Tokens, rows: Ints, size: int | None, teacher: Any = None) -> Iterator[Batch]:
+def micro_batches(
+    tokens: Tokens, rows: Ints, size: int | None, teacher: Any = None, progress: float = 0.0
+) -> Iterator[Batch]:
     """The micro-batches of one step, at most ``size`` examples each; ``teacher`` is a label store's split or None."""
     size = size or len(rows)
     total_tokens = int(tokens.lengths[rows].sum())
@@ -86,7 +88,7 @@ def micro_batches(tokens: Tokens, rows: Ints, size: int | None, teacher: Any = N
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         signal = teacher.signal(part, tokens, mask, flat) if teacher is not None else None
         labels = torch.from_numpy(tokens.labels[part])
-        yield Batch(inputs, labels, len(rows), total_tokens, signal)
+        yield Batch(inputs, labels, len(rows), total_tokens, signal, progress)
 
 
 def by_length(tokens: Tokens, batch_size: int) -> list[Ints]:

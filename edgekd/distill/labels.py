@@ -1,34 +1,34 @@
 """The label store: a teacher's outputs, computed once, memory-mapped afterwards.
 
-A folder of plain ``.npy`` files, one per split and field: ``train.logits.npy`` (N, C) float32 and, when a loss needs
-them, ``train.hidden.<layer>.npy`` (total teacher tokens, H) float16 beside ``train.starts.npy`` and
-``train.offsets.npy``, which say where each token begins. The key is the example, not the token: a student with
-another tokenizer finds, for each of its tokens, the teacher's token that covers the same character.
+A folder of plain ``.npy`` files, one per split and field: ``train.logits.npy`` (N, C) float32 and, when losses need
+them, ``train.pooled.npy`` (N, H) float32, ``train.hidden.<layer>.npy`` and ``train.query.<block>.npy``, ``key``,
+``value`` (total teacher tokens, channels) float16 beside ``train.starts.npy`` and ``train.offsets.npy``, which say
+where each token begins. The key is the example, not the token: a student with another tokenizer finds, for each of its
+tokens, the teacher's token that covers the same character.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgekd.distill.data import Ints, Tokens, by_length
+from edgekd.distill.record import record
 from edgekd.distill.signal import Signal
+from edgekd.distill.taps import LOGITS, Needs
 from edgekd.errors import DataError, TrainingError
 from edgekd.progress import Progress
 
+TOKEN_FIELDS = {"hidden": "hidden states", "query": "queries", "key": "keys", "value": "values"}
+QKV = ("query", "key", "value")
 BLOCK = 64  # examples per teacher forward, and per unit of resumable work
-
-
-def estimate_bytes(examples: int, tokens: int, classes: int, layers: int, hidden: int) -> int:
-    """Bytes the store will take: float32 logits, and float16 states of ``layers`` layers with their positions."""
-    return examples * (4 * classes + 8) + tokens * (layers * hidden * 2 + 4 * bool(layers))
 
 
 def compute(
@@ -36,14 +36,14 @@ def compute(
     split: str,
     tokens: Tokens,
     model: Any,
-    layers: Sequence[int],
+    needs: Needs,
     device: torch.device,
     progress: Progress,
     rank: int = 0,
     world_size: int = 1,
     bf16: bool = False,
 ) -> None:
-    """Run the teacher over one split and write its logits and the hidden states of ``layers`` into ``out``.
+    """Run the teacher over one split and write its logits, and what else ``needs`` names, into ``out``.
 
     Ranks share the work block by block; each block is marked done after it is on disk, so a killed run goes on where
     it stopped, also with another number of ranks. ``bf16``: matrix products in bfloat16. A full disk is an ``OSError``
@@ -51,21 +51,19 @@ def compute(
     """
     blocks = by_length(tokens, BLOCK)
     ready, done_path = out / f"{split}.ready.tmp", out / f"{split}.done.tmp"  # the store drops *.tmp at the end
+    model.eval()
     if rank == 0 and not ready.exists():
-        _create(out, split, tokens, model.config, layers)
+        _create(out, split, tokens, _outputs(tokens, np.array([0]), model, needs, device), needs.tokens)
         done_path.write_bytes(bytes(len(blocks)))
         ready.touch()
     _wait(ready.exists)
     done = np.memmap(done_path, mode="r+", dtype=np.uint8)
-    fields = {
-        f: np.load(out / f"{split}.{f}.npy", mmap_mode="r+") for f in ("logits", *(f"hidden.{i}" for i in layers))
-    }
+    fields = {name: np.load(out / f"{split}.{name}.npy", mmap_mode="r+") for name in names(needs)}
     mine = [i for i in range(len(blocks)) if not done[i] and i % world_size == rank]
-    model.eval()
     with progress.bar(f"labels: {split}", total=len(mine), unit="block") as advance:
         for i in mine:
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                _block(fields, split, tokens, blocks[i], model, layers, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                _block(fields, split, tokens, blocks[i], model, needs, device)
             for field in fields.values():
                 field.flush()
             done[i] = 1
@@ -75,15 +73,36 @@ def compute(
         _wait(lambda: bool(np.memmap(done_path, mode="r", dtype=np.uint8).all()))
 
 
-def _create(out: Path, split: str, tokens: Tokens, config: Any, layers: Sequence[int]) -> None:
+def names(needs: Needs) -> tuple[str, ...]:
+    """The fields of a store, but for the positions of tokens."""
+    hidden = tuple(f"hidden.{layer}" for layer in needs.hidden)
+    attention = tuple(f"{part}.{block}" for block in needs.attention for part in QKV)
+    return ("logits", *("pooled",) * needs.pooled, *hidden, *attention)
+
+
+def _outputs(tokens: Tokens, rows: Ints, model: Any, needs: Needs, device: torch.device) -> dict[str, Tensor]:
+    """The teacher's fields for ``rows``: (B, C), and (B, T, channels) of what belongs to tokens."""
+    ids, mask, _ = tokens.gather(rows)
+    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+    with torch.inference_mode():
+        signal = record(model, {k: v.to(device) for k, v in inputs.items()}, needs)
+    attention = [states for block in needs.attention for states in signal.attention[block]]
+    pooled = [] if signal.pooled_BH is None else [signal.pooled_BH]
+    return dict(zip(names(needs), (signal.logits_BC, *pooled, *signal.hidden.values(), *attention), strict=True))
+
+
+def _create(out: Path, split: str, tokens: Tokens, outputs: dict[str, Tensor], positions: bool) -> None:
     """The split's files, positions filled in and disk reserved: a full disk met through a memory map would be SIGBUS.
 
-    What was reserved is given back when there is not enough for all.
+    ``outputs`` are those of one example. What was reserved is given back when there is not enough for all.
     """
-    empty: dict[str, tuple[tuple[int, ...], Any]] = {"logits": ((len(tokens), config.num_labels), np.float32)}
-    for layer in layers:
-        empty[f"hidden.{layer}"] = ((len(tokens.ids), config.hidden_size), np.float16)
-    known: dict[str, NDArray[Any]] = {"starts": tokens.starts, "offsets": tokens.offsets} if layers else {}
+    empty: dict[str, tuple[tuple[int, ...], Any]] = {
+        name: ((len(tokens), field.shape[-1]), np.float32)
+        if field.ndim == 2
+        else ((len(tokens.ids), field.shape[-1]), np.float16)
+        for name, field in outputs.items()
+    }
+    known: dict[str, NDArray[Any]] = {"starts": tokens.starts, "offsets": tokens.offsets} if positions else {}
     empty |= {name: (values.shape, values.dtype) for name, values in known.items()}
     try:
         for name, (shape, dtype) in empty.items():
@@ -99,21 +118,19 @@ def _create(out: Path, split: str, tokens: Tokens, config: Any, layers: Sequence
         raise
 
 
-def _block(
-    fields: Any, split: str, tokens: Tokens, rows: Ints, model: Any, layers: Sequence[int], device: torch.device
-) -> None:
-    ids, mask, flat = tokens.gather(rows)
-    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
-    result = model(**{k: v.to(device) for k, v in inputs.items()}, output_hidden_states=bool(layers))
-    logits = result.logits.float().cpu().numpy()
-    _refuse(~np.isfinite(logits).all(1), rows, split, "logits are not finite: look at that text, or at the teacher")
-    fields["logits"][rows] = logits
-    for layer in layers:
-        states = result.hidden_states[layer].half().cpu().numpy()
-        bad = (mask & ~np.isfinite(states).all(2)).any(1)
-        what = f"hidden states of layer {layer} do not fit into float16: leave that layer out of HiddenMSE(layers=...)"
-        _refuse(bad, rows, split, what)
-        fields[f"hidden.{layer}"][flat[mask]] = states[mask]
+def _block(fields: Any, split: str, tokens: Tokens, rows: Ints, model: Any, needs: Needs, device: torch.device) -> None:
+    _, mask, flat = tokens.gather(rows)
+    for name, field in _outputs(tokens, rows, model, needs, device).items():
+        values = field.to(torch.float32 if field.ndim == 2 else torch.float16).cpu().numpy()
+        bad = ~np.isfinite(values)
+        if field.ndim == 2:
+            _refuse(bad.any(1), rows, split, f"{name} are not finite: look at that text, or at the teacher")
+            fields[name][rows] = values
+        else:
+            what, layer = TOKEN_FIELDS[name.partition(".")[0]], name.partition(".")[2]
+            why = f"{what} of layer {layer} do not fit into float16: leave that layer out of the loss that looks at it"
+            _refuse((mask & bad.any(2)).any(1), rows, split, why)
+            fields[name][flat[mask]] = values[mask]
 
 
 def _refuse(bad: NDArray[np.bool_], rows: Ints, split: str, what: str) -> None:
@@ -129,22 +146,30 @@ def _wait(ready: Any) -> None:
 class LabelStore:
     """One split of a finished store, read through memory maps: its memory does not grow with the data."""
 
-    def __init__(self, folder: Path, split: str, layers: Sequence[int] = ()) -> None:
-        self.logits: NDArray[np.float32] = np.load(folder / f"{split}.logits.npy", mmap_mode="r")
-        self.hidden = {i: np.load(folder / f"{split}.hidden.{i}.npy", mmap_mode="r") for i in layers}
-        self.starts = np.load(folder / f"{split}.starts.npy", mmap_mode="r") if layers else None
-        self.offsets = np.load(folder / f"{split}.offsets.npy") if layers else None
+    def __init__(self, folder: Path, split: str, needs: Needs = LOGITS, heads: int = 0) -> None:
+        self.fields = {name: np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in names(needs)}
+        self.needs, self.heads = needs, heads
+        self.starts = np.load(folder / f"{split}.starts.npy", mmap_mode="r") if needs.tokens else None
+        self.offsets = np.load(folder / f"{split}.offsets.npy") if needs.tokens else None
         self._aligned: NDArray[np.int64] | None = None
 
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """(N, C)."""
+        found: NDArray[np.float32] = self.fields["logits"]
+        return found
+
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
-        """The teacher's signal for ``rows``, its hidden states (float16) placed at the student's tokens."""
-        hidden: dict[int, torch.Tensor] = {}
-        if self.hidden:
+        """The teacher's signal for ``rows``, what belongs to tokens (float16) placed at the student's tokens."""
+        where: Any = None
+        if self.needs.tokens:
             if self._aligned is None:
                 self._aligned = self._align(tokens)
             where = np.where(mask, self._aligned[flat], 0)
-            hidden = {layer: torch.from_numpy(states[where]) for layer, states in self.hidden.items()}
-        return Signal(torch.from_numpy(self.logits[rows]), hidden)
+        read = {n: torch.from_numpy(f[rows if n in ("logits", "pooled") else where]) for n, f in self.fields.items()}
+        hidden = {layer: read[f"hidden.{layer}"] for layer in self.needs.hidden}
+        attention = {n: (read[f"query.{n}"], read[f"key.{n}"], read[f"value.{n}"]) for n in self.needs.attention}
+        return Signal(read["logits"], hidden, attention, self.heads, read.get("pooled"))
 
     def _align(self, tokens: Tokens) -> Ints:
         """For each of the student's tokens, the teacher's token that covers its first character.

@@ -82,7 +82,7 @@ def fit(
                 steps = epoch_steps(tokens.lengths, options.batch_size, seed, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step)
-            loss = _step(task, steps[place], options, device)
+            loss = _step(task, steps[place], options, device, step / last)
             norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
             pending.append((step, torch.stack([loss, norm])))
             if len(pending) >= LOSS_LAG[device.type] or math.isnan(shown):
@@ -138,10 +138,10 @@ def _resume(task: Task, optimizer: torch.optim.Optimizer, out: Path, progress: P
     return {"step": 0, "best": None, "history": [], "seconds": 0.0}
 
 
-def _step(task: Task, rows: Any, options: spec.Optimizer, device: torch.device) -> torch.Tensor:
+def _step(task: Task, rows: Any, options: spec.Optimizer, device: torch.device, progress: float) -> torch.Tensor:
     total = torch.zeros((), device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=task.autocast)
-    for batch in micro_batches(task.tokens, rows, options.micro_batch_size, task.teacher):
+    for batch in micro_batches(task.tokens, rows, options.micro_batch_size, task.teacher, progress):
         with autocast:
             loss = task.module(batch.to(device))
         loss.backward()

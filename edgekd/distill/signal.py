@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+QKV = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Signal:
     """One model's outputs. Suffixes name the axes: B examples, T tokens, C classes, H channels.
 
-    ``hidden`` maps a layer (0: embedding output, n: output of block n) to its states. In a teacher's signal these
-    already stand at the *student's* tokens (see ``edgekd.distill.labels``).
+    ``hidden`` maps a layer (0: embedding output, n: output of block n) to its states. ``attention`` maps a block (from
+    1) to its queries, keys and values, (B, T, channels of all heads), and ``heads`` says how many heads the queries
+    have. ``pooled_BH`` is the mean of an example's last hidden states. In a teacher's signal what belongs to tokens
+    already stands at the *student's* tokens (see ``edgekd.distill.labels``).
     """
 
     logits_BC: Tensor
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    attention: Mapping[int, QKV] = field(default_factory=dict)
+    heads: int = 0
+    pooled_BH: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Signal:
+        """The same with every tensor changed."""
+        return replace(
+            self,
+            logits_BC=change(self.logits_BC),
+            hidden={layer: change(states) for layer, states in self.hidden.items()},
+            attention={n: (change(q), change(k), change(v)) for n, (q, k, v) in self.attention.items()},
+            pooled_BH=None if self.pooled_BH is None else change(self.pooled_BH),
+        )
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,8 @@ class Batch:
     """A micro-batch. The totals count the *whole* step, over all its micro-batches.
 
     Losses are sums over the micro-batch divided by these totals, so that accumulating k micro-batches gives the
-    gradient of the big batch exactly, whatever their sizes and lengths.
+    gradient of the big batch exactly, whatever their sizes and lengths. ``progress`` is the share of the training that
+    is done.
     """
 
     inputs: dict[str, Tensor]
@@ -34,6 +52,7 @@ class Batch:
     total_examples: int
     total_tokens: int
     teacher: Signal | None = None
+    progress: float = 0.0
 
     @property
     def mask_BT(self) -> Tensor:
@@ -46,9 +65,9 @@ class Batch:
         def move(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=True)
 
-        teacher = self.teacher
-        if teacher is not None:
-            hidden = {layer: move(states) for layer, states in teacher.hidden.items()}
-            teacher = Signal(move(teacher.logits_BC), hidden)
-        inputs = {name: move(value) for name, value in self.inputs.items()}
-        return Batch(inputs, move(self.labels_B), self.total_examples, self.total_tokens, teacher)
+        return replace(
+            self,
+            inputs={name: move(value) for name, value in self.inputs.items()},
+            labels_B=move(self.labels_B),
+            teacher=None if self.teacher is None else self.teacher.map(move),
+        )

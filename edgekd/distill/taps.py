@@ -3,83 +3,162 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 from edgekd import spec
 from edgekd.errors import TargetError
+from edgekd.spec.losses import Pairs
 
-Layers = Literal["uniform"] | Sequence[tuple[int, int]]
+Layers = str | Sequence[tuple[int, int]]
+
+HIDDEN = (spec.HiddenMSE, spec.HiddenCosine, spec.EmbeddingMSE, spec.AttentionTransfer)
+ATTENTION = (spec.AttentionMaps, spec.Relations)
+POOLED = (spec.RKD, spec.SimilarityPreserving, spec.CorrelationCongruence)
+"""Losses by what they look at besides the logits."""
 
 
-def layer_map(layers: Layers, student_layers: int, teacher_layers: int) -> tuple[tuple[int, int], ...]:
+@dataclass(frozen=True)
+class Needs:
+    """What to take from a model besides its logits: hidden states of layers (0: embeddings), queries, keys and values
+    of blocks (from 1), and the mean of each example's last hidden states.
+    """
+
+    hidden: tuple[int, ...] = ()
+    attention: tuple[int, ...] = ()
+    pooled: bool = False
+
+    @property
+    def tokens(self) -> bool:
+        """Whether any of it belongs to tokens."""
+        return bool(self.hidden or self.attention)
+
+
+LOGITS = Needs()
+"""Nothing else."""
+
+
+def layer_map(layers: Layers, student_layers: int, teacher_layers: int) -> Pairs:
     """(student layer, teacher layer) pairs; 0 is the embedding output, n the output of block n.
 
-    ``"uniform"`` pairs both embeddings and spreads the student's blocks over the teacher's: s -> round(s·T/S).
-    Raises ``TargetError`` for an explicit pair outside either model, and for a student deeper than its teacher.
+    With S and T blocks: ``"uniform"`` pairs the embeddings and s -> round(s·T/S); ``"skip"`` s -> s·(T // S);
+    ``"last"`` s -> T - S + s; ``"final"`` only S -> T; ``"learned"`` every block with every block. Raises
+    ``TargetError`` for an explicit pair outside either model, and where S > T leaves a map without its blocks.
     """
-    if layers == "uniform":
-        if student_layers > teacher_layers:
+    s_last, t_last = student_layers, teacher_layers
+    if isinstance(layers, str):
+        if layers in ("uniform", "skip", "last") and s_last > t_last:
             raise TargetError(
-                f'HiddenMSE: "uniform" cannot pair {student_layers} layers with the teacher\'s {teacher_layers}, since '
-                "each of those may be paired once; give explicit (student, teacher) pairs"
+                f'layers="{layers}" cannot pair {s_last} layers with the teacher\'s {t_last}, since each of those may '
+                "be paired once; give explicit (student, teacher) pairs"
             )
-        return tuple((s, round(s * teacher_layers / student_layers)) for s in range(student_layers + 1))
+        blocks = range(1, s_last + 1)
+        if layers == "uniform":
+            return ((0, 0), *((s, round(s * t_last / s_last)) for s in blocks))
+        if layers == "skip":
+            return tuple((s, s * (t_last // s_last)) for s in blocks)
+        if layers == "last":
+            return tuple((s, t_last - s_last + s) for s in blocks)
+        if layers == "final":
+            return ((s_last, t_last),)
+        return tuple((s, t) for s in blocks for t in range(1, t_last + 1))
     for s, t in layers:
-        if not (0 <= s <= student_layers and 0 <= t <= teacher_layers):
+        if not (0 <= s <= s_last and 0 <= t <= t_last):
             raise TargetError(
-                f"layer map pair ({s}, {t}) is out of range: the student has layers 0..{student_layers}, "
-                f"the teacher 0..{teacher_layers} (0 is the embedding output)"
+                f"layer map pair ({s}, {t}) is out of range: the student has layers 0..{s_last}, the teacher "
+                f"0..{t_last} (0 is the embedding output)"
             )
-    if len({t for _, t in layers}) != len(layers):
-        raise TargetError("layer map: each teacher layer may appear once")
     return tuple((int(s), int(t)) for s, t in layers)
 
 
+def pairs(loss: spec.Loss, student_layers: int, teacher_layers: int) -> Pairs:
+    """The pairs of layers that a loss compares; none if it looks at no layer. Raises as ``layer_map`` does."""
+    if isinstance(loss, spec.EmbeddingMSE):
+        return ((0, 0),)
+    if not isinstance(loss, HIDDEN + ATTENTION):
+        return ()
+    try:
+        found = layer_map(loss.layers, student_layers, teacher_layers)
+    except TargetError as error:
+        raise TargetError(f"distill.losses: {type(loss).__name__}: {error}") from None
+    if isinstance(loss, ATTENTION):
+        if loss.layers == "uniform":
+            return found[1:]
+        if any(0 in pair for pair in found):
+            raise TargetError(f"distill.losses: {type(loss).__name__}: layer 0, the embeddings, has no attention")
+    return found
+
+
+def needs(losses: Sequence[spec.Loss], student_layers: int, teacher_layers: int, of: int) -> Needs:
+    """What ``losses`` need of the student (``of`` 0) or of the teacher (1). Raises as ``pairs`` does."""
+    hidden: set[int] = set()
+    attention: set[int] = set()
+    for loss in losses:
+        layers = {pair[of] for pair in pairs(loss, student_layers, teacher_layers)}
+        (attention if isinstance(loss, ATTENTION) else hidden).update(layers)
+    pooled = any(isinstance(loss, POOLED) for loss in losses)
+    return Needs(tuple(sorted(hidden)), tuple(sorted(attention)), pooled)
+
+
 def check(distill: spec.Distill, student_layers: int | None, teacher_layers: int | None) -> None:
-    """Raise ``TargetError`` for a hidden-state pair outside either model; ``None`` stands for a count not known yet."""
-    for loss in distill.losses:
-        if isinstance(loss, spec.HiddenMSE) and student_layers is not None and teacher_layers is not None:
-            layer_map(loss.layers, student_layers, teacher_layers)
+    """Raise ``TargetError`` for a pair of layers outside either model; ``None`` stands for a count not known yet."""
+    if student_layers is not None and teacher_layers is not None:
+        needs(distill.losses, student_layers, teacher_layers, 1)
 
 
 def taps(distill: spec.Distill, student: spec.Student) -> tuple[str, ...]:
-    """What the label store must hold: ``logits`` always, ``hidden:<layers>`` if a loss needs hidden states.
+    """What the label store must hold, as the ``labels`` stage is told it: ``logits`` always, then each map of layers.
 
-    ``hidden:uniform/4`` leaves the teacher's layer count open, so that this is known before the teacher is.
+    ``hidden:uniform/4`` leaves the teacher's layer count open, so that this is known before the teacher is; a student
+    whose count is not known either takes all.
     """
-    wanted = ["logits"]
+    count = student.layers if isinstance(student.layers, int) else len(student.layers or ())
+    count = count or _config_layers(student)
+    wanted = {"logits"}
     for loss in distill.losses:
-        if isinstance(loss, spec.HiddenMSE):
-            if loss.layers == "uniform":
-                count = student.layers if isinstance(student.layers, int) else len(student.layers or ())
-                count = count or _config_layers(student)
-                wanted.append(f"hidden:uniform/{count}" if count else "hidden:all")
+        if isinstance(loss, POOLED):
+            wanted.add("pooled")
+        if isinstance(loss, HIDDEN + ATTENTION):
+            kind = "attention" if isinstance(loss, ATTENTION) else "hidden"
+            layers: Layers = ((0, 0),) if isinstance(loss, spec.EmbeddingMSE) else loss.layers
+            if isinstance(layers, str):
+                wanted.add(f"{kind}:{layers}/{count}" if count or layers == "final" else f"{kind}:all")
             else:
-                wanted.append("hidden:" + ",".join(str(t) for _, t in loss.layers))
-    if len(wanted) > 2:
-        raise TargetError("distill.losses: at most one HiddenMSE, with all its layer pairs in one map")
-    return tuple(wanted)
+                wanted.add(f"{kind}:" + ",".join(str(t) for t in sorted({t for _, t in layers})))
+    return ("logits", *sorted(wanted - {"logits"}))
 
 
-def hidden_layers(wanted: Sequence[str], teacher_layers: int) -> tuple[int, ...]:
-    """The teacher layers that ``taps`` names, once it is known how many it has; ``TargetError`` for one too many."""
-    for tap in wanted:
-        if tap.startswith("hidden:"):
-            what = tap.removeprefix("hidden:")
-            if what == "all":
-                return tuple(range(teacher_layers + 1))
-            if what.startswith("uniform/"):
-                pairs = layer_map("uniform", int(what.removeprefix("uniform/")), teacher_layers)
-                return tuple(sorted({t for _, t in pairs}))
-            layers = tuple(sorted(int(t) for t in what.split(",")))
-            for layer in layers:
-                if not 0 <= layer <= teacher_layers:
-                    raise TargetError(
-                        f"distill.losses: HiddenMSE asks for layer {layer} of the teacher, which has layers "
-                        f"0..{teacher_layers} (0 is the embedding output)"
-                    )
-            return layers
-    return ()
+def stored(wanted: Sequence[str], teacher_layers: int) -> Needs:
+    """What ``taps`` names, once it is known how many layers the teacher has; ``TargetError`` for one too many."""
+    found: dict[str, set[int]] = {"hidden": set(), "attention": set()}
+    for kind, _, what in (tap.partition(":") for tap in wanted):
+        if kind not in found:
+            continue
+        first = 0 if kind == "hidden" else 1
+        if what == "all":
+            layers = set(range(teacher_layers + 1))
+        elif "/" in what:
+            name, count = what.split("/")
+            layers = {t for _, t in layer_map(name, int(count) or 1, teacher_layers)}
+        else:
+            layers = {int(t) for t in what.split(",")}
+        for layer in layers:
+            if not 0 <= layer <= teacher_layers:
+                raise TargetError(
+                    f"distill.losses: a loss asks for layer {layer} of the teacher, which has layers "
+                    f"0..{teacher_layers} (0 is the embedding output)"
+                )
+        found[kind] |= {layer for layer in layers if layer >= first}
+    return Needs(tuple(sorted(found["hidden"])), tuple(sorted(found["attention"])), "pooled" in wanted)
+
+
+def store_bytes(needs: Needs, examples: int, tokens: int, classes: int, hidden: int) -> int:
+    """Bytes that a label store takes: float32 logits and pooled states, float16 states of tokens with their positions.
+
+    An upper bound where keys and values are narrower than the ``hidden`` channels.
+    """
+    per_example = 4 * classes + 8 + 4 * hidden * needs.pooled
+    per_token = 2 * hidden * (len(needs.hidden) + 3 * len(needs.attention)) + 4 * needs.tokens
+    return examples * per_example + tokens * per_token
 
 
 def _config_layers(student: spec.Student) -> int:

@@ -10,7 +10,8 @@ from edgekd import spec, tasks
 from edgekd.distill import evaluate, loop
 from edgekd.distill.data import Tokens, tokenise
 from edgekd.distill.labels import LabelStore
-from edgekd.distill.losses import Learner
+from edgekd.distill.learner import Learner
+from edgekd.distill.taps import stored
 from edgekd.models import loading
 from edgekd.store import Context, Stage, read_json
 
@@ -36,20 +37,20 @@ def load_stage_model(stage: Stage, labels: Any, attention: str | None = None) ->
 
 
 def set_lesson(
-    ctx: Context, name: str, model: Any, tokens: dict[str, Tokens], losses: tuple[spec.Loss, ...], labels: Stage
+    ctx: Context, name: str, model: Any, tokens: dict[str, Tokens], distill: spec.Distill, labels: Stage
 ) -> tuple[loop.Task, Learner]:
-    """A student's training under ``losses`` on the stored teacher's answers, judged on validation; and its learner.
+    """A student's training on the stored teacher's answers, judged on validation; and the student under its losses.
 
     The same in fp32 and under fake-quantization, whose matrix products must not be cast to bf16.
     """
     index = read_json(labels.path / "index.json")
-    shape = {"layers": index["teacher_layers"], "hidden": index["teacher_hidden"]} if index["layers"] else None
-    learner = Learner(model, losses, shape).to(torch.device(ctx.device))
+    shape = index["teacher"]
+    learner = Learner(model, distill.losses, shape, distill.balance).to(torch.device(ctx.device))
     truth = LabelStore(labels.path, "validation").logits
 
     def judge() -> dict[str, float]:
         found = evaluate.logits(model, tokens["validation"], progress=ctx.progress, name=f"{name}: scoring validation")
         return evaluate.compare(found, tokens["validation"].labels, truth)
 
-    teacher = LabelStore(labels.path, "taught", index["layers"])
+    teacher = LabelStore(labels.path, "taught", stored(index["taps"], shape["layers"]), shape["heads"])
     return loop.Task(name, learner, tokens["taught"], teacher, judge), learner

@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
-from edgekd.distill.losses import Learner
+from edgekd.distill.learner import Learner
 from edgekd.models import loading
 from edgekd.models import student as student_builder
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 5
-PROJECTIONS = "projections.safetensors"
+REVISION = 6
+LEARNED = "learned.safetensors"
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
     )
     del big
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
-    lesson, learner = set_lesson(ctx, "distill", model, tokens, distill.losses, labels)
+    lesson, learner = set_lesson(ctx, "distill", model, tokens, distill, labels)
     training = loop.fit(
         replace(lesson, autocast=ctx.device == "cuda"),
         epochs=distill.epochs,
@@ -49,15 +49,15 @@ def run(
     )
     scores = lesson.evaluate()
     ctx.progress.log(f"distill: {summary['parameters']:,} parameters, validation {scores['score']:.4f}")
-    if len(learner.projections):
-        save_tensors(learner.projections.state_dict(), ctx.out / PROJECTIONS)
+    if learned := learner.own.state_dict():
+        save_tensors(learned, ctx.out / LEARNED)
     loading.save_model(model, tokenizer, ctx.out / "model")
     write_json(ctx.out / "student.json", summary)
     write_json(ctx.out / "scores.json", {"validation": scores, "training": training})
     loop.clean(ctx.out)
 
 
-def load_projections(learner: Learner, distill: Stage) -> None:
-    """Go on with the projections that the distill stage learned, so that QAT starts where it ended."""
-    if len(learner.projections):
-        learner.projections.load_state_dict(load_file(distill.path / PROJECTIONS))
+def load_learned(learner: Learner, distill: Stage) -> None:
+    """Go on with what the losses learned in the distill stage, so that QAT starts where it ended."""
+    if learner.own.state_dict():
+        learner.own.load_state_dict(load_file(distill.path / LEARNED))

@@ -6,11 +6,12 @@ import torch
 
 from edgekd import spec
 from edgekd.distill import labels as label_store
-from edgekd.distill.taps import hidden_layers
+from edgekd.distill.record import heads
+from edgekd.distill.taps import LOGITS, store_bytes, stored
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 2
+REVISION = 3
 
 
 def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, teacher: Stage) -> None:
@@ -18,13 +19,15 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
     data = read_data(task, assets)
     model, tokenizer = load_stage_model(teacher, data.labels)
     config = model.config
-    layers = hidden_layers(taps, int(config.num_hidden_layers))
+    needs = stored(taps, int(config.num_hidden_layers))
     device = torch.device(ctx.device)
     model.to(device)
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     size = sum(
-        label_store.estimate_bytes(len(t), len(t.ids), len(data.labels), len(layers), int(config.hidden_size))
-        for t in tokens.values()
+        store_bytes(
+            needs if name == "taught" else LOGITS, len(t), len(t.ids), len(data.labels), int(config.hidden_size)
+        )
+        for name, t in tokens.items()
     )
     if ctx.rank == 0:
         ctx.progress.log(f"labels: {size / 2**20:.1f} MiB on disk ({', '.join(taps)})")
@@ -34,7 +37,7 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
             split,
             part,
             model,
-            layers if split == "taught" else (),
+            needs if split == "taught" else LOGITS,
             device,
             ctx.progress,
             ctx.rank,
@@ -42,11 +45,6 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
             ctx.bf16,
         )
     if ctx.rank == 0:
-        index = {
-            "taps": list(taps),
-            "layers": list(layers),
-            "teacher_layers": int(config.num_hidden_layers),
-            "teacher_hidden": int(config.hidden_size),
-            "bytes": size,
-        }
+        shape = {"layers": int(config.num_hidden_layers), "hidden": int(config.hidden_size), "heads": heads(model)}
+        index = {"taps": list(taps), "teacher": shape, "bytes": size}
         write_json(ctx.out / "index.json", index)

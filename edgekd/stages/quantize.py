@@ -19,7 +19,7 @@ from edgekd.quant.calibrate import Batch, batches, calibrate_on, calibration_row
 from edgekd.quant.replace import quantize, schemes
 from edgekd.quant.search import search
 from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
-from edgekd.stages.distill import load_projections
+from edgekd.stages.distill import load_learned
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 6
@@ -55,7 +55,7 @@ def run(
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     prepare(model, quant)
-    lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec.losses, labels)
+    lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec, labels)
 
     examples = batches(tokens["taught"], rows)
 
@@ -77,7 +77,7 @@ def run(
     else:
         model.load_state_dict(float_weights)
         observe()
-        load_projections(learner, distill)
+        load_learned(learner, distill)
         training = train(ctx, lesson, quant, seed, observe)
         if lesson.rank(training["best"]) <= lesson.rank(scores["ptq"]):
             ctx.progress.log("quantize: no epoch came closer to the teacher than the best PTQ, which is kept")

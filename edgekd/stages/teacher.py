@@ -7,7 +7,7 @@ import torch
 from edgekd import assets as asset_cache
 from edgekd import spec
 from edgekd.distill import evaluate, loop
-from edgekd.distill.losses import Learner
+from edgekd.distill.learner import Learner
 from edgekd.models import loading
 from edgekd.stages.common import read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
@@ -44,7 +44,7 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, 
         training = loop.fit(
             loop.Task(
                 "teacher",
-                Learner(model, (spec.CE(),), None),
+                Learner(model, (spec.CE(),)),
                 tokens["train"],
                 None,
                 lambda: judge("validation"),

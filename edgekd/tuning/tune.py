@@ -58,7 +58,7 @@ def tune(
     """
     progress = progress or Progress()
     run = folder / pipeline.run_name(target)
-    line = {step.stage.name: step for step in pipeline.steps(target, folder, beside=beside)}
+    line = {step.name: step for step in pipeline.steps(target, folder, beside=beside)}
     for name in NEEDED:
         if store.find(folder, name, line[name].stage.key) is None:
             smoke = " --smoke" if target.smoke else ""
@@ -172,7 +172,7 @@ def _build(
             )
             revision = pipeline.stage_revision(STAGE)
             key = store.key(STAGE, revision, inputs)
-            step = Step(Stage(STAGE, key, store.folder(folder, STAGE, key)), revision, inputs)
+            step = Step(Stage(STAGE, key, store.folder(folder, STAGE, key)), revision, inputs, STAGE)
             try:
                 quiet = Progress(quiet=True)
                 runner.walk([step], folder, function=pipeline.stage_function, context=context, progress=quiet)

@@ -16,6 +16,8 @@ from edgekd.devices import X86_VNNI as X86_VNNI
 from edgekd.devices import Device as Device
 from edgekd.errors import TargetError
 from edgekd.globs import first_match, named_in
+from edgekd.spec.losses import *  # noqa: F403
+from edgekd.spec.losses import KL, Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,49 +117,18 @@ class Student:
     config: dict[str, object] | None = None
 
 
-@dataclass(frozen=True)
-class KL:
-    """KL divergence from teacher to student at ``temperature``, scaled by its square (Hinton et al. 2015)."""
-
-    weight: float = 1.0
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True)
-class CE:
-    """Cross-entropy on the hard labels."""
-
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class LogitMSE:
-    """Mean squared error on logits; ``centred`` first removes each example's mean, to which softmax is blind."""
-
-    weight: float = 1.0
-    centred: bool = True
-
-
-@dataclass(frozen=True)
-class HiddenMSE:
-    """Mean squared error on hidden states through learned projections (FitNets, 2015; TinyBERT, 2020).
-
-    ``layers``: ``"uniform"`` spreads the student's layers over the teacher's, or explicit ``(student, teacher)``
-    pairs; layer 0 is the embedding output, layer ``n`` the output of the n-th block.
-    """
-
-    weight: float = 1.0
-    layers: Literal["uniform"] | tuple[tuple[int, int], ...] = "uniform"
-
-
-Loss = KL | CE | LogitMSE | HiddenMSE
-
-
 @dataclass(frozen=True, kw_only=True)
 class Distill:
-    """How the fp32 student learns. The quantize stage trains on under these same losses."""
+    """How the fp32 student learns. The quantize stage trains on under these same losses.
+
+    ``balance="gradients"`` keeps the losses' gradients in proportion to their weights as the training goes on, by
+    their norms over the student; by default the weights alone decide. With ``generations`` above 1 the student is
+    taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018).
+    """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
+    balance: Literal["fixed", "gradients"] = "fixed"
+    generations: int = 1
     epochs: float = 10
     optimizer: Optimizer = Optimizer()
 
@@ -274,12 +245,17 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One run: what is taught, to whom, for which device, within which budget."""
+    """One run: what is taught, to whom, for which device, within which budget.
+
+    ``assistants`` stand between teacher and student, each taught by the one before and cut from it (Mirzadeh et al.
+    2020).
+    """
 
     name: str
     task: Task
     teacher: Teacher
     student: Student
+    assistants: tuple[Student, ...] = ()
     distill: Distill = Distill()
     quant: Quant
     export: Export = Export()

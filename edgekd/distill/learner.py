@@ -1,0 +1,148 @@
+"""The student under its losses: one module that the loop trains, of which only the student is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd import spec
+from edgekd.distill.losses import LOSSES
+from edgekd.distill.losses.feature import Compared, Hints
+from edgekd.distill.record import heads, record
+from edgekd.distill.signal import Batch, Signal
+from edgekd.distill.taps import LOGITS, needs, pairs
+from edgekd.errors import TargetError
+
+BALANCE_EVERY = 50
+"""Forwards between two measurements of the losses' gradients."""
+BALANCE_MOMENTUM = 0.7
+
+
+class Learner(nn.Module):
+    """A student, and what its losses learn beside it: projections, mixtures of layers, temperatures.
+
+    ``teacher`` holds the ``layers``, ``hidden`` and ``heads`` of whoever teaches. Raises ``TargetError`` for losses
+    that the two models do not fit.
+    """
+
+    norms: Tensor
+    forwards: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: Sequence[spec.Loss],
+        teacher: Mapping[str, int] | None = None,
+        balance: str = "fixed",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.losses = tuple(losses)
+        self.needs = LOGITS
+        found: list[Any] = [None] * len(self.losses)
+        config: Any = getattr(model, "config", None)
+        if teacher is not None:
+            own = {"layers": int(config.num_hidden_layers), "hidden": int(config.hidden_size), "heads": heads(model)}
+            self.needs = needs(losses, own["layers"], teacher["layers"], 0)
+            found = [_own(loss, own, teacher) for loss in self.losses]
+        self.own = nn.ModuleList(nn.Module() if part is None else part for part in found)
+        self.balanced = balance == "gradients" and len(self.losses) > 1
+        if self.balanced:
+            self.register_buffer("norms", torch.ones(len(self.losses)))
+            self.register_buffer("forwards", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The weighted loss of one micro-batch: a float32 scalar."""
+        found = torch.stack(self.values(record(self.model, batch.inputs, self.needs), batch))
+        weights = torch.tensor([at(loss.weight, batch.progress) for loss in self.losses], device=found.device)
+        if self.balanced:
+            if self.training and int(self.forwards) % BALANCE_EVERY == 0:
+                self._measure(found)
+            self.forwards += self.training
+            weights = weights * self.norms.mean() / self.norms
+        return (weights * found).sum()
+
+    def values(self, student: Signal, batch: Batch) -> list[Tensor]:
+        """Each loss by itself, without its weight."""
+        return [
+            LOSSES[type(loss)](_now(loss, own, batch.progress), student, batch.teacher, batch, own)
+            for loss, own in zip(self.losses, self.own, strict=True)
+        ]
+
+    def _measure(self, found: Tensor) -> None:
+        """Take the norms of each loss's gradients over the student into their running means."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        norms = []
+        for value in found:
+            grads = torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True)
+            norms.append(torch.stack([g.float().norm() for g in grads if g is not None]).norm())
+        fresh = torch.stack(norms).clamp_min(1e-12)
+        first = int(self.forwards) == 0
+        self.norms.copy_(fresh if first else BALANCE_MOMENTUM * self.norms + (1 - BALANCE_MOMENTUM) * fresh)
+
+
+def at(number: float | spec.Ramp, progress: float) -> float:
+    """What a number, or a ramp, is after that share of the training."""
+    if not isinstance(number, spec.Ramp):
+        return number
+    share = min(1.0, max(0.0, (progress - number.begin) / max(number.until - number.begin, 1e-9)))
+    if number.shape == "cosine":
+        share = 0.5 - 0.5 * math.cos(math.pi * share)
+    return number.start + share * (number.end - number.start)
+
+
+def _now(loss: Any, own: Any, progress: float) -> Any:
+    """``loss`` with its temperature as it is now."""
+    temperature = getattr(loss, "temperature", None)
+    if isinstance(temperature, spec.Ramp):
+        temperature = at(temperature, progress)
+    elif temperature == "learned":
+        temperature = own(progress)
+    else:
+        return loss
+    changed: Any = {"temperature": temperature}
+    return replace(loss, **changed)
+
+
+class Temperature(nn.Module):
+    """A temperature between 1 and 21 that learns to make the student's task harder as the training goes on.
+
+    CTKD's global temperature (Li et al. 2023): its gradient is reversed, by a factor that grows from 0 to 1 with half a
+    cosine. It starts at 4.
+    """
+
+    least, span, first = 1.0, 20.0, 4.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        share = (self.first - self.least) / self.span
+        self.logit = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+
+    def forward(self, progress: float) -> Tensor:
+        """The temperature, its gradient reversed."""
+        factor = 0.5 - 0.5 * math.cos(math.pi * progress)
+        temperature = self.least + self.span * self.logit.sigmoid()
+        return (1 + factor) * temperature.detach() - factor * temperature
+
+
+def _own(loss: spec.Loss, student: Mapping[str, int], teacher: Mapping[str, int]) -> nn.Module | None:
+    """What a loss learns itself, or the layers that it compares."""
+    if getattr(loss, "temperature", None) == "learned":
+        return Temperature()
+    found = pairs(loss, student["layers"], teacher["layers"])
+    if isinstance(loss, spec.HiddenMSE | spec.HiddenCosine | spec.EmbeddingMSE):
+        mixed = getattr(loss, "layers", None) == "learned"
+        return Hints(found, student["hidden"], teacher["hidden"], mixed)
+    if isinstance(loss, spec.Relations):
+        for who, model in (("student", student), ("teacher", teacher)):
+            if model["hidden"] % loss.heads:
+                raise TargetError(
+                    f"distill.losses: Relations(heads={loss.heads}) does not divide the {model['hidden']} channels of "
+                    f"the {who}"
+                )
+    return Compared(found) if found else None

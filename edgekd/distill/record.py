@@ -1,0 +1,106 @@
+"""Run a model and keep what losses look at: logits, hidden states, queries, keys and values, pooled states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill.signal import QKV, Signal
+from edgekd.distill.taps import LOGITS, Needs
+from edgekd.errors import TargetError
+
+PROJECTIONS = (
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("q", "k", "v"),
+)
+"""What families call the layers that make queries, keys and values."""
+FUSED = ("Wqkv", "c_attn", "qkv", "query_key_value")
+"""What they call one layer that makes all three, one after the other."""
+
+
+def record(model: Any, inputs: dict[str, Tensor], needs: Needs = LOGITS) -> Signal:
+    """The outputs of ``model`` on ``inputs``: what ``needs`` names, and the logits.
+
+    Queries and keys are taken as the projections give them, before any rotation by position. Raises ``TargetError`` for
+    a family whose attention has no projections known here.
+    """
+    if not needs.tokens and not needs.pooled:
+        return Signal(model(**inputs).logits)
+    with _projected(model, bool(needs.attention)) as seen:
+        out = model(**inputs, output_hidden_states=bool(needs.hidden) or needs.pooled)
+    hidden = {layer: out.hidden_states[layer] for layer in needs.hidden}
+    attention = {layer: seen[layer - 1] for layer in needs.attention}
+    pooled = mean(out.hidden_states[-1], inputs["attention_mask"]) if needs.pooled else None
+    return Signal(out.logits, hidden, attention, heads(model), pooled)
+
+
+def heads(model: Any) -> int:
+    """How many heads the queries have."""
+    return int(getattr(model.config, "num_attention_heads", 0) or 0)
+
+
+def mean(states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+    """The mean over an example's tokens, float32; zeros where it has none."""
+    weight_BT1 = mask_BT.unsqueeze(-1).float()
+    states_BTH = states_BTH.float().masked_fill(weight_BT1 == 0, 0.0)
+    return states_BTH.sum(1) / weight_BT1.sum(1).clamp_min(1.0)
+
+
+@contextmanager
+def _projected(model: nn.Module, wanted: bool) -> Iterator[list[QKV]]:
+    """Within: what each block's attention projects, filled in call by call (some families share one block)."""
+    seen: list[QKV] = []
+    hooks = []
+    found: dict[int, list[Tensor]] = {}
+
+    def separate(key: int, place: int) -> Any:
+        def hook(module: nn.Module, given: Any, out: Tensor) -> None:
+            parts = found.setdefault(key, [torch.empty(0)] * 3)
+            parts[place] = out
+            if place == 2:
+                seen.append((parts[0], parts[1], parts[2]))
+
+        return hook
+
+    def fused(module: nn.Module, given: Any, out: Tensor) -> None:
+        q, k, v = out.chunk(3, dim=-1)
+        seen.append((q, k, v))
+
+    for names in projections(model) if wanted else ():
+        modules = [model.get_submodule(name) for name in names]
+        if len(modules) == 1:
+            hooks.append(modules[0].register_forward_hook(fused))
+        else:
+            hooks.extend(m.register_forward_hook(separate(id(modules[0]), i)) for i, m in enumerate(modules))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def projections(model: nn.Module) -> list[tuple[str, ...]]:
+    """The paths of the modules that make each block's queries, keys and values; one path where one makes all.
+
+    Raises ``TargetError`` where none are known.
+    """
+    found: list[tuple[str, ...]] = []
+    for path, module in model.named_modules():
+        children = dict(module.named_children())
+        for names in (*PROJECTIONS, *((name,) for name in FUSED)):
+            if all(hasattr(children.get(name), "weight") for name in names):
+                found.append(tuple(f"{path}.{name}" if path else name for name in names))
+                break
+    if not found:
+        raise TargetError(
+            f"{type(model).__name__} has no queries, keys and values known to edgekd: leave AttentionMaps and "
+            "Relations out of distill.losses"
+        )
+    return found
