@@ -67,6 +67,8 @@ RANGES: dict[str, Range] = {
     "CorrelationCongruence.order": COUNT,
     "Distill.epochs": POSITIVE,
     "Distill.generations": COUNT,
+    "Average.decay": {"at least": 0, "below": 1},
+    "Mutual.students": {"at least": 2},
     "Quant.percentile": {"above": 0, "at most": 100},
     "Quant.epochs": POSITIVE,
     "Quant.frozen_fraction": SHARE,
@@ -121,6 +123,9 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     learners = {"student": student, **{f"assistants[{i}]": other for i, other in enumerate(target.assistants)}}
     for path, learner in learners.items():
         yield from _student_contradictions(path, learner, task.max_length)
+    source = type(target.distill.source).__name__
+    if source != "Stored" and (target.assistants or target.distill.generations > 1):
+        yield f"distill.source {source} leaves nothing for assistants or earlier generations to teach: remove either"
     for loss in target.distill.losses:
         yield from _loss_contradictions(loss, target)
     if quant.static and not quant.calibration:

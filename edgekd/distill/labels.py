@@ -164,31 +164,32 @@ class LabelStore:
         where: Any = None
         if self.needs.tokens:
             if self._aligned is None:
-                self._aligned = self._align(tokens)
+                assert self.starts is not None and self.offsets is not None
+                self._aligned = align(tokens, self.starts, self.offsets)
             where = np.where(mask, self._aligned[flat], 0)
         read = {n: torch.from_numpy(f[rows if n in ("logits", "pooled") else where]) for n, f in self.fields.items()}
         hidden = {layer: read[f"hidden.{layer}"] for layer in self.needs.hidden}
         attention = {n: (read[f"query.{n}"], read[f"key.{n}"], read[f"value.{n}"]) for n in self.needs.attention}
         return Signal(read["logits"], hidden, attention, self.heads, read.get("pooled"))
 
-    def _align(self, tokens: Tokens) -> Ints:
-        """For each of the student's tokens, the teacher's token that covers its first character.
 
-        Leading specials pair with leading ones, trailing with the last; raises ``DataError`` if the splits differ.
-        """
-        assert self.starts is not None and self.offsets is not None
-        if len(self.offsets) != len(tokens.offsets):
-            raise DataError("the label store holds another number of examples than the split: rerun the labels stage")
-        aligned = np.empty(len(tokens.ids), np.int64)
-        for i in range(len(tokens)):  # once per run, not per step
-            mine = slice(tokens.offsets[i], tokens.offsets[i + 1])
-            first, last = int(self.offsets[i]), int(self.offsets[i + 1])
-            starts = np.asarray(self.starts[first:last])
-            text = np.flatnonzero(starts >= 0)
-            wanted = tokens.starts[mine]
-            found = np.searchsorted(starts[text], wanted, side="right") - 1
-            place = text[np.clip(found, 0, len(text) - 1)] if len(text) else np.zeros(len(wanted), np.int64)
-            special = wanted < 0
-            leading = special & (np.cumsum(~special) == 0)
-            aligned[mine] = first + np.where(special, np.where(leading, 0, last - first - 1), place)
-        return aligned
+def align(tokens: Tokens, starts_P: NDArray[np.int32], offsets: Ints) -> Ints:
+    """For each of the student's tokens, the place in ``starts_P`` of the teacher's that covers its first character.
+
+    Leading specials pair with leading ones, trailing with the last; raises ``DataError`` if the splits differ.
+    """
+    if len(offsets) != len(tokens.offsets):
+        raise DataError("the label store holds another number of examples than the split: rerun the labels stage")
+    aligned = np.empty(len(tokens.ids), np.int64)
+    for i in range(len(tokens)):  # once per run, not per step
+        mine = slice(tokens.offsets[i], tokens.offsets[i + 1])
+        first, last = int(offsets[i]), int(offsets[i + 1])
+        starts = np.asarray(starts_P[first:last])
+        text = np.flatnonzero(starts >= 0)
+        wanted = tokens.starts[mine]
+        found = np.searchsorted(starts[text], wanted, side="right") - 1
+        place = text[np.clip(found, 0, len(text) - 1)] if len(text) else np.zeros(len(wanted), np.int64)
+        special = wanted < 0
+        leading = special & (np.cumsum(~special) == 0)
+        aligned[mine] = first + np.where(special, np.where(leading, 0, last - first - 1), place)
+    return aligned

@@ -58,7 +58,11 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The weighted loss of one micro-batch: a float32 scalar."""
-        found = torch.stack(self.values(record(self.model, batch.inputs, self.needs), batch))
+        return self.weighted(record(self.model, batch.inputs, self.needs), batch)
+
+    def weighted(self, student: Signal, batch: Batch) -> Tensor:
+        """The same of a student's signal that is known."""
+        found = torch.stack(self.values(student, batch))
         weights = torch.tensor([at(loss.weight, batch.progress) for loss in self.losses], device=found.device)
         if self.balanced:
             if self.training and int(self.forwards) % BALANCE_EVERY == 0:

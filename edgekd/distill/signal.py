@@ -59,6 +59,10 @@ class Batch:
         """True on tokens, false on padding."""
         return self.inputs["attention_mask"].bool()
 
+    def by(self, teacher: Signal) -> Batch:
+        """The same batch with another teacher."""
+        return replace(self, teacher=teacher)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
 

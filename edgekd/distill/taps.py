@@ -109,8 +109,10 @@ def taps(distill: spec.Distill, student: spec.Student) -> tuple[str, ...]:
     """What the label store must hold, as the ``labels`` stage is told it: ``logits`` always, then each map of layers.
 
     ``hidden:uniform/4`` leaves the teacher's layer count open, so that this is known before the teacher is; a student
-    whose count is not known either takes all.
+    whose count is not known either takes all. Nothing, where the signal comes from somebody else.
     """
+    if not isinstance(distill.source, spec.Stored):
+        return ()
     count = student.layers if isinstance(student.layers, int) else len(student.layers or ())
     count = count or _config_layers(student)
     wanted = {"logits"}

@@ -117,18 +117,50 @@ class Student:
     config: dict[str, object] | None = None
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The teacher answers once, into the label store."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """The teacher answers in every step, beside the student: for signals too large to store."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """A moving average of the student is its teacher (mean teacher, Tarvainen and Valpola 2017)."""
+
+    decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class Mutual:
+    """Students of one kind and several seeds teach each other (deep mutual learning, Zhang et al. 2018).
+
+    Under quantization the first learns on beside the others, which stay in float.
+    """
+
+    students: int = 2
+
+
+Source = Stored | Live | Average | Mutual
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distill:
     """How the fp32 student learns. The quantize stage trains on under these same losses.
 
     ``balance="gradients"`` keeps the losses' gradients in proportion to their weights as the training goes on, by
     their norms over the student; by default the weights alone decide. With ``generations`` above 1 the student is
-    taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018).
+    taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018). ``source`` is
+    where the teacher's signal comes from.
     """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
     balance: Literal["fixed", "gradients"] = "fixed"
     generations: int = 1
+    source: Source = Stored()
     epochs: float = 10
     optimizer: Optimizer = Optimizer()
 

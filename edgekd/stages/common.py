@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from edgekd import spec, tasks
-from edgekd.distill import evaluate, loop
+from edgekd.distill import evaluate, live, loop
 from edgekd.distill.data import Tokens, tokenise
 from edgekd.distill.labels import LabelStore
 from edgekd.distill.learner import Learner
-from edgekd.distill.taps import stored
+from edgekd.distill.taps import needs, stored
 from edgekd.models import loading
 from edgekd.store import Context, Stage, read_json
 
@@ -36,21 +38,52 @@ def load_stage_model(stage: Stage, labels: Any, attention: str | None = None) ->
     return loading.load_classifier(folder, labels, finetuned=True, attention=attention), loading.load_tokenizer(folder)
 
 
-def set_lesson(
-    ctx: Context, name: str, model: Any, tokens: dict[str, Tokens], distill: spec.Distill, labels: Stage
-) -> tuple[loop.Task, Learner]:
-    """A student's training on the stored teacher's answers, judged on validation; and the student under its losses.
+def answering(stage: Stage, data: Any, task: spec.Task) -> tuple[Any, Tokens]:
+    """The model of a stage, to be asked, and what students are taught on by its tokenizer."""
+    model, tokenizer = load_stage_model(stage, data.labels)
+    return model, tokenise_splits(tokenizer, data, task.max_length, ("taught",))["taught"]
 
-    The same in fp32 and under fake-quantization, whose matrix products must not be cast to bf16.
+
+def set_lesson(
+    ctx: Context,
+    name: str,
+    student: Any,
+    tokens: dict[str, Tokens],
+    distill: spec.Distill,
+    labels: Stage,
+    teacher: Callable[[], tuple[Any, Tokens]],
+    peers: Sequence[Any],
+) -> tuple[loop.Task, Learner]:
+    """A student's training under the losses of ``distill``, judged on validation; and the student under them.
+
+    ``teacher()`` gives the teacher and the taught examples by its tokenizer, and is called only where it answers live;
+    ``peers`` are the other students, where these teach each other. Judged against the stored teacher where that one
+    teaches, else by score. The same in fp32 and under fake-quantization, whose matrix products must not be cast to bf16.
     """
-    index = read_json(labels.path / "index.json")
-    shape = index["teacher"]
-    learner = Learner(model, distill.losses, shape, distill.balance).to(torch.device(ctx.device))
+    index, device = read_json(labels.path / "index.json"), torch.device(ctx.device)
+    shape, source = index["teacher"], distill.source
+    if not isinstance(source, spec.Stored | spec.Live):
+        shape = live.shape(student)
+    learner = Learner(student, distill.losses, shape, distill.balance).to(device)
     truth = LabelStore(labels.path, "validation").logits
 
     def judge() -> dict[str, float]:
-        found = evaluate.logits(model, tokens["validation"], progress=ctx.progress, name=f"{name}: scoring validation")
+        found = evaluate.logits(
+            student, tokens["validation"], progress=ctx.progress, name=f"{name}: scoring validation"
+        )
         return evaluate.compare(found, tokens["validation"].labels, truth)
 
-    teacher = LabelStore(labels.path, "taught", stored(index["taps"], shape["layers"]), shape["heads"])
-    return loop.Task(name, learner, tokens["taught"], teacher, judge), learner
+    lesson = loop.Task(name, learner, tokens["taught"], None, judge)
+    if isinstance(source, spec.Stored):
+        store = LabelStore(labels.path, "taught", stored(index["taps"], shape["layers"]), shape["heads"])
+        return replace(lesson, teacher=store), learner
+    if isinstance(source, spec.Live):
+        model, its_tokens = teacher()
+        wanted = needs(distill.losses, live.shape(student)["layers"], shape["layers"], 1)
+        return replace(lesson, teacher=live.LiveTeacher(model, its_tokens, wanted, device, ctx.bf16)), learner
+    lesson = replace(lesson, rank=lambda result: result["score"])
+    if isinstance(source, spec.Average):
+        taught = live.SelfTaught(learner, source.decay).to(device)
+        return replace(lesson, module=taught, before_step=lambda step, last: taught.follow()), learner
+    others = [Learner(peer, distill.losses, shape, distill.balance) for peer in peers]
+    return replace(lesson, module=live.Cohort([learner, *others]).to(device)), learner

@@ -22,7 +22,8 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
     needs = stored(taps, int(config.num_hidden_layers))
     device = torch.device(ctx.device)
     model.to(device)
-    tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
+    splits = ("taught", "validation") if taps else ("validation",)
+    tokens = tokenise_splits(tokenizer, data, task.max_length, splits)
     size = sum(
         store_bytes(
             needs if name == "taught" else LOGITS, len(t), len(t.ids), len(data.labels), int(config.hidden_size)
@@ -30,7 +31,7 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
         for name, t in tokens.items()
     )
     if ctx.rank == 0:
-        ctx.progress.log(f"labels: {size / 2**20:.1f} MiB on disk ({', '.join(taps)})")
+        ctx.progress.log(f"labels: {size / 2**20:.1f} MiB on disk ({', '.join(taps) or 'validation only'})")
     for split, part in tokens.items():
         label_store.compute(
             ctx.out,

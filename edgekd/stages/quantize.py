@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from edgekd.models.student import skeleton
 from edgekd.quant.calibrate import Batch, batches, calibrate_on, calibration_rows, enable_activations, ranges
 from edgekd.quant.replace import quantize, schemes
 from edgekd.quant.search import search
-from edgekd.stages.common import load_stage_model, read_data, set_lesson, tokenise_splits
-from edgekd.stages.distill import load_learned
+from edgekd.stages.common import answering, load_stage_model, read_data, set_lesson, tokenise_splits
+from edgekd.stages.distill import load_learned, load_peers
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 6
@@ -55,7 +56,8 @@ def run(
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     prepare(model, quant)
-    lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec, labels)
+    asked, peers = partial(answering, teacher, data, task), load_peers(distill, data.labels)
+    lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec, labels, asked, peers)
 
     examples = batches(tokens["taught"], rows)
 
@@ -117,6 +119,7 @@ def train(ctx: Context, lesson: loop.Task, quant: spec.Quant, seed: int, observe
     model = lesson.module
 
     def before(step: int, last: int) -> None:
+        lesson.before_step(step, last)
         if step in observation_steps(quant, last):
             observe()
         if quant.weights_first:

@@ -1,0 +1,120 @@
+"""Teachers that answer while the student learns: the teacher itself, a moving average of the student, its peers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekd.distill.data import Ints, Tokens
+from edgekd.distill.labels import align
+from edgekd.distill.learner import Learner
+from edgekd.distill.record import heads, record
+from edgekd.distill.signal import Batch, Signal
+from edgekd.distill.taps import Needs
+
+
+class LiveTeacher:
+    """A teacher beside the student, asked anew for every batch: what a ``LabelStore`` would hold, and no disk.
+
+    ``tokens`` are the same examples by the teacher's own tokenizer. ``bf16``: its matrix products in bfloat16.
+    """
+
+    def __init__(self, model: Any, tokens: Tokens, needs: Needs, device: torch.device, bf16: bool = False) -> None:
+        self.model, self.tokens, self.needs = model.eval().to(device), tokens, needs
+        self.device, self.bf16 = device, bf16
+        self._aligned: Ints | None = None
+
+    def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
+        """The teacher's signal for ``rows``, what belongs to tokens placed at the student's ``tokens``."""
+        ids, own_mask, _ = self.tokens.gather(rows)
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(own_mask.astype(np.int64))}
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            signal = record(self.model, {name: x.to(self.device) for name, x in inputs.items()}, self.needs)
+        if not self.needs.tokens:
+            return signal
+        if self._aligned is None:
+            self._aligned = align(tokens, self.tokens.starts, self.tokens.offsets)
+        place = np.where(mask, self._aligned[flat] - self.tokens.offsets[rows][:, None], 0)
+        where_BT = torch.from_numpy(place).to(self.device)
+
+        def at_students_tokens(x: Tensor) -> Tensor:
+            return x if x.ndim == 2 else x.gather(1, where_BT.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+        return signal.map(at_students_tokens)
+
+
+class SelfTaught(nn.Module):
+    """A student that learns from a moving average of itself as well (mean teacher, Tarvainen and Valpola 2017).
+
+    Call ``follow`` once before every step. The average is part of the module's state, so that a resumed training goes
+    on with it; it gets no gradient, and only the student is kept.
+    """
+
+    begun: Tensor
+
+    def __init__(self, learner: Learner, decay: float) -> None:
+        super().__init__()
+        self.learner = learner
+        self.decay = decay
+        self.average = copy.deepcopy(learner.model).requires_grad_(False)
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+
+    def follow(self) -> None:
+        """Move the average towards the student, by ``1 - decay`` of the way; all of it the first time."""
+        with torch.no_grad():
+            own, average = self.learner.model.state_dict(), self.average.state_dict()
+            for name, value in own.items():
+                if value.is_floating_point() and self.begun:
+                    average[name].lerp_(value, 1 - self.decay)
+                else:
+                    average[name].copy_(value)
+            self.begun.fill_(True)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The weighted loss of one micro-batch, the average its teacher."""
+        with torch.no_grad():
+            signal = record(self.average.eval(), batch.inputs, self.learner.needs)
+        loss: Tensor = self.learner(batch.by(signal))
+        return loss
+
+
+class Cohort(nn.Module):
+    """Students that teach each other (deep mutual learning, Zhang et al. 2018); the first is the one that is kept.
+
+    Each is under its own losses; its teacher is the mean of the others' answers, which get no gradient from it.
+    """
+
+    def __init__(self, learners: list[Learner]) -> None:
+        super().__init__()
+        self.learners = nn.ModuleList(learners)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum of the members' weighted losses on one micro-batch."""
+        signals = [record(learner.model, batch.inputs, learner.needs) for learner in self._members()]
+        total = batch.labels_B.new_zeros((), dtype=torch.float32)
+        for i, learner in enumerate(self._members()):
+            others = [signal.map(Tensor.detach) for j, signal in enumerate(signals) if j != i]
+            total = total + learner.weighted(signals[i], batch.by(mean(others)))
+        return total
+
+    def _members(self) -> list[Any]:
+        return list(self.learners)
+
+
+def mean(signals: list[Signal]) -> Signal:
+    """The answers of several teachers as one: log-probabilities of their mean probability; all else of the first."""
+    log_p = torch.stack([signal.logits_BC.float().log_softmax(-1) for signal in signals])
+    logits_BC = log_p.logsumexp(0) - float(np.log(len(signals)))
+    first = signals[0]
+    return Signal(logits_BC, first.hidden, first.attention, first.heads, first.pooled_BH)
+
+
+def shape(model: Any) -> dict[str, int]:
+    """Layers, channels and heads, as a ``Learner`` asks of a teacher."""
+    config = model.config
+    return {"layers": int(config.num_hidden_layers), "hidden": int(config.hidden_size), "heads": heads(model)}
