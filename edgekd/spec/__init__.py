@@ -18,6 +18,8 @@ from edgekd.errors import TargetError
 from edgekd.globs import first_match, named_in
 from edgekd.spec.losses import *  # noqa: F403
 from edgekd.spec.losses import KL, Loss
+from edgekd.spec.sources import *  # noqa: F403
+from edgekd.spec.sources import Source, Stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,36 +117,6 @@ class Student:
     init: Literal["principal", "importance", "random"] = "principal"
     dropout: float | None = None
     config: dict[str, object] | None = None
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The teacher answers once, into the label store."""
-
-
-@dataclass(frozen=True)
-class Live:
-    """The teacher answers in every step, beside the student: for signals too large to store."""
-
-
-@dataclass(frozen=True)
-class Average:
-    """A moving average of the student is its teacher (mean teacher, Tarvainen and Valpola 2017)."""
-
-    decay: float = 0.999
-
-
-@dataclass(frozen=True)
-class Mutual:
-    """Students of one kind and several seeds teach each other (deep mutual learning, Zhang et al. 2018).
-
-    Under quantization the first learns on beside the others, which stay in float.
-    """
-
-    students: int = 2
-
-
-Source = Stored | Live | Average | Mutual
 
 
 @dataclass(frozen=True, kw_only=True)

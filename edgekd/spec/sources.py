@@ -1,0 +1,37 @@
+"""Where the teacher's signal comes from: what ``Distill.source`` may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Average", "Live", "Mutual", "Source", "Stored"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The teacher answers once, into the label store."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """The teacher answers in every step, beside the student: for signals too large to store."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """A moving average of the student is its teacher (mean teacher, Tarvainen and Valpola 2017)."""
+
+    decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class Mutual:
+    """Students of one kind and several seeds teach each other (deep mutual learning, Zhang et al. 2018).
+
+    Under quantization the first learns on beside the others, which stay in float.
+    """
+
+    students: int = 2
+
+
+Source = Stored | Live | Average | Mutual
