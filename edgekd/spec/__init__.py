@@ -19,7 +19,7 @@ from edgekd.globs import first_match, named_in
 from edgekd.spec.losses import *  # noqa: F403
 from edgekd.spec.losses import KL, Loss
 from edgekd.spec.sources import *  # noqa: F403
-from edgekd.spec.sources import Source, Stored
+from edgekd.spec.sources import STORED, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class Distill:
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
     balance: Literal["fixed", "gradients"] = "fixed"
     generations: int = 1
-    source: Source = Stored()
+    source: Source = STORED
     epochs: float = 10
     optimizer: Optimizer = Optimizer()
 

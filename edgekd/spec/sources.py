@@ -35,3 +35,4 @@ class Mutual:
 
 
 Source = Stored | Live | Average | Mutual
+STORED = Stored()

@@ -58,7 +58,7 @@ def set_lesson(
 
     ``teacher()`` gives the teacher and the taught examples by its tokenizer, and is called only where it answers live;
     ``peers`` are the other students, where these teach each other. Judged against the stored teacher where that one
-    teaches, else by score. The same in fp32 and under fake-quantization, whose matrix products must not be cast to bf16.
+    teaches, else by score. The same in fp32 and under quantization, whose matrix products must not be cast to bf16.
     """
     index, device = read_json(labels.path / "index.json"), torch.device(ctx.device)
     shape, source = index["teacher"], distill.source
