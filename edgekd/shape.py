@@ -71,6 +71,7 @@ def student_config(student: spec.Student, teacher: Mapping[str, Any], max_length
     cut = {
         **teacher,
         **vocabulary,
+        **({"type_vocab_size": 1} if teacher.get("type_vocab_size") else {}),
         "max_position_embeddings": positions + position_offset(teacher["model_type"], pad_id),
     }
     if student.layers is not None:

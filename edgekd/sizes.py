@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd import shape, store
+from edgekd import globs, shape, store
 from edgekd.distill import taps
 from edgekd.errors import AssetError, BudgetError
 from edgekd.runner import Step
@@ -21,8 +21,8 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
 
     Teacher: ``parameters``, ``fp32_bytes``, ``layers``, ``hidden``. Student: its shape, ``parameters``, ``int8_bytes``
     (expected of the file, whatever the scheme) and ``int8_bytes_least``. Raises ``TargetError`` for a student or a
-    layer map that the teacher does not have the layers or widths for, ``AssetError`` for a configuration that cannot be
-    read.
+    layer map that the teacher does not have the layers or widths for, and for globs that name nothing in the student;
+    ``AssetError`` for a configuration that cannot be read.
     """
     labels = label_count(target, line) or 2  # a handful of numbers either way
     config = _teacher_config(target, line)
@@ -41,6 +41,9 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     parts = shape.tensors(small, labels)
     if parts is None:
         return teacher, None
+    layers = [part.name.rpartition(".")[0] for part in parts if part.kind in ("linear", "embedding")]
+    modules = {".".join(name.split(".")[:n]) for name in layers for n in range(1, name.count(".") + 2)}
+    globs.check(target.quant.keep_float, target.quant.mixed, layers, modules)
     expected = shape.file_bytes(parts, target.quant)[1]
     return teacher, {
         "parameters": shape.parameters(parts),
@@ -77,7 +80,8 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
     found: list[str] = []
     least, budget = student["int8_bytes_least"] if student else _least_bytes(target), target.budget
     bits, smaller = precision(target.quant.scheme), "lower student.layers, hidden, ffn or vocabulary, or allow more"
-    least_so = "quantized as quant.mixed says" if target.quant.mixed else f"even if every weight is {bits}"
+    own = target.quant.mixed or target.quant.keep_float
+    least_so = "quantized as the target says" if own else f"even if every weight is {bits}"
     if budget.size_mib is not None and least > budget.size_mib * 2**20:
         found.append(
             f"the student takes at least {least / 2**20:.3g} MiB {least_so}, and budget.size_mib "

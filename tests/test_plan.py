@@ -129,7 +129,7 @@ def test_the_students_parameters_are_those_of_the_model_that_surgery_would_make(
 
     config = BertConfig(
         vocab_size=200, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=16, num_labels=3,
+        max_position_embeddings=16, type_vocab_size=1, num_labels=3,
     )  # fmt: skip
     student = made(target())["student"]
     assert student["parameters"] == sum(p.numel() for p in BertForSequenceClassification(config).parameters())
@@ -347,6 +347,10 @@ def test_every_target_of_the_catalogue_can_be_planned() -> None:
         ({"student": spec.Student(positions=65)}, "65 positions are more than the teacher has"),
         ({"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((3, 4),)),))}, "pair (3, 4) is out of range"),
         ({"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((2, 5),)),))}, "the teacher 0..4"),
+        ({"quant": spec.Quant(calibration="mine", keep_float=("clasifier",))}, "'clasifier' matches no module"),
+        ({"quant": spec.Quant(calibration="mine", keep_float=("*.self.MatMull*",))}, "matches no module of the"),
+        ({"quant": spec.Quant(calibration="mine", keep_float=("*",))}, "this recipe quantizes nothing"),
+        ({"quant": spec.Quant(calibration="mine", mixed={"*.quary": "float"})}, "'*.quary' matches no layer"),
     ],
 )
 def test_what_this_teacher_cannot_give_is_refused_by_plan_and_before_the_first_stage(

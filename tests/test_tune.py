@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgekd import cli, session, spec, store
 from edgekd.bench.rows import Cell, compare, empty
 from edgekd.errors import StoreError
-from edgekd.tuning import result
+from edgekd.tuning import result, tune
 from edgekd.tuning.candidates import DEFAULT, OWN, Candidate, literal, options, placements, united, untrained
 from edgekd.tuning.choose import SLACK, choose, least_score, outcome, p50, winners
 
@@ -33,7 +33,7 @@ def target(**changes: Any) -> spec.Target:
 
 
 def tried(asked: spec.Target) -> dict[str, Candidate]:
-    found = list(placements(asked, hidden=128, heads=4))
+    found = list(placements(asked, 128, 4, (PRODUCTS,)))
     assert len({candidate.name for candidate in found}) == len(found)
     return {candidate.name: candidate for candidate in found}
 
@@ -100,6 +100,19 @@ def test_the_lines_to_paste_are_the_quant_that_was_chosen() -> None:
 def test_candidates_that_differ_in_their_training_alone_are_one() -> None:
     short, long = spec.Quant(calibration="toy", epochs=1), spec.Quant(calibration="toy", epochs=9, frozen_fraction=0.1)
     assert untrained(short) == untrained(long) != untrained(spec.Quant(calibration="toy", method="minmax"))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "bert"}, "bert.encoder.layer.*.attention.self.MatMul*"),
+        ({"model_type": "distilbert"}, "distilbert.transformer.layer.*.attention.MatMul*"),
+        ({"model_type": "mpnet"}, "mpnet.encoder.layer.*.attention.attn.MatMul*"),
+        ({"model_type": "modernbert"}, "model.layers.*.attn.MatMul*"),
+    ],
+)
+def test_a_familys_own_products_are_named_where_it_has_them(config: dict[str, Any], expected: str) -> None:
+    assert tune._attention(config) == (expected,)
 
 
 @pytest.mark.parametrize("threads", [1, 4])

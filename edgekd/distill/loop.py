@@ -76,10 +76,10 @@ def fit(
         while state["step"] < last:
             step = state["step"]
             epoch, place = divmod(step, per_epoch)
-            task.before_step(step, last)
             if place == 0 or not steps:
                 module.train()
                 steps = epoch_steps(tokens.lengths, options.batch_size, seed, epoch)
+            task.before_step(step, last)
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step)
             loss = _step(task, steps[place], options, device, step / last)

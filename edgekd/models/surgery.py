@@ -25,7 +25,7 @@ from edgekd.progress import Progress
 AXES: dict[str, tuple[str, ...]] = {
     "*embeddings.word_embeddings.weight": ("tokens", "hidden"),
     "*embeddings.position_embeddings.weight": ("positions", "hidden"),
-    "*embeddings.token_type_embeddings.weight": ("", "hidden"),
+    "*embeddings.token_type_embeddings.weight": ("types", "hidden"),
     "*LayerNorm.*": ("hidden",),
     "*attention.self.*.weight": ("heads", "hidden"),
     "*attention.self.*.bias": ("heads",),
@@ -58,6 +58,8 @@ def student_config(teacher: Any, student: spec.Student, positions: int, vocabula
     if teacher.model_type == "electra":
         config.embedding_size = config.hidden_size
     config.vocab_size = vocabulary
+    if getattr(config, "type_vocab_size", 0):
+        config.type_vocab_size = 1  # one text: all its tokens are of the first type
     config.max_position_embeddings = positions + shape.position_offset(teacher.model_type, teacher.pad_token_id)
     set_dropout(config, student.dropout)
     return config, layers
@@ -134,6 +136,7 @@ def cut(
     kept: dict[str, Tensor] = {
         "tokens": torch.tensor(old_ids) if old_ids is not None else torch.arange(config.vocab_size),
         "positions": torch.arange(config.max_position_embeddings),
+        "types": torch.arange(getattr(config, "type_vocab_size", 0)),
     }
     head_width = config.hidden_size // config.num_attention_heads
     state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}

@@ -38,3 +38,10 @@ def fold_batch_norms(model: Any, example: dict[str, torch.Tensor]) -> tuple[str,
         model.set_submodule(norm, nn.Identity())
         folded += [name, norm]
     return tuple(folded)
+
+
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Let batch norms that could not be folded keep their running statistics from here on, also in training."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -10,8 +10,8 @@ import torch
 from brevitas.nn import QuantConv2d, QuantEmbedding, QuantLinear
 from torch import nn
 
+from edgekd import globs
 from edgekd.errors import TargetError
-from edgekd.globs import first_match, matches, named_in
 from edgekd.quant import quantizers, weight_scales
 from edgekd.quant.flow import watch
 from edgekd.quant.fold import fold_batch_norms
@@ -35,7 +35,7 @@ def quantize(
     becomes: runtimes have integer convolutions only from integers to integers. Modules that match a ``keep_float`` glob
     stay. ``block`` is the scheme's, where it has blocks; ``mixed`` gives modules another scheme or ``float`` by globs,
     of which the first that matches decides; ``departures`` are those of ``quantizers.of``. Raises ``TargetError`` as
-    ``schemes`` does, if nothing is left to quantize, and for a table whose rows cannot be stored in four bits.
+    ``schemes`` does, and for a table whose rows cannot be stored in four bits.
     """
     chosen = schemes(model, scheme, tuple(keep_float), mixed)
     fold_batch_norms(model, example)
@@ -45,7 +45,6 @@ def quantize(
     static = {n for n, own in chosen.items() if own.endswith("_static") and type(model.get_submodule(n)) in layers}
     recipes = {own: quantizers.of(own, **_fitting(own, departures)) for own in {*chosen.values()} - {"float"}}
     proxies: dict[tuple[int, str], Any] = {}
-    count = 0
     for name, module in list(model.named_modules()):
         own = chosen.get(name, "float")
         if own == "float":
@@ -103,9 +102,6 @@ def quantize(
         if type(module) is nn.Embedding and name not in shared:
             new = Table(new)
         model.set_submodule(name, new)
-        count += 1
-    if not count:
-        raise TargetError("this recipe quantizes nothing: keep_float matches every layer, or the model has no Linear")
     for proxy in act_quantizers(model).values():
         for parameter in act_parameters(proxy):
             if parameter is not None:
@@ -119,19 +115,15 @@ def schemes(
 ) -> dict[str, str]:
     """The scheme of every layer with a weight, or ``float``, but for those that ``keep_float`` names.
 
-    Raises ``TargetError`` for a layer that its scheme does not quantize, for a glob in ``mixed`` that decides nothing,
-    and for one in ``keep_float`` that can name no module, nor a node of the graph in one. Convolutions need a static
-    scheme, and zeros as padding: onnxruntime cannot read their weights in 4 bits, and its ``ConvInteger``, for ranges
-    found at run time, takes several times as long as its float ``Conv`` (``benchmarks/convolutions.py``).
+    Raises ``TargetError`` for a layer that its scheme does not quantize, and as ``globs.check`` does. Convolutions need
+    a static scheme, and zeros as padding: onnxruntime cannot read their weights in 4 bits, and its ``ConvInteger``, for
+    ranges found at run time, takes several times as long as its float ``Conv`` (``benchmarks/convolutions.py``).
     """
     chosen: dict[str, str] = {}
-    deciding: set[str | None] = set()
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or named_in(name, keep_float):
+        if not _has_weight(module) or globs.named_in(name, keep_float):
             continue
-        glob = first_match(name, mixed)
-        deciding.add(glob)
+        glob = globs.first_match(name, mixed)
         own = chosen[name] = scheme if glob is None else mixed[glob]
         convolution = type(module) is nn.Conv2d and module.padding_mode == "zeros"
         if own == "float" or type(module) in (nn.Linear, nn.Embedding) or (convolution and own.endswith("_static")):
@@ -141,16 +133,14 @@ def schemes(
             f"{name} of {type(model).__name__} is a {type(module).__name__}, which {why} name it in keep_float to "
             "leave it in float, or choose another architecture"
         )
-    if idle := [glob for glob in mixed if glob not in deciding]:
-        raise TargetError(
-            f"quant.mixed: {idle[0]!r} matches no layer that keep_float and the globs before it leave: correct it, or "
-            "remove it"
-        )
-    for pattern in keep_float:
-        module = pattern.rpartition(".")[0] or "*" * pattern.startswith("*")  # that a node so named would be in
-        if not any(matches(name, glob) for name, _ in model.named_modules() if name for glob in (pattern, module)):
-            raise TargetError(f"keep_float: {pattern!r} matches no module of the student: correct it, or remove it")
+    modules = dict(model.named_modules())
+    globs.check(keep_float, mixed, [n for n, m in modules.items() if _has_weight(m)], filter(None, modules))
     return chosen
+
+
+def _has_weight(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim > 1
 
 
 def _fitting(scheme: str, departures: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +32,8 @@ def search(
     Every way to choose ranges is tried, where the scheme has them; then equalization, GPTQ and bias correction, one
     after the other, each kept if it helps. ``batches`` are what is calibrated on; ``example`` is any batch.
     A try is ``{"name", "ranges", "techniques", "best", "seconds"}`` with what ``judge`` said. Raises ``TrainingError``
-    as ``set_ranges`` does for the target's own method; another try that fails is left out.
+    as ``set_ranges`` does for the target's own method, and where no ranges give finite answers; another try that
+    fails is left out.
     """
     tries: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
@@ -51,7 +53,11 @@ def search(
                 raise
             progress.log(f"quantize: {name} left out: {error}")
             return False
-        found = {"name": name, "ranges": method, "techniques": techniques, **judge()}
+        judged = judge()
+        found = {"name": name, "ranges": method, "techniques": techniques, **judged}
+        if not math.isfinite(judged["kl"]):
+            progress.log(f"quantize: {name} left out: its answers are not finite")
+            return False
         tries.append(found | {"seconds": round(time.monotonic() - began, 2)})
         better = not best or found["kl"] < best["kl"]
         if better:
@@ -62,6 +68,9 @@ def search(
         attempt(None, (), lambda: None)
     for method in METHODS if histograms else ():
         attempt(method, (), partial(set_ranges, model, histograms, method, quant.percentile))
+
+    if not best:
+        raise TrainingError("no way to choose ranges gives finite answers on validation: look at the student's own")
 
     def technique(name: str, change: Callable[[], object]) -> bool:
         def changed() -> None:

@@ -17,6 +17,7 @@ from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
 from edgekd.models.student import skeleton
 from edgekd.quant.calibrate import Batch, batches, calibrate_on, calibration_rows, enable_activations, ranges
+from edgekd.quant.fold import freeze_batch_norms
 from edgekd.quant.replace import quantize, schemes
 from edgekd.quant.search import search
 from edgekd.stages.common import answering, load_stage_model, read_data, set_lesson, tokenise_splits
@@ -122,6 +123,8 @@ def train(ctx: Context, lesson: loop.Task, quant: spec.Quant, seed: int, observe
         lesson.before_step(step, last)
         if step in observation_steps(quant, last):
             observe()
+        if step >= max(observation_steps(quant, last), default=0):
+            freeze_batch_norms(model)
         if quant.weights_first:
             enable_activations(model, step >= first_quantized(quant, last))
 

@@ -13,7 +13,6 @@ from edgekd.spec import Optimizer, Quant, Target
 OWN = "own"
 CLASSIFIER = "classifier"
 EMBEDDINGS = "*.embeddings"
-PRODUCTS = "*.attention.self.MatMul*"
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,16 @@ class Candidate:
             return None
 
 
-def placements(target: Target, hidden: int, heads: int) -> Iterator[Candidate]:
-    """The target's own placement, then those that differ from it in one thing; ``hidden`` and ``heads`` are the
-    student's. What turns out to be no graph (a glob that matches nothing) is found when it is built.
+def placements(target: Target, hidden: int, heads: int, attention: tuple[str, ...]) -> Iterator[Candidate]:
+    """The target's own placement, then those that differ from it in one thing.
+
+    ``hidden`` and ``heads`` are the student's, ``attention`` holds globs over its attention's own products. What turns
+    out to be no graph (a glob that matches nothing) is found when it is built.
     """
     quant = target.quant
     yield Candidate(OWN, "as the target says", quant)
     products = tuple(glob for glob in quant.keep_float if "MatMul" in glob)
-    with_products = quant.keep_float if products else (*quant.keep_float, PRODUCTS)
+    with_products = quant.keep_float if products else (*quant.keep_float, *attention)
     for other in _schemes(target):
         yield Candidate(other.scheme, "another scheme", replace(other, keep_float=with_products))
     if products and quant.static:

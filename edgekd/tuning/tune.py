@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -70,7 +71,8 @@ def tune(
         shutil.rmtree(run / "tune", ignore_errors=True)
     student = read_json(line["distill"].stage.path / "student.json")
     teacher = read_json(line["teacher"].stage.path / "scores.json")["validation"]["score"]
-    found = _wanted(placements(target, student["hidden"], student["heads"]), only)
+    attention = _attention(read_json(line["distill"].stage.path / "model" / "config.json"))
+    found = _wanted(placements(target, student["hidden"], student["heads"], attention), only)
     built, broken = _build(found, target, line, folder, progress)
     timing = _Timing(target, run / "tune", rounds, calls, progress)
 
@@ -118,6 +120,15 @@ def tune(
     run.mkdir(parents=True, exist_ok=True)
     store.write_json(run / result.NAME, content)
     return content
+
+
+def _attention(config: dict[str, Any]) -> tuple[str, ...]:
+    """Globs over the products of queries and keys, and of weights and values, which families call by other paths."""
+    from edgekd.distill.record import projections
+    from edgekd.models.student import skeleton
+
+    parents = (names[0].rpartition(".")[0] for names in projections(skeleton(config)))
+    return tuple(dict.fromkeys(re.sub(r"\.\d+", ".*", parent) + ".MatMul*" for parent in parents))
 
 
 def _wanted(found: Iterable[Candidate], only: Sequence[str]) -> list[Candidate]:
