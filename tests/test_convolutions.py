@@ -15,7 +15,7 @@ from edgekd import spec
 from edgekd.errors import TargetError, TrainingError
 from edgekd.quant.calibrate import calibrate_on
 from edgekd.quant.flow import watch
-from edgekd.quant.fold import fold_batch_norms
+from edgekd.quant.fold import fold_batch_norms, freeze_batch_norms
 from edgekd.quant.replace import act_quantizers, quantize, schemes
 
 STATIC = ("u8s8_static", "u8s7_static", "s8s8_static")
@@ -215,3 +215,14 @@ def test_watching_a_model_changes_nothing_in_it() -> None:
     assert flow.reader("first") == "norm" and flow.reader("norm") == "" and "second" not in flow.given
     assert model.training and not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_batch_norm_that_is_frozen_keeps_its_statistics_in_training() -> None:
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.ReLU(), norm).train()
+    before = norm.running_mean.clone()  # type: ignore[union-attr]
+    freeze_batch_norms(model)
+    x = torch.randn(4, 3, 5, 5)
+    expected = torch.relu(x) / torch.sqrt(torch.tensor(1 + norm.eps))
+    torch.testing.assert_close(model(x), expected)
+    assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from edgekd import spec
 from edgekd.distill.data import Tokens
+from edgekd.errors import TrainingError
 from edgekd.progress import Progress
 from edgekd.quant import ptq, replace
 from edgekd.quant.calibrate import batches, calibrate
@@ -242,3 +243,13 @@ def test_the_search_leaves_the_best_try_in_a_model_that_still_loads_and_trains(s
     assert all(p.requires_grad for name, p in model.named_parameters() if name.endswith(("weight", "bias")))
     other.load_state_dict(model.state_dict())
     assert torch.equal(answers(other), answers(model))
+
+
+def test_a_try_whose_answers_are_not_finite_is_left_out_and_is_never_the_best() -> None:
+    model, told = prepared(outliers()), iter([float("nan"), 3.0, 2.0, 4.0, 5.0, float("inf"), 6.0])
+    quant = spec.Quant(calibration="x")
+    tries = search(model, quant, BATCHES, EXAMPLE, lambda: {"kl": next(told)}, Progress(quiet=True))
+    assert [found["kl"] for found in tries] == [3.0, 2.0, 4.0, 5.0, 6.0]
+    assert [found["kl"] for found in tries if found["best"]] == [2.0]
+    with pytest.raises(TrainingError, match="no way to choose ranges gives finite answers"):
+        search(prepared(outliers()), quant, BATCHES, EXAMPLE, lambda: {"kl": float("nan")}, Progress(quiet=True))
