@@ -67,6 +67,7 @@ RANGES: dict[str, Range] = {
     "CorrelationCongruence.order": COUNT,
     "Distill.epochs": POSITIVE,
     "Distill.generations": COUNT,
+    "Stored.top": COUNT,
     "Average.decay": {"at least": 0, "below": 1},
     "Mutual.students": {"at least": 2},
     "Quant.percentile": {"above": 0, "at most": 100},

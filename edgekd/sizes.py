@@ -139,7 +139,7 @@ def labels_bytes(
         return None
     task: Any = inputs["task"]
     known = teacher if len(wanted) > 1 and teacher else {"layers": 1, "hidden": 0}
-    needs = taps.stored(wanted, known["layers"])
+    needs = taps.stored(wanted, known["layers"], classes)
     found = [(needs, taught(counts)), (taps.LOGITS, counts["validation"])]
     return sum(taps.store_bytes(n, c, c * task.max_length, classes, known["hidden"]) for n, c in found)
 

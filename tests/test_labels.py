@@ -13,10 +13,10 @@ import pytest
 import tiny
 import torch
 
-from edgekd import runner
+from edgekd import runner, spec
 from edgekd.distill import labels
 from edgekd.distill.data import micro_batches
-from edgekd.distill.taps import LOGITS, Needs, store_bytes
+from edgekd.distill.taps import LOGITS, Needs, store_bytes, stored, taps
 from edgekd.errors import DataError, StoreError, TrainingError
 from edgekd.models.vocabulary import trim
 from edgekd.progress import Progress
@@ -205,3 +205,32 @@ def test_an_output_that_cannot_be_stored_names_layer_and_example(tmp_path: Path,
     model.bert.encoder.layer[1].register_forward_hook(spoil)
     with pytest.raises(TrainingError, match=complaint):
         store(tmp_path, model, tokens)
+
+
+def many_classes(count: int, seed: int = 1) -> Any:
+    return tiny.bert(seed, id2label=dict(enumerate(map(str, range(count)))), label2id={str(i): i for i in range(count)})
+
+
+def test_the_largest_logits_and_the_mass_of_the_rest_are_what_is_kept_of_many_classes(tmp_path: Path) -> None:
+    tokens, model = tiny.tokens(tiny.split(30, 0)), many_classes(40)
+    for name, needs in (("all", LOGITS), ("top", Needs(top=5))):
+        (tmp_path / name).mkdir()
+        labels.compute(tmp_path / name, "train", tokens, model, needs, CPU, QUIET)
+        size = sum(p.stat().st_size for p in (tmp_path / name).glob("*.npy"))
+        assert store_bytes(needs, 30, 0, 40, 32) == pytest.approx(size, abs=600)
+    rows = np.array([3, 20, 7])
+    exact = torch.from_numpy(labels.LabelStore(tmp_path / "all", "train").logits[rows]).double().softmax(-1)
+    (batch,) = micro_batches(tokens, rows, None, labels.LabelStore(tmp_path / "top", "train", Needs(top=5), 0, 40))
+    assert batch.teacher is not None
+    found = batch.teacher.logits_BC.double().softmax(-1)
+    top = exact.topk(5).indices
+    torch.testing.assert_close(found.gather(1, top), exact.gather(1, top), rtol=1e-5, atol=1e-7)
+    rest = (1 - exact.gather(1, top).sum(1)) / 35
+    others = found.scatter(1, top, 0.0)
+    torch.testing.assert_close(others.sum(1), 35 * rest, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(others.amax(1), rest, rtol=1e-4, atol=1e-6)
+
+
+def test_keeping_as_many_logits_as_there_are_classes_is_keeping_all() -> None:
+    wanted = taps(spec.Distill(source=spec.Stored(top=3)), spec.Student(layers=2))
+    assert wanted == ("logits:3",) and stored(wanted, 4, 3) == LOGITS and stored(wanted, 4, 4) == Needs(top=3)

@@ -32,7 +32,7 @@ ALL = (
 
 def lesson(tmp_path: Path, losses: tuple[Any, ...], student: Any, teacher: Any) -> tuple[Tokens, labels.LabelStore]:
     tokens = tiny.tokens(tiny.split(40, 0))
-    wanted = stored(taps(spec.Distill(losses=losses), spec.Student(layers=student.config.num_hidden_layers)), 4)
+    wanted = stored(taps(spec.Distill(losses=losses), spec.Student(layers=student.config.num_hidden_layers)), 4, 3)
     labels.compute(tmp_path, "train", tokens, teacher, wanted, CPU, QUIET)
     return tokens, labels.LabelStore(tmp_path, "train", wanted, teacher.config.num_attention_heads)
 
@@ -238,4 +238,4 @@ def test_what_the_student_needs_is_its_own_side_of_the_pairs() -> None:
     assert needs(losses, 2, 4, 1) == Needs((0, 3, 4), (4,), True)
     wanted = taps(spec.Distill(losses=losses), spec.Student(layers=2))
     assert wanted == ("logits", "attention:final/2", "hidden:0", "hidden:last/2", "pooled")
-    assert stored(wanted, 4) == needs(losses, 2, 4, 1)
+    assert stored(wanted, 4, 3) == needs(losses, 2, 4, 1)

@@ -36,26 +36,26 @@ def test_hidden_states_are_stored_only_when_a_loss_needs_them() -> None:
     student = spec.Student(layers=4)
     assert taps(spec.Distill(losses=(spec.KL(), spec.CE())), student) == ("logits",)
     wanted = taps(spec.Distill(losses=(spec.KL(), spec.HiddenMSE())), student)
-    assert stored(wanted, 12).hidden == (0, 3, 6, 9, 12)
-    assert stored(wanted, 6).hidden == (0, 2, 3, 4, 6)
+    assert stored(wanted, 12, 3).hidden == (0, 3, 6, 9, 12)
+    assert stored(wanted, 6, 3).hidden == (0, 2, 3, 4, 6)
     explicit = taps(spec.Distill(losses=(spec.HiddenMSE(layers=((1, 3), (4, 6))),)), student)
-    assert stored(explicit, 6).hidden == (3, 6)
+    assert stored(explicit, 6, 3).hidden == (3, 6)
 
 
 def test_a_student_from_a_config_states_its_layers_there() -> None:
     wanted = taps(
         spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student(config={"model_type": "distilbert", "n_layers": 2})
     )
-    assert stored(wanted, 6).hidden == (0, 3, 6)
+    assert stored(wanted, 6, 3).hidden == (0, 3, 6)
     unknown = taps(spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student())
-    assert stored(unknown, 3).hidden == (0, 1, 2, 3)
+    assert stored(unknown, 3, 3).hidden == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("layer", [99, 7, -1])
 def test_a_layer_that_the_teacher_lacks_is_refused_by_name_before_its_outputs_are_computed(layer: int) -> None:
     wanted = taps(spec.Distill(losses=(spec.HiddenMSE(layers=((0, 0), (1, layer))),)), spec.Student(layers=4))
     with pytest.raises(TargetError, match=rf"asks for layer {layer} of the teacher, which has layers 0\.\.6"):
-        stored(wanted, 6)
+        stored(wanted, 6, 3)
 
 
 @pytest.mark.parametrize("layers", ["uniform", ((4, 6),)])

@@ -1,7 +1,8 @@
 """The label store: a teacher's outputs, computed once, memory-mapped afterwards.
 
-A folder of plain ``.npy`` files, one per split and field: ``train.logits.npy`` (N, C) float32 and, when losses need
-them, ``train.pooled.npy`` (N, H) float32, ``train.hidden.<layer>.npy`` and ``train.query.<block>.npy``, ``key``,
+A folder of plain ``.npy`` files, one per split and field: ``train.logits.npy`` (N, C) float32, or the largest of each
+row as ``top`` (N, K) with their ``classes`` (int32) and ``rest`` (N, 1), log-sum-exp of the others; and, when losses
+need them, ``train.pooled.npy`` (N, H) float32, ``train.hidden.<layer>.npy`` and ``train.query.<block>.npy``, ``key``,
 ``value`` (total teacher tokens, channels) float16 beside ``train.starts.npy`` and ``train.offsets.npy``, which say
 where each token begins. The key is the example, not the token: a student with another tokenizer finds, for each of its
 tokens, the teacher's token that covers the same character.
@@ -9,6 +10,7 @@ tokens, the teacher's token that covers the same character.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -77,7 +79,21 @@ def names(needs: Needs) -> tuple[str, ...]:
     """The fields of a store, but for the positions of tokens."""
     hidden = tuple(f"hidden.{layer}" for layer in needs.hidden)
     attention = tuple(f"{part}.{block}" for block in needs.attention for part in QKV)
-    return ("logits", *("pooled",) * needs.pooled, *hidden, *attention)
+    logits = ("logits",) if needs.top is None else ("top", "classes", "rest")
+    return (*logits, *("pooled",) * needs.pooled, *hidden, *attention)
+
+
+def cut(logits_BC: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest ``count`` logits of each row (B, K), their classes (int32), and log-sum-exp of the others (B, 1)."""
+    top_BK, classes_BK = logits_BC.float().topk(count, dim=-1)
+    others_BC = logits_BC.float().scatter(1, classes_BK, -torch.inf)
+    return top_BK, classes_BK.int(), others_BC.logsumexp(-1, keepdim=True)
+
+
+def whole(top_BK: Tensor, classes_BK: Tensor, rest_B1: Tensor, classes: int) -> Tensor:
+    """Logits (B, C) of which softmax gives the top their probabilities, and the others equal shares of what is left."""
+    shared_BC = (rest_B1 - math.log(classes - top_BK.shape[1])).expand(-1, classes)
+    return shared_BC.scatter(1, classes_BK.long(), top_BK)
 
 
 def _outputs(tokens: Tokens, rows: Ints, model: Any, needs: Needs, device: torch.device) -> dict[str, Tensor]:
@@ -88,7 +104,8 @@ def _outputs(tokens: Tokens, rows: Ints, model: Any, needs: Needs, device: torch
         signal = record(model, {k: v.to(device) for k, v in inputs.items()}, needs)
     attention = [states for block in needs.attention for states in signal.attention[block]]
     pooled = [] if signal.pooled_BH is None else [signal.pooled_BH]
-    return dict(zip(names(needs), (signal.logits_BC, *pooled, *signal.hidden.values(), *attention), strict=True))
+    logits = (signal.logits_BC,) if needs.top is None else cut(signal.logits_BC, needs.top)
+    return dict(zip(names(needs), (*logits, *pooled, *signal.hidden.values(), *attention), strict=True))
 
 
 def _create(out: Path, split: str, tokens: Tokens, outputs: dict[str, Tensor], positions: bool) -> None:
@@ -97,7 +114,7 @@ def _create(out: Path, split: str, tokens: Tokens, outputs: dict[str, Tensor], p
     ``outputs`` are those of one example. What was reserved is given back when there is not enough for all.
     """
     empty: dict[str, tuple[tuple[int, ...], Any]] = {
-        name: ((len(tokens), field.shape[-1]), np.float32)
+        name: ((len(tokens), field.shape[-1]), np.int32 if name == "classes" else np.float32)
         if field.ndim == 2
         else ((len(tokens.ids), field.shape[-1]), np.float16)
         for name, field in outputs.items()
@@ -146,16 +163,16 @@ def _wait(ready: Any) -> None:
 class LabelStore:
     """One split of a finished store, read through memory maps: its memory does not grow with the data."""
 
-    def __init__(self, folder: Path, split: str, needs: Needs = LOGITS, heads: int = 0) -> None:
+    def __init__(self, folder: Path, split: str, needs: Needs = LOGITS, heads: int = 0, classes: int = 0) -> None:
         self.fields = {name: np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in names(needs)}
-        self.needs, self.heads = needs, heads
+        self.needs, self.heads, self.classes = needs, heads, classes
         self.starts = np.load(folder / f"{split}.starts.npy", mmap_mode="r") if needs.tokens else None
         self.offsets = np.load(folder / f"{split}.offsets.npy") if needs.tokens else None
         self._aligned: NDArray[np.int64] | None = None
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """(N, C)."""
+        """(N, C), where all are kept."""
         found: NDArray[np.float32] = self.fields["logits"]
         return found
 
@@ -167,7 +184,10 @@ class LabelStore:
                 assert self.starts is not None and self.offsets is not None
                 self._aligned = align(tokens, self.starts, self.offsets)
             where = np.where(mask, self._aligned[flat], 0)
-        read = {n: torch.from_numpy(f[rows if n in ("logits", "pooled") else where]) for n, f in self.fields.items()}
+        read = {n: torch.from_numpy(f[where if n.partition(".")[2] else rows]) for n, f in self.fields.items()}
+        logits = (
+            read["logits"] if self.needs.top is None else whole(*map(read.get, names(self.needs)[:3]), self.classes)
+        )
         hidden = {layer: read[f"hidden.{layer}"] for layer in self.needs.hidden}
         attention = {n: (read[f"query.{n}"], read[f"key.{n}"], read[f"value.{n}"]) for n in self.needs.attention}
         return Signal(read["logits"], hidden, attention, self.heads, read.get("pooled"))

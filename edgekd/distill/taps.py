@@ -20,12 +20,13 @@ POOLED = (spec.RKD, spec.SimilarityPreserving, spec.CorrelationCongruence)
 @dataclass(frozen=True)
 class Needs:
     """What to take from a model besides its logits: hidden states of layers (0: embeddings), queries, keys and values
-    of blocks (from 1), and the mean of each example's last hidden states.
+    of blocks (from 1), and the mean of each example's last hidden states. A store keeps ``top`` logits, or all.
     """
 
     hidden: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     pooled: bool = False
+    top: int | None = None
 
     @property
     def tokens(self) -> bool:
@@ -115,7 +116,8 @@ def taps(distill: spec.Distill, student: spec.Student) -> tuple[str, ...]:
         return ()
     count = student.layers if isinstance(student.layers, int) else len(student.layers or ())
     count = count or _config_layers(student)
-    wanted = {"logits"}
+    logits = "logits" if distill.source.top is None else f"logits:{distill.source.top}"
+    wanted: set[str] = set()
     for loss in distill.losses:
         if isinstance(loss, POOLED):
             wanted.add("pooled")
@@ -126,12 +128,16 @@ def taps(distill: spec.Distill, student: spec.Student) -> tuple[str, ...]:
                 wanted.add(f"{kind}:{layers}/{count}" if count or layers == "final" else f"{kind}:all")
             else:
                 wanted.add(f"{kind}:" + ",".join(str(t) for t in sorted({t for _, t in layers})))
-    return ("logits", *sorted(wanted - {"logits"}))
+    return (logits, *sorted(wanted))
 
 
-def stored(wanted: Sequence[str], teacher_layers: int) -> Needs:
-    """What ``taps`` names, once it is known how many layers the teacher has; ``TargetError`` for one too many."""
+def stored(wanted: Sequence[str], teacher_layers: int, classes: int) -> Needs:
+    """What ``taps`` names, once it is known how many layers and classes the teacher has.
+
+    Raises ``TargetError`` for a layer too many.
+    """
     found: dict[str, set[int]] = {"hidden": set(), "attention": set()}
+    top = next((int(tap.partition(":")[2]) for tap in wanted if tap.startswith("logits:")), None)
     for kind, _, what in (tap.partition(":") for tap in wanted):
         if kind not in found:
             continue
@@ -150,7 +156,8 @@ def stored(wanted: Sequence[str], teacher_layers: int) -> Needs:
                     f"0..{teacher_layers} (0 is the embedding output)"
                 )
         found[kind] |= {layer for layer in layers if layer >= first}
-    return Needs(tuple(sorted(found["hidden"])), tuple(sorted(found["attention"])), "pooled" in wanted)
+    top = top if top is not None and top < classes else None
+    return Needs(tuple(sorted(found["hidden"])), tuple(sorted(found["attention"])), "pooled" in wanted, top)
 
 
 def store_bytes(needs: Needs, examples: int, tokens: int, classes: int, hidden: int) -> int:
@@ -158,7 +165,8 @@ def store_bytes(needs: Needs, examples: int, tokens: int, classes: int, hidden: 
 
     An upper bound where keys and values are narrower than the ``hidden`` channels.
     """
-    per_example = 4 * classes + 8 + 4 * hidden * needs.pooled
+    logits = 4 * classes if needs.top is None else 8 * needs.top + 4
+    per_example = logits + 8 + 4 * hidden * needs.pooled
     per_token = 2 * hidden * (len(needs.hidden) + 3 * len(needs.attention)) + 4 * needs.tokens
     return examples * per_example + tokens * per_token
 

@@ -9,7 +9,13 @@ __all__ = ["Average", "Live", "Mutual", "Source", "Stored"]
 
 @dataclass(frozen=True)
 class Stored:
-    """The teacher answers once, into the label store."""
+    """The teacher answers once, into the label store.
+
+    With ``top`` below the number of classes, only so many logits of an example are kept, and the probability of all
+    others together, which they share alike when it is read: for large label sets.
+    """
+
+    top: int | None = None
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def set_lesson(
 
     lesson = loop.Task(name, learner, tokens["taught"], None, judge)
     if isinstance(source, spec.Stored):
-        store = LabelStore(labels.path, "taught", stored(index["taps"], shape["layers"]), shape["heads"])
+        wanted = stored(index["taps"], shape["layers"], shape["classes"])
+        store = LabelStore(labels.path, "taught", wanted, shape["heads"], shape["classes"])
         return replace(lesson, teacher=store), learner
     if isinstance(source, spec.Live):
         model, its_tokens = teacher()

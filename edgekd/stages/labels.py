@@ -6,7 +6,7 @@ import torch
 
 from edgekd import spec
 from edgekd.distill import labels as label_store
-from edgekd.distill.record import heads
+from edgekd.distill import live
 from edgekd.distill.taps import LOGITS, store_bytes, stored
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
@@ -19,7 +19,7 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
     data = read_data(task, assets)
     model, tokenizer = load_stage_model(teacher, data.labels)
     config = model.config
-    needs = stored(taps, int(config.num_hidden_layers))
+    needs = stored(taps, int(config.num_hidden_layers), len(data.labels))
     device = torch.device(ctx.device)
     model.to(device)
     splits = ("taught", "validation") if taps else ("validation",)
@@ -46,6 +46,6 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
             ctx.bf16,
         )
     if ctx.rank == 0:
-        shape = {"layers": int(config.num_hidden_layers), "hidden": int(config.hidden_size), "heads": heads(model)}
+        shape = live.shape(model) | {"classes": len(data.labels)}
         index = {"taps": list(taps), "teacher": shape, "bytes": size}
         write_json(ctx.out / "index.json", index)
