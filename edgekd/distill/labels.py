@@ -185,9 +185,8 @@ class LabelStore:
                 self._aligned = align(tokens, self.starts, self.offsets)
             where = np.where(mask, self._aligned[flat], 0)
         read = {n: torch.from_numpy(f[where if n.partition(".")[2] else rows]) for n, f in self.fields.items()}
-        logits = (
-            read["logits"] if self.needs.top is None else whole(*map(read.get, names(self.needs)[:3]), self.classes)
-        )
+        if self.needs.top is not None:
+            read["logits"] = whole(read["top"], read["classes"], read["rest"], self.classes)
         hidden = {layer: read[f"hidden.{layer}"] for layer in self.needs.hidden}
         attention = {n: (read[f"query.{n}"], read[f"key.{n}"], read[f"value.{n}"]) for n in self.needs.attention}
         return Signal(read["logits"], hidden, attention, self.heads, read.get("pooled"))
