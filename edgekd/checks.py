@@ -68,6 +68,7 @@ RANGES: dict[str, Range] = {
     "Distill.epochs": POSITIVE,
     "Distill.generations": COUNT,
     "Stored.top": COUNT,
+    "Select.share": {"above": 0, "at most": 1},
     "Average.decay": {"at least": 0, "below": 1},
     "Mutual.students": {"at least": 2},
     "Quant.percentile": {"above": 0, "at most": 100},
@@ -127,6 +128,8 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     source = type(target.distill.source).__name__
     if source != "Stored" and (target.assistants or target.distill.generations > 1):
         yield f"distill.source {source} leaves nothing for assistants or earlier generations to teach: remove either"
+    if target.distill.select is not None and source != "Stored":
+        yield "distill.select chooses by the stored teacher's answers: leave distill.source as it is"
     for loss in target.distill.losses:
         yield from _loss_contradictions(loss, target)
     if quant.static and not quant.calibration:

@@ -147,6 +147,19 @@ def test_the_line_runs_through_distillation_and_quantization_with_every_source(k
     assert len(list(stages["distill"].glob("peer-*"))) == (kind == "mutual")
 
 
+def test_both_stages_teach_on_the_same_chosen_examples(folder: Path) -> None:
+    path = tiny_target.write(folder, epochs=8)
+    base = catalog.load(str(path))
+    target = dataclasses.replace(base, distill=dataclasses.replace(base.distill, select=spec.Select("gap", 0.25)))
+    done = pipeline.run(target, folder=folder / "runs", beside=path, to="quantize")["stages"]
+    rows = np.load(Path(done["distill"]["folder"]) / "rows.npy")
+    taught = len(labels.LabelStore(Path(done["labels"]["folder"]), "taught").logits)
+    assert len(rows) == round(0.25 * taught) and len(set(rows.tolist())) == len(rows)
+    for stage, epochs in (("distill", 8), ("quantize", 2)):
+        found = read_json(Path(done[stage]["folder"]) / "scores.json")["training"]
+        assert found["steps"] == epochs * -(-len(rows) // 16)
+
+
 def test_nobody_is_left_for_assistants_to_teach_where_the_teacher_answers_live(folder: Path) -> None:
     base = catalog.load(str(tiny_target.write(folder, epochs=2)))
     with pytest.raises(TargetError, match=r"distill\.source Live leaves nothing for assistants"):

@@ -176,6 +176,13 @@ class LabelStore:
         found: NDArray[np.float32] = self.fields["logits"]
         return found
 
+    def all_logits(self) -> Tensor:
+        """(N, C) in memory, the cut ones made whole."""
+        if self.needs.top is None:
+            return torch.from_numpy(np.array(self.logits))
+        top, classes, rest = (torch.from_numpy(np.array(self.fields[name])) for name in ("top", "classes", "rest"))
+        return whole(top, classes, rest, self.classes)
+
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The teacher's signal for ``rows``, what belongs to tokens (float16) placed at the student's tokens."""
         where: Any = None

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgekd import spec
 from edgekd.distill import checkpoint
@@ -30,7 +32,8 @@ class Task:
     ``module(batch) -> loss`` is the learner. ``evaluate() -> {"score": ..., ...}`` judges it on validation; the
     highest ``rank`` of its results is kept: the lowest KL to the teacher where there is one, a smoother yardstick than
     accuracy on few examples; else the highest score. ``before_step(step, last)`` may change ranges (see
-    ``edgekd.quant``). ``autocast``: bf16 matrix products (never under fake-quantization).
+    ``edgekd.quant``). ``autocast``: bf16 matrix products (never under fake-quantization). ``rows``: the
+    examples to train on, if not all.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Task:
     evaluate: Callable[[], dict[str, float]]
     before_step: Callable[[int, int], None] = lambda step, last: None
     autocast: bool = False
+    rows: NDArray[np.int64] | None = None
     rank: Callable[[dict[str, float]], float] = lambda result: -result["kl"] if "kl" in result else result["score"]
 
 
@@ -59,7 +63,8 @@ def fit(
     """
     module, tokens = task.module, task.tokens
     device = next(module.parameters()).device
-    per_epoch = steps_per_epoch(len(tokens), options.batch_size)
+    rows = np.arange(len(tokens)) if task.rows is None else task.rows
+    per_epoch = steps_per_epoch(len(rows), options.batch_size)
     last = max(1, round(epochs * per_epoch))
     optimizer = _adamw(module, options, device)
     schedule = _schedule(options, last)
@@ -78,7 +83,7 @@ def fit(
             epoch, place = divmod(step, per_epoch)
             if place == 0 or not steps:
                 module.train()
-                steps = epoch_steps(tokens.lengths, options.batch_size, seed, epoch)
+                steps = [rows[part] for part in epoch_steps(tokens.lengths[rows], options.batch_size, seed, epoch)]
             task.before_step(step, last)
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step)

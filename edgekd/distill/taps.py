@@ -117,7 +117,7 @@ def taps(distill: spec.Distill, student: spec.Student) -> tuple[str, ...]:
     count = student.layers if isinstance(student.layers, int) else len(student.layers or ())
     count = count or _config_layers(student)
     logits = "logits" if distill.source.top is None else f"logits:{distill.source.top}"
-    wanted: set[str] = set()
+    wanted = {"pooled"} if distill.select is not None and distill.select.method == "diversity" else set()
     for loss in distill.losses:
         if isinstance(loss, POOLED):
             wanted.add("pooled")

@@ -19,7 +19,7 @@ from edgekd.globs import first_match, named_in
 from edgekd.spec.losses import *  # noqa: F403
 from edgekd.spec.losses import KL, Loss
 from edgekd.spec.sources import *  # noqa: F403
-from edgekd.spec.sources import STORED, Source
+from edgekd.spec.sources import STORED, Select, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +126,14 @@ class Distill:
     ``balance="gradients"`` keeps the losses' gradients in proportion to their weights as the training goes on, by
     their norms over the student; by default the weights alone decide. With ``generations`` above 1 the student is
     taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018). ``source`` is
-    where the teacher's signal comes from.
+    where the teacher's signal comes from, ``select`` which examples are taught on, if not all.
     """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
     balance: Literal["fixed", "gradients"] = "fixed"
     generations: int = 1
     source: Source = STORED
+    select: Select | None = None
     epochs: float = 10
     optimizer: Optimizer = Optimizer()
 

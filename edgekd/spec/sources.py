@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["Average", "Live", "Mutual", "Source", "Stored"]
+__all__ = ["Average", "Live", "Mutual", "Select", "Source", "Stored"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,15 @@ class Mutual:
 
 Source = Stored | Live | Average | Mutual
 STORED = Stored()
+
+
+@dataclass(frozen=True)
+class Select:
+    """Teach on ``share`` of the examples alone (training split and transfer set), chosen by the teacher's answers.
+
+    ``entropy`` and ``margin`` take those it is least sure of, ``gap`` those on which the student is farthest from it
+    before it is taught, ``diversity`` those that leave no other far away (k-center on the teacher's mean states).
+    """
+
+    method: Literal["random", "entropy", "margin", "gap", "diversity"]
+    share: float = 0.5

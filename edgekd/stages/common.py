@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from edgekd import spec, tasks
-from edgekd.distill import evaluate, live, loop
-from edgekd.distill.data import Tokens, tokenise
+from edgekd.distill import evaluate, live, loop, select
+from edgekd.distill.data import Ints, Tokens, tokenise
 from edgekd.distill.labels import LabelStore
 from edgekd.distill.learner import Learner
 from edgekd.distill.taps import needs, stored
@@ -53,11 +54,14 @@ def set_lesson(
     labels: Stage,
     teacher: Callable[[], tuple[Any, Tokens]],
     peers: Sequence[Any],
+    seed: int,
+    rows: Ints | None = None,
 ) -> tuple[loop.Task, Learner]:
     """A student's training under the losses of ``distill``, judged on validation; and the student under them.
 
     ``teacher()`` gives the teacher and the taught examples by its tokenizer, and is called only where it answers live;
-    ``peers`` are the other students, where these teach each other. Judged against the stored teacher where that one
+    ``peers`` are the other students, where these teach each other; ``rows`` the chosen examples, where they are known
+    already. Judged against the stored teacher where that one
     teaches, else by score. The same in fp32 and under quantization, whose matrix products must not be cast to bf16.
     """
     index, device = read_json(labels.path / "index.json"), torch.device(ctx.device)
@@ -77,6 +81,10 @@ def set_lesson(
     if isinstance(source, spec.Stored):
         wanted = stored(index["taps"], shape["layers"], shape["classes"])
         store = LabelStore(labels.path, "taught", wanted, shape["heads"], shape["classes"])
+        if distill.select is not None and rows is None:
+            own = partial(evaluate.logits, student, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
+            rows = select.rows(distill.select, store, own, seed)
+        lesson = replace(lesson, rows=rows)
         return replace(lesson, teacher=store), learner
     if isinstance(source, spec.Live):
         model, its_tokens = teacher()

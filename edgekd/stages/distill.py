@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 
 from edgekd import spec
@@ -18,7 +19,7 @@ from edgekd.stages.common import answering, load_stage_model, read_data, set_les
 from edgekd.store import Context, Stage, write_json
 
 REVISION = 6
-LEARNED, PEERS = "learned.safetensors", "peer-{}.safetensors"
+LEARNED, PEERS, ROWS = "learned.safetensors", "peer-{}.safetensors", "rows.npy"
 PEER = 1000
 """Between the seeds of two students that teach each other."""
 
@@ -46,7 +47,7 @@ def run(
     count = distill.source.students - 1 if isinstance(distill.source, spec.Mutual) else 0
     peers = [build(seed + (i + 1) * PEER)[0] for i in range(count)]
     asked = partial(answering, teacher, data, task)
-    lesson, learner = set_lesson(ctx, "distill", model, tokens, distill, labels, asked, peers)
+    lesson, learner = set_lesson(ctx, "distill", model, tokens, distill, labels, asked, peers, seed)
     training = loop.fit(
         replace(lesson, autocast=ctx.device == "cuda"),
         epochs=distill.epochs,
@@ -61,6 +62,8 @@ def run(
         save_tensors(learned, ctx.out / LEARNED)
     for i, peer in enumerate(peers):
         save_tensors(peer.state_dict(), ctx.out / PEERS.format(i))
+    if lesson.rows is not None:
+        np.save(ctx.out / ROWS, lesson.rows)
     loading.save_model(model, tokenizer, ctx.out / "model")
     write_json(ctx.out / "student.json", summary)
     write_json(ctx.out / "scores.json", {"validation": scores, "training": training})

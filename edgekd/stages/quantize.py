@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -21,7 +22,7 @@ from edgekd.quant.fold import freeze_batch_norms
 from edgekd.quant.replace import quantize, schemes
 from edgekd.quant.search import search
 from edgekd.stages.common import answering, load_stage_model, read_data, set_lesson, tokenise_splits
-from edgekd.stages.distill import load_learned, load_peers
+from edgekd.stages.distill import ROWS, load_learned, load_peers
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 6
@@ -58,7 +59,8 @@ def run(
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     prepare(model, quant)
     asked, peers = partial(answering, teacher, data, task), load_peers(distill, data.labels)
-    lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec, labels, asked, peers)
+    chosen = np.load(distill.path / ROWS) if (distill.path / ROWS).exists() else None
+    lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec, labels, asked, peers, seed, chosen)
 
     examples = batches(tokens["taught"], rows)
 
