@@ -1,28 +1,32 @@
-"""Where a finished run's quantization costs it answers, and what keeping layers in float would cost in its place."""
+"""Where a finished run's quantization costs it answers, and what more bits for the worst layers would cost instead."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from edgekd import runner, shape, spec, store
 from edgekd.distill.data import tokenise
 from edgekd.errors import StoreError
 from edgekd.progress import Progress
-from edgekd.quant import sensitivity
+from edgekd.quant import ptq, sensitivity
 from edgekd.report import figures
 from edgekd.stages.common import load_stage_model, read_data
-from edgekd.stages.quantize import prepare
+from edgekd.stages.quantize import example, prepare
 from edgekd.store import Stage, read_json
 from edgekd.tasks.sampling import stratified
 
 NAME = "diagnose.json"
 SCHEMA = "edgekd.diagnose/1"
+EIGHT: spec.Scheme = "u8s8_dynamic"
+"""What is tried for 4-bit layers before float: it needs no calibration."""
 BENCH_NOT_RUN = "bench not run"
 
 
@@ -32,6 +36,12 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     ``kind`` is ``qad`` or ``ptq``; at most ``examples`` of the validation split are drawn by class. Beside what
     ``sensitivity.measure`` finds: ``keep_float`` rows have ``bytes`` and ``ms``, by which file and p50 are predicted to
     grow (``ms`` may be ``None``; ``ms_from`` says where it comes from), and ``line`` is what to write into the target.
+    ``mixed`` rows, of 4-bit layers where the device has ``EIGHT``, have ``bytes``; ``mixed_line`` is what to write for
+    them, or ``None``.
+
+    "Float" are the weights of the distill stage where none were trained since: in ``ptq``, and in a ``qad`` that is the
+    PTQ. Trained ones are another student's, which differs by more than rounding: there it is the same weights with
+    quantizers off.
     Raises ``StoreError`` for a run without a quantized student, or one that cannot be read.
     """
     stages = _stages(folder)
@@ -45,11 +55,18 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     model, tokenizer = load_stage_model(stages["distill"], data.labels)
     part = data.validation.take(stratified(data.validation.labels, examples, 0))
     tokens = tokenise(tokenizer.backend_tokenizer, part.texts, part.labels, task.max_length, tokenizer.pad_token_id)
-    prepare(model, quant).load_state_dict(load_file(stages["quantize"].path / f"{kind}.safetensors"))
-    found = sensitivity.measure(model, tokens, progress)
+    spare = copy.deepcopy(model)
+    prepare(model, quant)
+    plain = copy.deepcopy(model)
+    model.load_state_dict(load_file(stages["quantize"].path / f"{kind}.safetensors"))
+    floats = _floats(stages["quantize"], kind, model, plain)
+    finer = _finer(model, spare, quant, floats) if EIGHT in _device(stages).schemes else {}
+    found = sensitivity.measure(model, tokens, progress, floats, finer)
     milliseconds, source = _milliseconds(stages, kind)
+    for row in (*found["keep_float"], *found["mixed"]):
+        layer, scheme = model.get_submodule(row["layer"]), quant.scheme_of(row["layer"])
+        row["bytes"] = _more_bytes(layer, scheme, quant.block, row["scheme"])
     for row in found["keep_float"]:
-        row["bytes"] = _more_bytes(model.get_submodule(row["layer"]), quant.scheme_of(row["layer"]), quant.block)
         row["ms"] = milliseconds and milliseconds.get(row["layer"], 0.0)
     result = {
         "schema": SCHEMA,
@@ -61,6 +78,7 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
         **found,
         "ms_from": source,
         "line": _line((*quant.keep_float, *(row["layer"] for row in found["keep_float"]))),
+        "mixed_line": _mixed_line(quant.mixed, {row["layer"]: row["scheme"] for row in found["mixed"]}),
     }
     store.write_json(folder / NAME, result)
     return result
@@ -95,12 +113,46 @@ def _restored(value: Any) -> Any:
     return kind(**{name: dict(item) if name in ordered else item for name, item in fields.items()})
 
 
-def _more_bytes(module: nn.Module, scheme: str, block: int) -> int:
-    """How many more bytes the weight takes in float32."""
+def _floats(stage: Stage, kind: str, model: Any, plain: Any) -> dict[str, dict[str, Tensor]]:
+    """A quantized student's float weights by layer, of ``plain``, the fp32 one; none where its own were trained."""
+    if kind == "qad" and read_json(stage.path / "scores.json")["training"]["best"]["step"] > 0:
+        return {}
+    tried = stage.path / "ptq.json"  # not in runs of before there was more to try than ranges
+    best = [found["techniques"] for found in (read_json(tried) if tried.exists() else ()) if found["best"]]
+    equalized = any("equalization" in techniques for techniques in best)
+    return ptq.unrounded(model, plain, ptq.pairs(plain, example(plain)) if equalized else [])
+
+
+def _device(stages: Mapping[str, Stage]) -> spec.Device:
+    """The target's device: its bench says it. Without one, any is taken to be meant; the target refuses what is not."""
+    try:
+        device: spec.Device = _restored(read_json(stages["bench"].path / store.MANIFEST)["inputs"]["device"])
+        return device
+    except (KeyError, OSError, ValueError):
+        return spec.X86_VNNI
+
+
+def _finer(model: Any, spare: Any, quant: spec.Quant, floats: Mapping[str, Any]) -> dict[str, tuple[str, nn.Module]]:
+    """The 4-bit layers of a 4-bit run under ``EIGHT``, made of ``spare``, the float student, with the model's weights.
+
+    None where the run has signed activations, which do not go with it.
+    """
+    if quant.scheme != "w4_block" or "s8s8_static" in quant.schemes:
+        return {}
+    prepare(spare, dataclasses.replace(quant, scheme=EIGHT, mixed={})).eval()
+    weights = {f"{layer}.{part}": tensor for layer, parts in floats.items() for part, tensor in parts.items()}
+    spare.load_state_dict({**model.state_dict(), **weights}, strict=False)
+    layers = [name for name in sensitivity.quantized_layers(model) if quant.scheme_of(name) == "w4_block"]
+    return {name: (EIGHT, spare.get_submodule(name)) for name in layers}
+
+
+def _more_bytes(module: nn.Module, scheme: str, block: int, other: str = "float") -> int:
+    """How many more bytes the weight takes under another scheme."""
     weight: Any = module.weight
     kind, rows = "embedding" if isinstance(module, nn.Embedding) else "linear", len(weight)
     columns = weight.numel() // rows
-    return 4 * int(weight.numel()) - sum(shape.weight_bytes(kind, rows, columns, scheme, block))
+    now, then = (sum(shape.weight_bytes(kind, rows, columns, name, block)) for name in (scheme, other))
+    return then - now
 
 
 def _milliseconds(stages: Mapping[str, Stage], kind: str) -> tuple[dict[str, float] | None, str]:
@@ -134,3 +186,12 @@ def _milliseconds(stages: Mapping[str, Stage], kind: str) -> tuple[dict[str, flo
 def _line(patterns: tuple[str, ...]) -> str:
     names = ", ".join(f'"{name}"' for name in patterns)
     return f"keep_float=({names}{',' if len(patterns) == 1 else ''})"
+
+
+def _mixed_line(mixed: Mapping[str, str], more: Mapping[str, str]) -> str | None:
+    """``mixed`` with the schemes of more layers before its own: the first glob that matches decides.
+
+    ``None`` where it would be all float, which is ``keep_float``'s line.
+    """
+    table = {**more, **{glob: scheme for glob, scheme in mixed.items() if glob not in more}}
+    return f"mixed={json.dumps(table)}" if EIGHT in more.values() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,10 +16,12 @@ import torch
 from brevitas.core.bit_width import BitWidthConst
 
 from edgekd import diagnose, shape, spec, store
+from edgekd.distill import evaluate
 from edgekd.errors import StoreError, TargetError
 from edgekd.progress import Progress
-from edgekd.quant import replace, sensitivity
-from edgekd.quant.calibrate import calibrate, ranges
+from edgekd.quant import ptq, replace, sensitivity
+from edgekd.quant.calibrate import batches, calibrate, ranges
+from edgekd.quant.moments import moments
 
 TOKENS = tiny.tokens(tiny.split(12, 5))
 LAYERS = [f"bert.encoder.layer.{i}." for i in (0, 1)]
@@ -60,6 +63,73 @@ def test_a_planted_two_bit_layer_comes_first_by_every_measure(name: str) -> None
     assert max(found["quantizers"], key=lambda row: row["won_back"])["quantizer"] == f"{name}.weight"
     assert found["keep_float"][0]["layer"] == name and found["keep_float"][0]["share"] > 0.5
     assert bars.done == bars.total
+
+
+@pytest.mark.parametrize("techniques", [("GPTQ",), ("equalization", "GPTQ", "bias correction")])
+def test_a_planted_layer_comes_first_though_ptq_has_rounded_its_weights_to_stay(techniques: tuple[str, ...]) -> None:
+    name = LAYERS[0] + "attention.self.value"
+    examples = batches(TOKENS, np.arange(len(TOKENS)))
+    model = copy.deepcopy(MODEL)
+    pairs = ptq.pairs(model, examples[0])
+    assert name in dict(pairs)
+    if "equalization" in techniques:
+        ptq.equalize(model, moments(model, examples), pairs)
+        calibrate(model, spec.Quant(calibration="x", method="minmax"), TOKENS, np.arange(len(TOKENS)))
+    model = plant(model, name)  # not before: Brevitas makes quantizers anew where a weight is assigned
+    weights = ptq.float_weights(model)
+    ptq.gptq(model, moments(model, examples))
+    if "bias correction" in techniques:
+        ptq.correct_bias(model, moments(model, examples), weights)
+    before = copy.deepcopy(model.state_dict())
+    floats = ptq.unrounded(model, copy.deepcopy(MODEL), pairs if "equalization" in techniques else [])
+    found = sensitivity.measure(model, TOKENS, None, floats)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert found["layers"][0]["layer"] == found["keep_float"][0]["layer"] == name
+    assert min(found["layers"], key=lambda row: row["sqnr_db"])["layer"] == name
+    assert found["quantizers"][0]["quantizer"] == f"{name}.weight"
+    answers = [evaluate.logits(m, TOKENS) for m in (model, PLAIN)]  # of the float student, not of the rounded weights
+    assert found["kl"] == pytest.approx(evaluate.compare(answers[0], TOKENS.labels, answers[1])["kl"], rel=1e-3)
+
+
+def test_a_four_bit_layer_is_given_eight_bits_before_float_and_float_where_they_are_too_few() -> None:
+    name, quant = LAYERS[0] + "intermediate.dense", spec.Quant(scheme="w4_block")
+    plain, model = student("w4_block", num_hidden_layers=1)
+    finer = diagnose._finer(model, copy.deepcopy(plain), quant, {})
+    bars = tiny.Bars()
+    found = sensitivity.measure(plant(model, name), TOKENS, bars, {}, finer)
+    assert bars.done == bars.total
+    row = found["mixed"][0]
+    assert (row["layer"], row["scheme"]) == (name, "u8s8_dynamic")
+    assert row["kl"] < found["keep_float"][0]["kl"] + sensitivity.WORTH * found["kl"]
+    line = diagnose._mixed_line({name: "w4_block", "classifier": "float"}, {name: row["scheme"]})
+    given: dict[str, Any] = {}
+    exec(str(line), given)
+    assert given["mixed"] == {name: "u8s8_dynamic", "classifier": "float"} and next(iter(given["mixed"])) == name
+    ids = torch.tensor([[2, 40, 50, 3]])
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    pasted = replace.quantize(copy.deepcopy(plain), "w4_block", (), example, mixed={name: "u8s8_dynamic"})
+    assert row["kl"] == pytest.approx(sensitivity.measure(pasted, TOKENS)["kl"], rel=1e-3)
+    finer[name] = "u8s8_dynamic", plant(finer[name][1], "")
+    assert sensitivity.measure(plant(model, name), TOKENS, None, {}, finer)["mixed"][0]["scheme"] == "float"
+    assert diagnose._mixed_line({}, {name: "float"}) is diagnose._mixed_line({}, {}) is None
+    assert not diagnose._finer(model, plain, spec.Quant(calibration="x"), {})
+
+
+@pytest.mark.parametrize(("kind", "step", "trained"), [("ptq", 9, False), ("qad", 0, False), ("qad", 9, True)])
+def test_weights_are_another_students_only_where_training_is_what_was_kept(
+    kind: str, step: int, trained: bool, tmp_path: Path
+) -> None:
+    store.write_json(tmp_path / "scores.json", {"training": {"best": {"step": step}}})
+    store.write_json(tmp_path / "ptq.json", [{"best": True, "techniques": ["equalization", "GPTQ"]}])
+    model, layer = copy.deepcopy(MODEL), LAYERS[0] + "attention.self.value"
+    with torch.no_grad():
+        model.get_submodule(layer).weight.mul_(0.5)  # as equalization would
+    floats = diagnose._floats(store.Stage("quantize", "", tmp_path), kind, model, copy.deepcopy(MODEL))
+    assert floats.keys() == (set() if trained else {n for n, m in MODEL.named_modules() if hasattr(m, "input_quant")})
+    if not trained:
+        torch.testing.assert_close(floats[layer]["weight"], model.get_submodule(layer).weight, rtol=1e-6, atol=0)
+        reader = LAYERS[0] + "attention.output.dense"
+        torch.testing.assert_close(floats[reader]["weight"], 2 * MODEL.get_submodule(reader).weight, rtol=1e-6, atol=0)
 
 
 def test_two_broken_layers_are_both_found_and_kept_one_after_the_other() -> None:
@@ -179,3 +249,7 @@ def test_more_bytes_are_the_difference_between_two_files_by_arithmetic() -> None
             kept = spec.Quant(scheme=quant.scheme, calibration="x", keep_float=(name,))
             expected = shape.file_bytes(parts, kept)[1] - shape.file_bytes(parts, quant)[1]
             assert diagnose._more_bytes(PLAIN.get_submodule(name), quant.scheme, quant.block) == expected
+            eight = dataclasses.replace(quant, mixed={name: "u8s8_dynamic"})
+            expected = shape.file_bytes(parts, eight)[1] - shape.file_bytes(parts, quant)[1]
+            found = diagnose._more_bytes(PLAIN.get_submodule(name), quant.scheme, quant.block, "u8s8_dynamic")
+            assert found == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -253,3 +254,33 @@ def test_a_try_whose_answers_are_not_finite_is_left_out_and_is_never_the_best() 
     assert [found["kl"] for found in tries if found["best"]] == [2.0]
     with pytest.raises(TrainingError, match="no way to choose ranges gives finite answers"):
         search(prepared(outliers()), quant, BATCHES, EXAMPLE, lambda: {"kl": float("nan")}, Progress(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "departures", "near"),
+    [
+        ("u8s8_static", {}, 1e-5),
+        ("u8s8_static", {"weight_bits": 4, "learned": True}, 1e-5),
+        ("u8s8_static", {"per_channel": False}, 0.02),  # a row's largest weight is rounded, too
+        ("w4_block", {}, 2e-3),  # scales are stored in float16
+    ],
+)
+def test_the_weights_from_before_all_that_ptq_did_are_found_again(
+    scheme: str, departures: dict[str, Any], near: float
+) -> None:
+    model = prepared(outliers(), scheme, **departures)
+    plain = copy.deepcopy(model)
+    expected, found, inputs = answers(model, quantized=False), ptq.pairs(model, EXAMPLE), moments(model, BATCHES)
+    ptq.equalize(model, inputs, found)
+    wanted, biases = ptq.float_weights(model), {name: model.get_submodule(name).bias.clone() for name in ("v", "o")}
+    ptq.gptq(model, moments(model, BATCHES))
+    ptq.correct_bias(model, moments(model, BATCHES), wanted)
+    floats = ptq.unrounded(model, plain, found)
+    assert all(not torch.equal(model.get_submodule(name).weight, weight) for name, weight in wanted.items())
+    for name, weight in wanted.items():
+        torch.testing.assert_close(floats[name]["weight"], weight, rtol=near, atol=1e-6)
+    for name, bias in biases.items():
+        torch.testing.assert_close(floats[name]["bias"], bias, rtol=near, atol=1e-6)
+    for name, parts in floats.items():
+        model.get_submodule(name).load_state_dict(parts, strict=False)
+    assert float((answers(model, quantized=False) - expected).abs().max()) < 5 * near * float(expected.abs().max())

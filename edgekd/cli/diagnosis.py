@@ -35,11 +35,13 @@ def diagnose(
     store: Store = RUNS,
     json: Json = False,
 ) -> None:
-    """Say which layers lose answers by quantization, and what it would cost to keep the worst of them in float.
+    """Say which layers lose answers by quantization, and what more bits for the worst of them would cost.
 
     SQNR: a layer's output against its error, on float inputs. KL alone: how far answers move if only this is quantized;
     won back: how much closer they come if only this is not. All on validation examples, against the same weights in
-    float. It is kept as diagnose.json in the run's folder.
+    float: the fp32 student's, unless they were trained since. Proposed are layers to keep in float and, in a 4-bit run,
+    layers to give eight bits (or float) by mixed. Attention's own products are not diagnosed: they get their ranges
+    after training. It is kept as diagnose.json in the run's folder.
 
     Examples:
 
@@ -78,6 +80,14 @@ def _print(found: dict[str, Any]) -> None:
         return
     console.print(_table(("worth keeping in float", "KL left", "won back", "bytes", "ms"), kept))
     console.print(f"\nbytes: predicted; ms: {found['ms_from']}\n\n{found['line']}", markup=False, soft_wrap=True)
+    if found["mixed_line"]:
+        rows = [
+            (row["layer"], row["scheme"], f"{row['kl']:.3g}", f"{row['share']:.0%}", f"{row['bytes']:+,}")
+            for row in found["mixed"]
+        ]
+        console.print("\nor, in fewer bytes:\n", markup=False)
+        console.print(_table(("worth more bits", "scheme", "KL left", "won back", "bytes"), rows))
+        console.print(f"\n{found['mixed_line']}", markup=False, soft_wrap=True)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

@@ -118,6 +118,40 @@ def _move(model: nn.Module, source: str, sinks: list[str], scale_C: Tensor) -> N
         reader.weight *= scale_C
 
 
+@torch.no_grad()
+def unrounded(model: nn.Module, plain: nn.Module, found: Pairs) -> dict[str, dict[str, Tensor]]:
+    """The weight and bias of each quantized linear of ``model`` before it was rounded and its bias corrected.
+
+    ``plain`` is the same student as it was prepared, in float; ``found`` are the pairs equalized since, as ``pairs``
+    gives them. How far is seen in what each source writes by now: exactly in a norm, in a linear by the largest weight
+    of each row, which ``gptq`` holds (in 4-bit blocks as near as float16 has a scale; with one scale for all rows, to
+    half a step). ``plain`` is moved by as much, in place, and its float answers stay as they are in any case.
+    """
+    for source, sinks in found:
+        before: Any = plain.get_submodule(source)
+        if isinstance(before, QuantLinear):
+            weight_scales.start(before)
+        now_C, before_C = _largest(model.get_submodule(source)), _largest(before)
+        _move(plain, source, sinks, torch.where((now_C > 0) & (before_C > 0), before_C / now_C, 1.0))
+    return {
+        name: {part: tensor.detach() for part, tensor in module.named_parameters(recurse=False)}
+        for name, module in plain.named_modules()
+        if isinstance(module, QuantLinear)
+    }
+
+
+def _largest(writer: Any) -> Tensor:
+    """The largest magnitude of each channel's weights; a norm's bias counts too, and a learned scale knows better."""
+    if not isinstance(writer, nn.Linear):
+        parts = [part.abs() for part in (writer.weight, getattr(writer, "bias", None)) if part is not None]
+        return torch.stack(parts).amax(0)
+    if isinstance(writer, QuantLinear):
+        learned = getattr(writer.weight_quant.tensor_quant.scaling_impl, "value", None)
+        if learned is not None and learned.numel() > 1:
+            return cast(Tensor, learned.detach().abs().flatten())
+    return cast(Tensor, writer.weight.abs().amax(1))
+
+
 class Grid(NamedTuple):
     """A weight's quantization: ``step_RC`` between neighbouring values, integers from ``-limit`` to ``limit``, and
     ``held_RC``: those of the weights that stay at either end, 0 for all others.

@@ -1,7 +1,10 @@
 """Which layers, and which of their quantizers, make a fake-quantized model answer otherwise than it would in float.
 
-The reference is the same model with every quantizer off. How far answers are apart is KL(float ‖ quantized) of the
-class distributions, the mean over examples, in nats; it is about quadratic in the error, so that small ones vanish
+The reference is the same model with every quantizer off and, where PTQ has rounded weights or corrected biases, those
+from before (``ptq.unrounded``): else rounded weights would pass for float ones. A weight's quantizer stands for both. A
+layer's output is compared with what it is in that model, not with the one before channels were equalized, which is
+another by those scales, and gives the same answers. How far answers are apart is KL(float ‖ quantized) of the class
+distributions, the mean over examples, in nats; it is about quadratic in the error, so that small ones vanish
 beside a large one. Each layer and each quantizer is measured in two directions:
 
 * ``won_back``: the KL of the whole quantized model, minus that with this one alone off (leave one out). It says what
@@ -13,8 +16,10 @@ beside a large one. Each layer and each quantizer is measured in two directions:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,29 +36,45 @@ from edgekd.quant.calibrate import rows_of
 PARTS = ("weight", "input", "output")
 BATCH = 16
 WORTH = 0.1
-"""A layer is proposed for ``keep_float`` where that wins back at least this share of the KL."""
+"""More bits are proposed for a layer where they win back at least this share of the KL."""
 TRIED = 8
 """How many of the worst layers are tried."""
 
 Layers = Mapping[str, dict[str, Any]]
 """Quantized layer -> part -> its quantizer. Layers that read the same tensor share their input's."""
 
+Ways = Callable[[str], Sequence[tuple[str, AbstractContextManager[None]]]]
+"""The schemes of more bits that a layer is tried under, the smallest first, each with what puts the layer under it."""
 
-def measure(model: Any, tokens: Tokens, progress: Progress | None = None) -> dict[str, Any]:
+
+def measure(
+    model: Any,
+    tokens: Tokens,
+    progress: Progress | None = None,
+    floats: Mapping[str, Mapping[str, torch.Tensor]] = MappingProxyType({}),
+    finer: Mapping[str, tuple[str, nn.Module]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Measure a calibrated fake-quantized classifier on ``tokens``; the model is left as it was.
 
+    ``floats``: layer -> what it has in float (``weight``, ``bias``), where that is not what it has in ``model``.
+    ``finer``: quantized layer -> a scheme of more bits, and the float layer under it.
+
     Returns ``kl`` of the whole; ``layers``: [{layer, sqnr_db, alone, won_back}] and ``quantizers``: [{quantizer,
-    layers, alone, won_back}], worst first, the latter once for all layers that share it; ``keep_float``: [{layer, kl,
-    share}], what to keep in float, each with the KL that is left once it and those before it are kept, and the share of
-    the whole that it wins back. Raises ``TargetError`` for a model without quantizers.
+    layers, alone, won_back}], worst first, the latter once for all layers that share it; ``keep_float``: [{layer,
+    scheme, kl, share}], what to keep in float, each with the KL that is left once it and those before it are kept, and
+    the share of the whole that it wins back; ``mixed``: the same for the layers in ``finer``, each under the scheme
+    given there, or in float where that wins back enough beyond it. Raises ``TargetError`` for a model without
+    quantizers.
     """
     layers = quantized_layers(model)
+    for name in layers.keys() & floats.keys():
+        layers[name]["weight"] = _Rounded(layers[name]["weight"], model.get_submodule(name), floats[name])
     shared = _quantizers(layers)
     if not layers:
         raise TargetError("nothing in this model is quantized, so there is nothing to diagnose")
     training = model.training
     model.eval()
-    passes = 2 + 2 * (len(layers) + len(shared)) + min(TRIED, len(layers))
+    passes = 2 + 2 * (len(layers) + len(shared)) + min(TRIED, len(layers)) + 2 * min(TRIED, len(finer))
     with (progress or Progress(quiet=True)).bar("diagnose", total=passes, unit="pass") as advance:
         try:
             for proxies in layers.values():
@@ -74,7 +95,14 @@ def measure(model: Any, tokens: Tokens, progress: Progress | None = None) -> dic
             whole = kl()
             without = _each(model, layers, shared, kl)
             ranked = sorted(alone, key=lambda name: (-alone[name], without[name]))
-            kept = _keep(model, layers, [n for n in ranked if n in layers][:TRIED], whole, kl)
+            in_float = partial(_flipped, model, layers)
+            kept = _refine([n for n in ranked if n in layers], lambda name: [("float", in_float(name))], whole, kl)
+
+            def ways(name: str) -> list[tuple[str, AbstractContextManager[None]]]:
+                scheme, instead = finer[name]
+                return [(scheme, _replaced(model.get_submodule(name), instead)), ("float", in_float(name))]
+
+            mixed = _refine([n for n in ranked if n in finer], ways, whole, kl)
         finally:
             _switch(layers, on=True)
             model.train(training)
@@ -84,6 +112,7 @@ def measure(model: Any, tokens: Tokens, progress: Progress | None = None) -> dic
         "layers": [{"layer": n, "sqnr_db": noise[n], **row} for n, row in figures.items() if n in layers],
         "quantizers": [{"quantizer": n, "layers": shared[n][1], **row} for n, row in figures.items() if n in shared],
         "keep_float": kept,
+        "mixed": mixed,
     }
 
 
@@ -169,19 +198,44 @@ def _each(model: Any, layers: Layers, shared: Mapping[str, tuple[Any, list[str]]
     return found
 
 
-def _keep(model: Any, layers: Layers, ranked: list[str], whole: float, kl: Any) -> list[dict[str, Any]]:
-    """Keep one layer after the other in float, worst first, and stay with those that win back enough."""
+def _refine(ranked: list[str], ways: Ways, whole: float, kl: Callable[[], float]) -> list[dict[str, Any]]:
+    """Give one layer after the other more bits, worst first: every step up must win back enough."""
     found, before = [], whole
     with ExitStack() as kept:
-        for name in ranked:
-            with ExitStack() as tried:
-                tried.enter_context(_flipped(model, layers, name))
-                after = kl()
-                if before - after >= WORTH * whole > 0:
-                    found.append({"layer": name, "kl": after, "share": (before - after) / whole})
-                    before = after
-                    kept.push(tried.pop_all())
+        for name in ranked[:TRIED]:
+            left, chosen = before, None
+            for place, (scheme, put) in enumerate(ways(name)):
+                with put:
+                    after = kl()
+                if left - after >= WORTH * whole > 0:
+                    left, chosen = after, (place, scheme)
+            if chosen is not None:
+                kept.enter_context(ways(name)[chosen[0]][1])
+                found.append({"layer": name, "scheme": chosen[1], "kl": left, "share": (before - left) / whole})
+                before = left
     return found
+
+
+class _Rounded:
+    """The quantizer of a weight that was rounded to stay: off, its layer has its weight and bias from before."""
+
+    def __init__(self, proxy: Any, layer: Any, before: Mapping[str, torch.Tensor]) -> None:
+        self.proxy, self.layer, self.other = proxy, layer, dict(before)
+
+    @property
+    def disable_quant(self) -> bool:
+        return bool(self.proxy.disable_quant)
+
+    @disable_quant.setter
+    def disable_quant(self, off: bool) -> None:
+        if off != self.proxy.disable_quant:
+            for name, tensor in self.other.items():
+                parameter = getattr(self.layer, name)
+                self.other[name], parameter.data = parameter.data, tensor
+            self.proxy.disable_quant = off
+
+    def train(self) -> None:
+        self.proxy.train()
 
 
 def _switch(layers: Layers, on: bool) -> None:
@@ -208,3 +262,13 @@ def _flipped(model: Any, layers: Layers, name: str) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _replaced(module: nn.Module, instead: nn.Module) -> Iterator[None]:
+    """Let another layer compute in the place of ``module``."""
+    handle = module.register_forward_hook(lambda _, args, output: instead(*args))
+    try:
+        yield
+    finally:
+        handle.remove()
