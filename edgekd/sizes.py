@@ -140,7 +140,7 @@ def labels_bytes(
     task: Any = inputs["task"]
     known = teacher if len(wanted) > 1 and teacher else {"layers": 1, "hidden": 0}
     needs = taps.stored(wanted, known["layers"], classes)
-    found = [(needs, taught(counts)), (taps.LOGITS, counts["validation"])]
+    found = [(needs, taught(counts) if wanted else 0), (taps.LOGITS, counts["validation"])]
     return sum(taps.store_bytes(n, c, c * task.max_length, classes, known["hidden"]) for n, c in found)
 
 
