@@ -132,7 +132,7 @@ def load(folder: str | os.PathLike[str], *, threads: int | None = None, verify: 
         raise MissingDependencyError(f"{error}; install it with: pip install onnxruntime tokenizers numpy") from error
     for problem in _doubts(manifest, onnxruntime.__version__):
         warnings.warn(problem, stacklevel=2)
-    chosen = {name: value for name, value in manifest["session"].items() if name not in ("threads", "providers")}
+    chosen = session_options.chosen(manifest)
     if (why := session_options.problem(chosen)) is not None:
         raise BundleError(f"{bundle}: {why}; use the edgekd that shipped it, or make it again with `edgekd ship`")
     options = onnxruntime.SessionOptions()

@@ -16,6 +16,11 @@ that the deployer's process computes from then on."""
 OPTIMIZERS = "disabled_optimizers"
 
 
+def chosen(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a bundle's session, which its manifest has beside its threads and providers."""
+    return {name: value for name, value in manifest["session"].items() if name not in ("threads", "providers")}
+
+
 def problem(chosen: Mapping[str, Any]) -> str | None:
     """Why these are no options of a session, or ``None`` if they are."""
     for name, value in chosen.items():

@@ -17,11 +17,12 @@ import test_ship
 import tiny_bundle
 from onnx import numpy_helper
 
-from edgekd import machine, store
+from edgekd import machine, ship, store
 from edgekd.cli import main
 from edgekd.errors import AssetError, BenchError, MissingDependencyError, StoreError
 from edgekd.isa import arm64, cpus, results, verify
 from edgekd.isa.verify import compare
+from edgekd.runtimes import ort_cpu
 from edgekd.stages import verdict
 
 HERE = cpus.Cpu("here")
@@ -184,21 +185,60 @@ def test_a_process_is_told_of_the_dot_product_on_cores_that_have_it(
 
 
 def test_the_child_process_answers_as_the_definition(bundle: Path) -> None:
-    found, _ = cpus.logits(HERE, bundle / "onnx/model_quantized.onnx", feeds())
+    found, _ = cpus.logits(HERE, bundle / "onnx/model_quantized.onnx", feeds(), {})
     np.testing.assert_allclose(found, [by_definition(feed) for feed in feeds()], rtol=1e-5)
 
 
 def test_a_model_that_does_not_run_is_an_error_that_says_where(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("no model")
     with pytest.raises(BenchError, match="does not run on here"):
-        cpus.logits(HERE, tmp_path / "model.onnx", feeds())
+        cpus.logits(HERE, tmp_path / "model.onnx", feeds(), {})
+
+
+DISABLED = {"disabled_optimizers": ["DoubleQDQPairsRemover"]}
+
+
+def rounding_twice() -> onnx.ModelProto:
+    """``tiny_bundle.model`` with logits rounded twice, which onnxruntime does once, unless ``DISABLED``."""
+    model = tiny_bundle.model()
+    model.graph.node[-1].output[0] = "exact"
+    steps = [("QuantizeLinear", "exact fine"), ("DequantizeLinear", "a fine"), ("QuantizeLinear", "b coarse")]
+    for (kind, given), made in zip([*steps, ("DequantizeLinear", "c coarse")], ("a", "b", "c", "logits"), strict=True):
+        model.graph.node.append(onnx.helper.make_node(kind, [*given.split(), "zero_point"], [made]))
+    for name, number in {"fine": np.float32(0.05), "coarse": np.float32(0.07), "zero_point": np.uint8(128)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(number), name))
+    return model
+
+
+def test_the_child_process_runs_the_graph_that_the_options_of_the_session_ask_for(tmp_path: Path) -> None:
+    onnx.save(rounding_twice(), tmp_path / "model.onnx")
+    found = []
+    for chosen in ({}, DISABLED):
+        here = [ort_cpu.load(tmp_path / "model.onnx", 1, chosen).run(feed) for feed in feeds()]
+        found.append(cpus.logits(HERE, tmp_path / "model.onnx", feeds(), chosen)[0])
+        np.testing.assert_array_equal(found[-1], np.concatenate(here))
+    assert not np.array_equal(*found)
+
+
+def test_a_bundle_is_verified_with_the_options_of_its_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cpus.ISAS, "avx2", (cpus.Cpu("avx2"),))
+    monkeypatch.setattr(machine, "isa", lambda: "x86_64")
+    stage = tiny_bundle.export_stage(tmp_path / "export")
+    onnx.save(rounding_twice(), stage / "student_qad" / "model.onnx")
+    report = tiny_bundle.report() | {"session": DISABLED}
+    bundle = ship.pack(report, stage, tmp_path / "dist")
+    test_ship.claim(bundle, 1.0, tmp_path / "data.csv", TEXTS, test_ship.RIGHT)
+    _, (row,) = verified(bundle, tmp_path / "runs", "avx2", capsys)
+    assert row["max_logit_difference"] == 0.0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cpu", [cpu for isa in ("avx2", "arm64") for cpu in cpus.ISAS[isa]], ids=lambda c: c.model)
 def test_an_emulated_cpu_answers_as_the_definition(cpu: cpus.Cpu, bundle: Path) -> None:
     can_run(cpu.isa)
-    found, version = cpus.logits(cpu, bundle / "onnx/model_quantized.onnx", feeds())
+    found, version = cpus.logits(cpu, bundle / "onnx/model_quantized.onnx", feeds(), {})
     np.testing.assert_allclose(found, [by_definition(feed) for feed in feeds()], rtol=1e-5)
     assert version == arm64.onnxruntime_version()
 

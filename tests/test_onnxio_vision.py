@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from tiny import bert
@@ -15,9 +17,11 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from edgekd import spec
 from edgekd.errors import ExportError
-from edgekd.onnxio import export, parity
+from edgekd.onnxio import export, parity, scales
 from edgekd.onnxio.audit import audit, session
 from edgekd.onnxio.files import read
+from edgekd.onnxio.names import module_path
+from edgekd.quant import grids
 from edgekd.quant.calibrate import calibrate_on
 from edgekd.quant.replace import quantize
 
@@ -69,6 +73,28 @@ def test_every_product_of_an_image_classifier_is_int8_and_it_answers_as_it_was_t
     assert name == "ViT" or audited["int8_mac_share"] == 1
     apart = np.concatenate(answers(model)) - np.concatenate(exact)
     assert np.abs(apart).max() < 0.2 * np.abs(np.concatenate(exact)).max()  # and eight bits are near the float model
+
+
+def test_a_corrupted_scale_of_a_convolution_is_named_even_where_the_file_holds_a_larger_one(tmp_path: Path) -> None:
+    model = quantized(classifier("ResNet"), "u8s8_static")
+    layer = model.resnet.embedder.embedder.convolution
+    with torch.no_grad():
+        layer.weight[0], layer.bias[0] = 0, 1  # too large a bias for the scale of such weights
+    graph = export.export_quantized(model, tmp_path / "model.onnx", opset=17, image=IMAGE)
+    scales.check(model, graph)
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    path = "resnet.embedder.embedder.convolution"
+    convolution = next(n for n in graph.graph.node if n.op_type == "Conv" and module_path(n.name).startswith(path))
+    made = {node.output[0]: node for node in graph.graph.node}
+    names = [made[name].input[1] for name in convolution.input]
+    names += [n.input[1] for n in graph.graph.node if n.op_type == "QuantizeLinear" and "output_quant" in n.name]
+    assert onnx.numpy_helper.to_array(tensors[names[1]])[0] > 1e-10 > grids.of(model, f"{path}.weight_quant").scale[0]
+    for name in names:
+        kept = onnx.numpy_helper.to_array(tensors[name])
+        tensors[name].CopyFrom(onnx.numpy_helper.from_array(np.asarray(kept * np.float32(1.001)), name))
+        with pytest.raises(ExportError, match=rf"^{re.escape(name)} is "):
+            scales.check(model, graph)
+        tensors[name].CopyFrom(onnx.numpy_helper.from_array(kept, name))
 
 
 class Residual(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,24 +103,47 @@ def test_a_tensor_is_rounded_by_half_a_step_at_most_within_the_range_that_was_ob
 def test_the_answers_stay_close_and_a_graph_that_is_given_is_not_changed(paths: dict[str, Path]) -> None:
     model = files.read(paths["u8s8_static"])
     content = model.SerializeToString(deterministic=True)
-    made = requantize.apply(model, requantize.attention(model), examples(), "minmax", 100.0)
+    places = requantize.attention(model)
+    chosen = requantize.grids(model, places, examples(), "minmax", 100.0)
+    made = requantize.put(model, places, chosen)
     assert model.SerializeToString(deterministic=True) == content
     feeds = [feed(3, 9, seed=9, padding=4), feed(1, 1, seed=2), feed(2, 20, seed=4)]
     labels = np.zeros(6, np.int64)
-    row = parity.gate_graphs(model, made, feeds, labels, min_agreement=0.5, max_score_gap=1.0)
+    row = parity.gate_graphs(model, made, chosen, feeds, labels, min_agreement=0.5, max_score_gap=1.0)
     scale = np.abs(np.concatenate([session(model).run(None, one)[0] for one in feeds])).max()
     assert 0 < row["max_abs"] < 0.2 * scale
-    with pytest.raises(ExportError, match=r"name these products in keep_float, e\.g\. '\*\.attention\.self\.MatMul\*'"):
-        parity.gate_graphs(model, turned(made), feeds, labels, min_agreement=1.0, max_score_gap=0.0)
 
 
-def turned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same with the classifier's weights of the other sign."""
-    other = onnx.ModelProto()
-    other.CopyFrom(model)
-    weight = next(t for t in other.graph.initializer if t.name == "classifier.weight")
-    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
-    return other
+def test_a_tensor_that_loses_too_much_is_named_with_the_way_out(paths: dict[str, Path]) -> None:
+    model = files.read(paths["u8s8_static"])
+    places = requantize.attention(model)
+    chosen = requantize.grids(model, places, examples(), "minmax", 100.0)
+    lost = next(name for name in chosen if "layer.1" in name)
+    chosen[lost] = chosen[lost]._replace(scale=chosen[lost].scale * np.float32(1e-4))  # hardly any of its range
+    feeds = [feed(8, 3 + i, seed=i) for i in range(3)]
+    limits = {"min_agreement": 1.0, "max_score_gap": 0.0}
+    with pytest.raises(
+        ExportError, match=rf"{re.escape(lost)} departs most, .* keep_float, e\.g\. '\*\.attention\.self\.MatMul\*'"
+    ):
+        parity.gate_graphs(model, requantize.put(model, places, chosen), chosen, feeds, np.zeros(24), **limits)
+
+
+@pytest.mark.parametrize("scheme", ["u8s8_static", "s8s8_static"])
+def test_a_corrupted_constant_is_named_once_attention_is_in_int8(scheme: str, paths: dict[str, Path]) -> None:
+    model = files.read(paths[scheme])
+    places = requantize.attention(model)
+    chosen = requantize.grids(model, places, examples(), "minmax", 100.0)
+    made = requantize.put(model, places, chosen)
+    added = [f"{tensor}_{role}" for tensor in chosen for role in ("scale", "zero_point")]
+    assert len(added) == 16
+    for name in [*added, "bert.pooler.dense.input_scale", "bert.encoder.layer.0.intermediate.dense.weight"]:
+        tensor = next(t for t in made.graph.initializer if t.name == name)
+        kept = onnx.numpy_helper.to_array(tensor)
+        wrong = np.asarray(kept * 1.5 if kept.dtype == np.float32 else kept + 1, kept.dtype)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(wrong, name))
+        with pytest.raises(ExportError, match=rf"^{re.escape(name)} (is|has changed) "):
+            parity.gate_graphs(model, made, chosen, [], np.zeros(0), min_agreement=0.0, max_score_gap=1.0)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(kept, name))
 
 
 def test_a_tensor_that_is_always_zero_cannot_be_quantized(paths: dict[str, Path]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,11 +105,13 @@ def command(cpu: Cpu, folder: Path) -> tuple[list[str], dict[str, str]]:
     return [*emulated, sys.executable], env
 
 
-def logits(cpu: Cpu, model: Path, feeds: list[dict[str, NDArray[np.generic]]]) -> tuple[NDArray[np.float32], str]:
+def logits(
+    cpu: Cpu, model: Path, feeds: list[dict[str, NDArray[np.generic]]], session: Mapping[str, Any]
+) -> tuple[NDArray[np.float32], str]:
     """The logits (examples, classes) of a model file on ``cpu``, and the version of onnxruntime that gave them.
 
-    ``feeds`` has one example each: every input of the model, of shape (1, tokens). Raises ``BenchError`` if the
-    process fails.
+    ``feeds`` has one example each: every input of the model, of shape (1, tokens). ``session`` holds options as in
+    ``edgekd.session``. Raises ``BenchError`` if the process fails.
     """
     offsets = np.cumsum([0, *(next(iter(feed.values())).shape[1] for feed in feeds)])
     values = {name: np.concatenate([feed[name][0] for feed in feeds]) for name in feeds[0]}
@@ -118,7 +123,7 @@ def logits(cpu: Cpu, model: Path, feeds: list[dict[str, NDArray[np.generic]]]) -
         files = [str(path) for path in (CHILD, model.absolute(), folder / "inputs.npz", folder / "logits.npz")]
         try:
             done = subprocess.run(
-                [*start, "-P", *files],
+                [*start, "-P", *files, json.dumps(dict(session))],
                 env=env,
                 capture_output=True,
                 text=True,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd import deploy, machine, ship
+from edgekd import deploy, machine, session, ship
 from edgekd.bundle import MODEL, read_manifest
 from edgekd.errors import BundleError
 from edgekd.isa import cpus
@@ -46,7 +46,7 @@ def verify(
         version = cpus.emulator_version(cpu.emulator)
         where = f"{cpu.model}, emulated by {cpu.emulator} {version}" if cpu.emulator else "this CPU"
         progress.log(f"verify: {len(texts)} examples on {where}")
-        there, runtime = cpus.logits(cpu, bundle / MODEL, feeds)
+        there, runtime = cpus.logits(cpu, bundle / MODEL, feeds, session.chosen(manifest))
         row: dict[str, Any] = {"isa": isa, "cpu": cpu.model or machine.cpu_model()}
         row |= {"emulator": cpu.emulator or None, "emulator_version": version or None, "onnxruntime": runtime}
         native = {"native_cpu": machine.cpu_model(), "native_isa": machine.instruction_set()}

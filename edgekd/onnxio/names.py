@@ -16,6 +16,19 @@ def module_path(name: str) -> str:
     return CALL.sub("", name).strip("/").replace("/", ".")
 
 
+def located(name: str, modules: Collection[str]) -> str:
+    """The path of the module whose node this is, ``modules`` being the paths of all; the number of a call stays in it.
+
+    Inside a ``Sequential`` the exporter says its name again: ``/layer/layer.0/conv`` stands for ``layer.0.conv``.
+    """
+    path: list[str] = []
+    for scope in name.strip("/").split("/")[:-1]:
+        parts = scope.split(".")
+        said = [k for k in range(len(parts)) if path[len(path) - k :] == parts[:k]]
+        path += parts[next((k for k in said if CALL.sub("", ".".join([*path, *parts[k:]])) in modules), 0) :]
+    return ".".join(path)
+
+
 def marked(name: str, modules: Collection[str]) -> str:
     """A node's name as the exporter gives it, with calls of one module told apart by a number behind ``#``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd.errors import ExportError
-from edgekd.onnxio import files
+from edgekd.onnxio import files, scales
 from edgekd.onnxio.audit import session
-from edgekd.onnxio.names import module_path
+from edgekd.onnxio.names import located, module_path
+from edgekd.quant.grids import Grid
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -42,10 +43,12 @@ def gate(
     between torch and plain onnxruntime on a few feeds, given the same input, and its relative RMS ``error``.
 
     Raises ``ExportError`` when a pair agrees on less than ``min_agreement``, differs by more than ``max_score_gap``, or
-    answers something not finite, and when one module's output departs by more than 1% (a wrong scale shows there though
-    the answers may not change yet). The message names the first tensor, in the order of the graph, that departs.
+    answers something not finite, and when one module's output departs by more than 1% (a wrong weight shows there
+    though the answers may not change yet). The message names the first tensor, in the order of the graph, that departs.
+    Before all that, it names a scale or zero point that is not its quantizer's (``scales.check``).
     """
     graph = files.read(path)
+    scales.check(model, graph)
     answers = {
         "torch": np.concatenate([_torch(model, feed, graph) for feed in feeds]),
         "ort_plain": _run(graph, feeds, optimize=False),
@@ -83,25 +86,46 @@ def gate(
 def gate_graphs(
     before: onnx.ModelProto,
     after: onnx.ModelProto,
+    added: Mapping[str, Grid],
     feeds: Sequence[Feed],
     labels: Array,
     *,
     min_agreement: float,
     max_score_gap: float,
 ) -> dict[str, float]:
-    """Compare a graph with what was made of it, both optimized, on ``feeds``: as ``gate`` does, and a pair's row.
+    """Compare a graph with itself after the tensors ``added`` were quantized by these grids, both optimized.
 
-    Raises ``ExportError`` when they agree on less than ``min_agreement`` or their scores differ by too much.
+    Returns the row of a pair, as in ``gate``. Raises ``ExportError`` when they agree on less than ``min_agreement`` or
+    their scores differ by too much, naming the tensor that loses most, and for a constant that is not as it has to be
+    (``scales.check_added``).
     """
+    scales.check_added(before, after, added)
     one, other = (_run(graph, feeds, optimize=True) for graph in (before, after))
     row = _compare(one, other, np.asarray(labels))
     if row["agreement"] < min_agreement or row["score_gap"] > max_score_gap:
         raise ExportError(
             f"with the products of attention in int8 the file agrees with itself on {row['agreement']:.2%} of the "
             f"examples, and its score moves by {row['score_gap']:.4f} (asked for: {min_agreement:.2%}, and scores "
-            f"within {max_score_gap:g}); name these products in keep_float, e.g. '*.attention.self.MatMul*'"
+            f"within {max_score_gap:g}). {_coarsest(after, added, feeds[:TRACED])}name these products in keep_float, "
+            "e.g. '*.attention.self.MatMul*'"
         )
     return row
+
+
+def _coarsest(graph: onnx.ModelProto, added: Mapping[str, Grid], feeds: Sequence[Feed]) -> str:
+    """Say which of the tensors ``added`` is furthest from itself in integers."""
+    floats = {node.input[0]: node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
+    pairs = {n.input[0]: floats[n.output[0]] for n in graph.graph.node if n.op_type == "QuantizeLinear"}
+    pairs = {tensor: rounded for tensor, rounded in pairs.items() if tensor in added}
+    runner = session(_opened(graph, [*pairs, *pairs.values()]), optimize=False)
+    errors = dict.fromkeys(pairs, 0.0)
+    for feed in feeds:
+        given = {value.name: feed[value.name] for value in graph.graph.input}
+        found = runner.run([*pairs, *pairs.values()], given)
+        for tensor, one, other in zip(pairs, found, found[len(pairs) :], strict=False):
+            errors[tensor] = max(errors[tensor], _relative(one, other))
+    worst = max(errors, key=errors.__getitem__, default=None)
+    return "" if worst is None else f"{worst} departs most, {errors[worst]:.1%} off in integers: "
 
 
 def _compare(one: Array, other: Array, labels: Array) -> dict[str, float]:
@@ -136,6 +160,15 @@ def _run(graph: onnx.ModelProto, feeds: Sequence[Feed], optimize: bool) -> Array
     return np.concatenate([runner.run(["logits"], {name: feed[name] for name in names})[0] for feed in feeds])
 
 
+def _opened(graph: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """The same with those tensors among its outputs."""
+    opened = onnx.ModelProto()
+    opened.CopyFrom(graph)
+    known = {value.name for value in opened.graph.output}
+    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return opened
+
+
 def _worst(feeds: Sequence[Feed], one: Array, other: Array) -> int:
     """The feed on which the two differ most."""
     with np.errstate(invalid="ignore"):
@@ -165,10 +198,7 @@ def _errors(
     Against torch, every torch module is given what onnxruntime computed before it, so that each error is its own.
     """
     tensors = _module_tensors(model, graph)
-    opened = onnx.ModelProto()
-    opened.CopyFrom(graph)
-    known = {value.name for value in opened.graph.output}
-    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors.values() if name not in known)
+    opened = _opened(graph, tensors.values())
     runners = {way: session(opened, optimize=way == "ort_optimized") for way in (a, b) if way != "torch"}
     worst: dict[str, float] = {}
     for feed in feeds if tensors else ():
@@ -191,13 +221,14 @@ def _module_tensors(model: nn.Module, graph: onnx.ModelProto) -> dict[str, str]:
 
     Only modules with parameters of their own (linear, normalization, embedding), not the quantizers inside them.
     """
+    every = {name for name, _ in model.named_modules(remove_duplicate=False)}
     modules = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
     modules = {name for name in modules if "_quant" not in name}
     last: dict[str, tuple[int, str]] = {}
     for index, node in enumerate(graph.graph.node):
         scopes = node.name.strip("/").split("/")
         for end in range(1, len(scopes)):
-            call = ".".join(scopes[:end])
+            call = located("/".join(scopes[: end + 1]), every)
             if node.op_type == "QuantizeLinear" and "output_quant" in scopes:
                 last.pop(call, None)  # what it returns stands behind the DequantizeLinear, unless that moved on
             if module_path(call) in modules and node.op_type not in MOVES and "input_quant" not in scopes:

@@ -8,7 +8,7 @@ it into the products on either side.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from edgekd.globs import named_in
 from edgekd.onnxio.audit import session, signed
 from edgekd.onnxio.graph import add_constant, constant, insert_before, producer
 from edgekd.onnxio.names import module_path
+from edgekd.quant.grids import Grid
 from edgekd.quant.observe import Histogram, choose
 
 Place = tuple[str, tuple[str, ...]]
@@ -59,17 +60,29 @@ def outputs(model: onnx.ModelProto) -> list[Place]:
 def apply(
     model: onnx.ModelProto, places: Sequence[Place], calibration: Tokens, method: str, percentile: float
 ) -> onnx.ModelProto:
-    """The model with those tensors quantized statically, by ranges observed in itself; the one given is not changed.
+    """The model with those tensors quantized statically, by ranges observed in itself (``grids``, then ``put``)."""
+    return put(model, places, grids(model, places, calibration, method, percentile))
+
+
+def grids(
+    model: onnx.ModelProto, places: Sequence[Place], calibration: Tokens, method: str, percentile: float
+) -> dict[str, Grid]:
+    """Scale and zero point of each tensor, from its range in the model on the examples.
 
     ``method`` and ``percentile`` are as in ``spec.Quant``; activations are signed where those of the model are. Raises
     ``ExportError`` for a tensor that has no range.
     """
     symmetric = signed(model)
     ranges = _observe(model, sorted({tensor for tensor, _ in places}), calibration, method, percentile, symmetric)
+    return {name: _grid(low, high, symmetric) for name, (low, high) in ranges.items()}
+
+
+def put(model: onnx.ModelProto, places: Sequence[Place], chosen: Mapping[str, Grid]) -> onnx.ModelProto:
+    """The model with those tensors quantized so; the one given is not changed."""
     own = _graph(model)
     values = {value.name: value for node in own.graph for value in node.outputs}
     for tensor, users in places:
-        _quantize(own.graph, values[tensor], users, *ranges[tensor], symmetric)
+        _quantize(own.graph, values[tensor], users, chosen[tensor])
     return ir.to_proto(own)
 
 
@@ -101,13 +114,15 @@ def _observe(
     return ranges
 
 
-def _quantize(
-    graph: ir.Graph, value: ir.Value, users: Collection[str], low: float, high: float, symmetric: bool
-) -> None:
+def _grid(low: float, high: float, symmetric: bool) -> Grid:
     step = high / 127 if symmetric else (high - low) / 255
     point = np.array(0, np.int8) if symmetric else np.array(round(-low / step), np.uint8)
-    scale = add_constant(graph, f"{value.name}_scale", np.array(step, np.float32))
-    zero = add_constant(graph, f"{value.name}_zero_point", point)
+    return Grid(np.array(step, np.float32), point)
+
+
+def _quantize(graph: ir.Graph, value: ir.Value, users: Collection[str], grid: Grid) -> None:
+    scale = add_constant(graph, f"{value.name}_scale", grid.scale)
+    zero = add_constant(graph, f"{value.name}_zero_point", grid.zero_point)
     reading = [node for node in graph if node.name in users and value in node.inputs]
     integers = insert_before(reading[0], "QuantizeLinear", [value, scale, zero], f"{value.name}/QuantizeLinear")
     floats = insert_before(reading[0], "DequantizeLinear", [integers, scale, zero], f"{value.name}/DequantizeLinear")

@@ -15,6 +15,7 @@ from edgekd.onnxio import audit, branches, dynamic, files, layout, parity, requa
 from edgekd.onnxio import export as exporter
 from edgekd.onnxio.signature import signature
 from edgekd.quant.calibrate import calibration_rows
+from edgekd.quant.grids import Grid
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
 from edgekd.store import MANIFEST, Context, Stage, read_json, write_json
@@ -72,8 +73,8 @@ def run(
             limits = {"min_agreement": export.min_agreement, "max_score_gap": export.max_score_gap}
             parities[name] = parity.gate(model, path, feeds, truth, **limits)
             plain = files.read(path)
-            if quantize_attention(path, quant, calibration):
-                parities[name]["attention"] = parity.gate_graphs(plain, files.read(path), feeds, truth, **limits)
+            if added := quantize_attention(path, quant, calibration):
+                parities[name]["attention"] = parity.gate_graphs(plain, files.read(path), added, feeds, truth, **limits)
             audits[name] = audit.audit(path, quant.floats)
             advance(1)
     audited = audits["student_qad"]
@@ -111,17 +112,19 @@ def calibration_tokens(tokenizer: Any, data: Any, task: spec.Task, ids: Sequence
     return tokenise(tokenizer.backend_tokenizer, texts, labels, task.max_length, tokenizer.pad_token_id)
 
 
-def quantize_attention(path: Path, quant: spec.Quant, calibration: Tokens) -> bool:
-    """Quantize attention's products in an exported file, but for those that ``keep_float`` names; were there any?
+def quantize_attention(path: Path, quant: spec.Quant, calibration: Tokens) -> dict[str, Grid]:
+    """Quantize attention's products in an exported file, but for those that ``keep_float`` names; by what grids?
 
     Nothing stands for them in training: their ranges are observed in the graph itself. A scheme without fixed ranges
     leaves them in float, and to the audit.
     """
     model = files.read(path)
     places = requantize.attention(model, quant.keep_float) if quant.static else []
-    if places:
-        files.write(requantize.apply(model, places, calibration, quant.method, quant.percentile), path)
-    return bool(places)
+    if not places:
+        return {}
+    chosen = requantize.grids(model, places, calibration, quant.method, quant.percentile)
+    files.write(requantize.put(model, places, chosen), path)
+    return chosen
 
 
 def _parity_feeds(model: Any, tokens: Tokens, export: spec.Export) -> tuple[list[dict[str, Any]], Any]:

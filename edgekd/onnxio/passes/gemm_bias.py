@@ -64,6 +64,12 @@ def ensures(model: ir.Model) -> None:
             )
 
 
+def growth(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """What to multiply the scale of each channel by, so that ``bias`` fits into int32 at it; 1 where it does."""
+    found: np.ndarray = np.maximum(np.abs(bias) / (scale.astype(np.float64) * (LIMIT // 2)), 1)
+    return found
+
+
 def _scale(node: ir.Node) -> np.ndarray | None:
     """s_x * s_w of a Gemm or Conv on two dequantized factors."""
     if node.op_type not in ("Gemm", "Conv") or node.domain or attribute(node, "transA", 0):
@@ -109,14 +115,14 @@ def _roomy(node: ir.Node, bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
     assert weight is not None and node.graph is not None
     integers, step = constant(weight.inputs[0]), constant(weight.inputs[1])
     assert integers is not None and step is not None
-    growth = np.maximum(np.abs(bias) / (scale.astype(np.float64) * (LIMIT // 2)), 1)
-    if (growth == 1).all():
+    room = growth(bias, scale)
+    if (room == 1).all():
         return scale
     shape = (-1, *[1] * (integers.ndim - 1))
     arrays = {
-        "weight": np.rint(integers / growth.reshape(shape)).astype(np.int8),
-        "weight_scale": (step * growth).astype(np.float32),
-        "weight_zero_point": np.zeros(growth.shape, np.int8),
+        "weight": np.rint(integers / room.reshape(shape)).astype(np.int8),
+        "weight_scale": (step * room).astype(np.float32),
+        "weight_zero_point": np.zeros(room.shape, np.int8),
     }
     inputs: list[ir.Value | None] = [
         add_constant(node.graph, f"{node.name}_{name}", array) for name, array in arrays.items()
