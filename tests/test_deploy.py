@@ -287,7 +287,10 @@ def test_deploying_imports_onnxruntime_tokenizers_and_numpy_alone(bundle: Path) 
     assert done.returncode == 0, done.stderr
     label, modules = done.stdout.splitlines()
     assert label == tiny_bundle.LABELS[int(tiny_bundle.expected("oil prices rose").argmax())]
-    light = ("bundle", "checks", "deploy", "devices", "errors", "globs", "machine", "session", "spec")
+    light = (
+        *("bundle", "checks", "deploy", "devices", "errors", "globs", "machine", "session", "spec", "spec.losses"),
+        "spec.sources",
+    )
     assert modules == str([f"edgekd.{name}" for name in light])
 
 
