@@ -69,7 +69,7 @@ def main() -> None:
     rows = table(recorded())
     for row in rows:
         print(told(row))
-    draw(rows, RESULTS.with_suffix(".svg"))
+    draw([row for row in rows if row["seeds"] > 1], RESULTS.with_suffix(".svg"))
 
 
 def recorded() -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def told(row: dict[str, Any]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Points lost against bits, a panel for each target and size."""
+    """Points lost against bits, a panel for each target and size; one seed alone has no interval to show."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -59,7 +59,9 @@ def main() -> None:
 
 
 def interval(values: Any) -> tuple[float, float]:
-    """The mean of ``values``, (N,), and half of its 95% interval by Student's t."""
+    """The mean of ``values``, (N,), and half of its 95% interval by Student's t; NaN of one value."""
+    if len(values) == 1:
+        return float(values[0]), float("nan")
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     return float(np.mean(values)), float(half)
 
