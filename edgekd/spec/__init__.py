@@ -174,7 +174,7 @@ class Quant:
     percentile: float = 99.99
     train: Literal["always", "if_needed"] = "always"
     epochs: float = 2
-    optimizer: Optimizer = Optimizer(learning_rate=1e-4)
+    optimizer: Optimizer = Optimizer(learning_rate=3e-4)
     frozen_fraction: float = 0.5
     weights_first: float = 0.0
     scales: Literal["statistics", "learned"] = "statistics"
