@@ -17,7 +17,7 @@ from edgekd.distill import labels, live, loop
 from edgekd.distill.data import micro_batches
 from edgekd.distill.learner import Learner
 from edgekd.distill.losses import LOSSES
-from edgekd.distill.record import record
+from edgekd.distill.record import record, shape
 from edgekd.distill.taps import Needs
 from edgekd.errors import TargetError
 from edgekd.models.vocabulary import trim
@@ -50,7 +50,7 @@ def test_a_live_teacher_answers_as_its_store_does_also_another_tokenizer(tmp_pat
 
 def learner(seed: int, losses: tuple[Any, ...] = (spec.KL(), spec.CE())) -> Learner:
     student = tiny.bert(seed, num_hidden_layers=2)
-    return Learner(student, losses, live.shape(student))
+    return Learner(student, losses, shape(student))
 
 
 def test_an_average_follows_its_student_and_teaches_it() -> None:

@@ -178,9 +178,12 @@ class LabelStore:
 
     def all_logits(self) -> Tensor:
         """(N, C) in memory, the cut ones made whole."""
+        return self._logits(slice(None))
+
+    def _logits(self, rows: Ints | slice) -> Tensor:
         if self.needs.top is None:
-            return torch.from_numpy(np.array(self.logits))
-        top, classes, rest = (torch.from_numpy(np.array(self.fields[name])) for name in ("top", "classes", "rest"))
+            return torch.from_numpy(np.array(self.logits[rows]))
+        top, classes, rest = (torch.from_numpy(np.array(self.fields[n][rows])) for n in ("top", "classes", "rest"))
         return whole(top, classes, rest, self.classes)
 
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
@@ -191,12 +194,11 @@ class LabelStore:
                 assert self.starts is not None and self.offsets is not None
                 self._aligned = align(tokens, self.starts, self.offsets)
             where = np.where(mask, self._aligned[flat], 0)
-        read = {n: torch.from_numpy(f[where if n.partition(".")[2] else rows]) for n, f in self.fields.items()}
-        if self.needs.top is not None:
-            read["logits"] = whole(read["top"], read["classes"], read["rest"], self.classes)
+        read = {n: torch.from_numpy(f[where]) for n, f in self.fields.items() if "." in n}
         hidden = {layer: read[f"hidden.{layer}"] for layer in self.needs.hidden}
         attention = {n: (read[f"query.{n}"], read[f"key.{n}"], read[f"value.{n}"]) for n in self.needs.attention}
-        return Signal(read["logits"], hidden, attention, self.heads, read.get("pooled"))
+        pooled = torch.from_numpy(self.fields["pooled"][rows]) if self.needs.pooled else None
+        return Signal(self._logits(rows), hidden, attention, self.heads, pooled)
 
 
 def align(tokens: Tokens, starts_P: NDArray[np.int32], offsets: Ints) -> Ints:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgekd import spec
 from edgekd.distill.losses import LOSSES
 from edgekd.distill.losses.feature import Compared, Hints
-from edgekd.distill.record import heads, record
+from edgekd.distill.record import record, shape
 from edgekd.distill.signal import Batch, Signal
 from edgekd.distill.taps import LOGITS, needs, pairs
 from edgekd.errors import TargetError
@@ -45,9 +45,8 @@ class Learner(nn.Module):
         self.losses = tuple(losses)
         self.needs = LOGITS
         found: list[Any] = [None] * len(self.losses)
-        config: Any = getattr(model, "config", None)
         if teacher is not None:
-            own = {"layers": int(config.num_hidden_layers), "hidden": int(config.hidden_size), "heads": heads(model)}
+            own = shape(model)
             self.needs = needs(losses, own["layers"], teacher["layers"], 0)
             found = [_own(loss, own, teacher) for loss in self.losses]
         self.own = nn.ModuleList(nn.Module() if part is None else part for part in found)

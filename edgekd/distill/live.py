@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgekd.distill.data import Ints, Tokens
 from edgekd.distill.labels import align
 from edgekd.distill.learner import Learner
-from edgekd.distill.record import heads, record
+from edgekd.distill.record import record
 from edgekd.distill.signal import Batch, Signal
 from edgekd.distill.taps import Needs
 
@@ -112,9 +112,3 @@ def mean(signals: list[Signal]) -> Signal:
     logits_BC = log_p.logsumexp(0) - float(np.log(len(signals)))
     first = signals[0]
     return Signal(logits_BC, first.hidden, first.attention, first.heads, first.pooled_BH)
-
-
-def shape(model: Any) -> dict[str, int]:
-    """Layers, channels and heads, as a ``Learner`` asks of a teacher."""
-    config = model.config
-    return {"layers": int(config.num_hidden_layers), "hidden": int(config.hidden_size), "heads": heads(model)}

@@ -41,6 +41,12 @@ def record(model: Any, inputs: dict[str, Tensor], needs: Needs = LOGITS) -> Sign
     return Signal(out.logits, hidden, attention, heads(model), pooled)
 
 
+def shape(model: Any) -> dict[str, int]:
+    """Layers, channels and heads, as a ``Learner`` asks of a student and of a teacher."""
+    config = model.config
+    return {"layers": int(config.num_hidden_layers), "hidden": int(config.hidden_size), "heads": heads(model)}
+
+
 def heads(model: Any) -> int:
     """How many heads the queries have."""
     return int(getattr(model.config, "num_attention_heads", 0) or 0)

@@ -14,6 +14,7 @@ from edgekd.distill import evaluate, live, loop, select
 from edgekd.distill.data import Ints, Tokens, tokenise
 from edgekd.distill.labels import LabelStore
 from edgekd.distill.learner import Learner
+from edgekd.distill.record import shape as model_shape
 from edgekd.distill.taps import needs, stored
 from edgekd.models import loading
 from edgekd.store import Context, Stage, read_json
@@ -61,13 +62,13 @@ def set_lesson(
 
     ``teacher()`` gives the teacher and the taught examples by its tokenizer, and is called only where it answers live;
     ``peers`` are the other students, where these teach each other; ``rows`` the chosen examples, where they are known
-    already. Judged against the stored teacher where that one
-    teaches, else by score. The same in fp32 and under quantization, whose matrix products must not be cast to bf16.
+    already. Judged against the stored teacher where that one teaches, else by score. The same in fp32 and under
+    quantization, whose matrix products must not be cast to bf16.
     """
     index, device = read_json(labels.path / "index.json"), torch.device(ctx.device)
     shape, source = index["teacher"], distill.source
     if not isinstance(source, spec.Stored | spec.Live):
-        shape = live.shape(student)
+        shape = model_shape(student)
     learner = Learner(student, distill.losses, shape, distill.balance).to(device)
     truth = LabelStore(labels.path, "validation").logits
 
@@ -84,11 +85,10 @@ def set_lesson(
         if distill.select is not None and rows is None:
             own = partial(evaluate.logits, student, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
             rows = select.rows(distill.select, store, own, seed)
-        lesson = replace(lesson, rows=rows)
-        return replace(lesson, teacher=store), learner
+        return replace(lesson, teacher=store, rows=rows), learner
     if isinstance(source, spec.Live):
         model, its_tokens = teacher()
-        wanted = needs(distill.losses, live.shape(student)["layers"], shape["layers"], 1)
+        wanted = needs(distill.losses, model_shape(student)["layers"], shape["layers"], 1)
         return replace(lesson, teacher=live.LiveTeacher(model, its_tokens, wanted, device, ctx.bf16)), learner
     lesson = replace(lesson, rank=lambda result: result["score"])
     if isinstance(source, spec.Average):

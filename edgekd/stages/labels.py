@@ -6,7 +6,7 @@ import torch
 
 from edgekd import spec
 from edgekd.distill import labels as label_store
-from edgekd.distill import live
+from edgekd.distill import record
 from edgekd.distill.taps import LOGITS, store_bytes, stored
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
@@ -46,6 +46,6 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
             ctx.bf16,
         )
     if ctx.rank == 0:
-        shape = live.shape(model) | {"classes": len(data.labels)}
+        shape = record.shape(model) | {"classes": len(data.labels)}
         index = {"taps": list(taps), "teacher": shape, "bytes": size}
         write_json(ctx.out / "index.json", index)

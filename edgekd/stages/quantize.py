@@ -123,9 +123,10 @@ def train(ctx: Context, lesson: loop.Task, quant: spec.Quant, seed: int, observe
 
     def before(step: int, last: int) -> None:
         lesson.before_step(step, last)
-        if step in observation_steps(quant, last):
+        observations = observation_steps(quant, last)
+        if step in observations:
             observe()
-        if step >= max(observation_steps(quant, last), default=0):
+        if step >= max(observations, default=0):
             freeze_batch_norms(model)
         if quant.weights_first:
             enable_activations(model, step >= first_quantized(quant, last))

@@ -52,13 +52,13 @@ def attention_maps(loss: spec.AttentionMaps, student: Signal, teacher: Signal, b
     KL(teacher ‖ student) of the weights (MiniLM, Wang et al. 2020). Padding is neither query nor key. Scores are made
     of queries and keys alone: biases by position, and masks other than padding, are left out on both sides.
     """
-    mask_BT = batch.mask_BT
+    mask_BT, teacher = batch.mask_BT, teacher.map(Tensor.detach)
     keys_B = mask_BT.sum(1).clamp_min(1)
     groups = math.gcd(student.heads, teacher.heads)
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
         s_BGTT = _scores(student, s, groups, loss.divergence, mask_BT)
-        t_BGTT = _scores(teacher.map(Tensor.detach), t, groups, loss.divergence, mask_BT)
+        t_BGTT = _scores(teacher, t, groups, loss.divergence, mask_BT)
         if loss.divergence == "mse":
             found_BGT = (s_BGTT - t_BGTT).square().sum(-1) / keys_B[:, None, None]
         else:

@@ -23,7 +23,6 @@ class Hints(nn.Module):
     def __init__(self, pairs: Pairs, student_width: int, teacher_width: int, mixed: bool = False) -> None:
         super().__init__()
         self.layers = {s: [t for other, t in pairs if other == s] for s, _ in pairs}
-        self.mixed = mixed
         count = len(self.layers) if mixed else len(pairs)
         layers = [nn.Linear(student_width, teacher_width) for _ in range(count)]
         self.mix = nn.Parameter(torch.zeros(count, len(pairs) // count)) if mixed else None

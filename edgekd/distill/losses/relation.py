@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ def _mean(found: Tensor, counted: Tensor) -> Tensor:
 def _over_groups(found_G: Tensor, valid_GN: Tensor, batch: Batch) -> Tensor:
     """The mean of the groups' losses, each counting as many times as it has examples."""
     return (found_G * valid_GN.sum(1)).sum() / batch.total_examples
+
+
+def _of_matrices(matrix: Callable[[Tensor], Tensor], pooled: tuple[Tensor, Tensor, Tensor], batch: Batch) -> Tensor:
+    """The mean squared difference of what ``matrix`` makes of student's and teacher's groups, (G, N, N)."""
+    s_GNH, t_GNH, valid_GN = pooled
+    found_GNN = (matrix(s_GNH) - matrix(t_GNH)).square()
+    return _over_groups(_mean(found_GNN, valid_GN[:, :, None] & valid_GN[:, None, :]), valid_GN, batch)
 
 
 def rkd(loss: spec.RKD, student: Signal, teacher: Signal, batch: Batch, own: Any = None) -> Tensor:
@@ -64,13 +72,11 @@ def similarity_preserving(
     loss: spec.SimilarityPreserving, student: Signal, teacher: Signal, batch: Batch, own: Any = None
 ) -> Tensor:
     """1 / n² · ‖G(student) − G(teacher)‖² with G = F Fᵀ, each row of length 1 (Tung and Mori 2019)."""
-    s_GNH, t_GNH, valid_GN = _pooled(student, teacher, loss.group)
 
     def similarity(x_GNH: Tensor) -> Tensor:
         return F.normalize(x_GNH @ x_GNH.transpose(1, 2), dim=-1)
 
-    found_GNN = (similarity(s_GNH) - similarity(t_GNH)).square()
-    return _over_groups(_mean(found_GNN, valid_GN[:, :, None] & valid_GN[:, None, :]), valid_GN, batch)
+    return _of_matrices(similarity, _pooled(student, teacher, loss.group), batch)
 
 
 def correlation_congruence(
@@ -80,7 +86,6 @@ def correlation_congruence(
 
     Its Taylor series is exp(−2γ) Σ (2γ)ᵖ / p! (x · y)ᵖ, p up to ``order`` (Peng et al. 2019).
     """
-    s_GNH, t_GNH, valid_GN = _pooled(student, teacher, loss.group)
 
     def kernel(x_GNH: Tensor) -> Tensor:
         unit_GNH = F.normalize(x_GNH, dim=-1)
@@ -88,5 +93,4 @@ def correlation_congruence(
         terms = [(2 * loss.gamma) ** p / math.factorial(p) * product_GNN**p for p in range(loss.order + 1)]
         return math.exp(-2 * loss.gamma) * torch.stack(terms).sum(0)
 
-    found_GNN = (kernel(s_GNH) - kernel(t_GNH)).square()
-    return _over_groups(_mean(found_GNN, valid_GN[:, :, None] & valid_GN[:, None, :]), valid_GN, batch)
+    return _of_matrices(kernel, _pooled(student, teacher, loss.group), batch)
