@@ -18,17 +18,15 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
     """Write the label store (``edgekd.distill.labels``) and its ``index.json``; work is shared between ranks."""
     data = read_data(task, assets)
     model, tokenizer = load_stage_model(teacher, data.labels)
-    config = model.config
-    needs = stored(taps, int(config.num_hidden_layers), len(data.labels))
+    shape = record.shape(model) | {"classes": len(data.labels)}
+    needs = stored(taps, shape["layers"], shape["classes"])
     device = torch.device(ctx.device)
     model.to(device)
     splits = ("taught", "validation") if taps else ("validation",)
     tokens = tokenise_splits(tokenizer, data, task.max_length, splits)
+    wanted = {"taught": needs, "validation": LOGITS}
     size = sum(
-        store_bytes(
-            needs if name == "taught" else LOGITS, len(t), len(t.ids), len(data.labels), int(config.hidden_size)
-        )
-        for name, t in tokens.items()
+        store_bytes(wanted[name], len(t), len(t.ids), len(data.labels), shape["hidden"]) for name, t in tokens.items()
     )
     if ctx.rank == 0:
         ctx.progress.log(f"labels: {size / 2**20:.1f} MiB on disk ({', '.join(taps) or 'validation only'})")
@@ -38,7 +36,7 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
             split,
             part,
             model,
-            needs if split == "taught" else LOGITS,
+            wanted[split],
             device,
             ctx.progress,
             ctx.rank,
@@ -46,6 +44,5 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
             ctx.bf16,
         )
     if ctx.rank == 0:
-        shape = record.shape(model) | {"classes": len(data.labels)}
         index = {"taps": list(taps), "teacher": shape, "bytes": size}
         write_json(ctx.out / "index.json", index)
