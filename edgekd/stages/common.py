@@ -62,8 +62,8 @@ def set_lesson(
 
     ``teacher()`` gives the teacher and the taught examples by its tokenizer, and is called only where it answers live;
     ``peers`` are the other students, where these teach each other; ``rows`` the chosen examples, where they are known
-    already. Judged against the stored teacher where that one teaches, else by score. The same in fp32 and under
-    quantization, whose matrix products must not be cast to bf16.
+    already. Judged against the stored teacher where that one teaches, else by score; of its answers only what the
+    losses look at is read. The same in fp32 and under quantization, whose matrix products must not be cast to bf16.
     """
     index, device = read_json(labels.path / "index.json"), torch.device(ctx.device)
     shape, source = index["teacher"], distill.source
@@ -79,8 +79,13 @@ def set_lesson(
         return evaluate.compare(found, tokens["validation"].labels, truth)
 
     lesson = loop.Task(name, learner, tokens["taught"], None, judge)
+    if not isinstance(source, spec.Stored | spec.Live) or all(map(_needs_no_teacher, distill.losses)):
+        lesson = replace(lesson, rank=lambda result: result["score"])
     if isinstance(source, spec.Stored):
-        wanted = stored(index["taps"], shape["layers"], shape["classes"])
+        held = stored(index["taps"], shape["layers"], shape["classes"])
+        wanted = needs(distill.losses, model_shape(student)["layers"], shape["layers"], 1)
+        distances = distill.select is not None and distill.select.method == "diversity"
+        wanted = replace(wanted, pooled=wanted.pooled or distances, top=held.top)
         store = LabelStore(labels.path, "taught", wanted, shape["heads"], shape["classes"])
         if distill.select is not None and rows is None:
             own = partial(evaluate.logits, student, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
@@ -90,9 +95,12 @@ def set_lesson(
         model, its_tokens = teacher()
         wanted = needs(distill.losses, model_shape(student)["layers"], shape["layers"], 1)
         return replace(lesson, teacher=live.LiveTeacher(model, its_tokens, wanted, device, ctx.bf16)), learner
-    lesson = replace(lesson, rank=lambda result: result["score"])
     if isinstance(source, spec.Average):
         taught = live.SelfTaught(learner, source.decay).to(device)
         return replace(lesson, module=taught, before_step=lambda step, last: taught.follow()), learner
     others = [Learner(peer, distill.losses, shape, distill.balance) for peer in peers]
     return replace(lesson, module=live.Cohort([learner, *others]).to(device)), learner
+
+
+def _needs_no_teacher(loss: spec.Loss) -> bool:
+    return isinstance(loss, spec.CE) and loss.labels == "data"

@@ -18,7 +18,7 @@ from edgekd.models import student as student_builder
 from edgekd.stages.common import answering, load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 6
+REVISION = 7
 LEARNED, PEERS, ROWS = "learned.safetensors", "peer-{}.safetensors", "rows.npy"
 PEER = 1000
 """Between the seeds of two students that teach each other."""
