@@ -1,0 +1,68 @@
+"""The ways to teach that ``distillation.py`` compares: each is plain KL but for what it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgekd import spec
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to teach: its losses, the fields of ``Distill`` and of the task that differ, and assistants' shapes."""
+
+    losses: tuple[spec.Loss, ...] = (spec.KL(),)
+    distill: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    assistants: tuple[dict[str, Any], ...] = ()
+
+
+def beside(loss: spec.Loss) -> Recipe:
+    """KL, and another loss beside it."""
+    return Recipe((spec.KL(), loss))
+
+
+def chosen(method: Any) -> Recipe:
+    """Plain KL on half of the examples."""
+    return Recipe(distill={"select": spec.Select(method)})
+
+
+BASELINES = {"fine-tuning": Recipe((spec.CE(),)), "KL": Recipe()}
+ANSWERS = {
+    "fine-tuning, smoothed labels": Recipe((spec.CE(smoothing=0.1),)),
+    "teacher's labels": Recipe((spec.CE(labels="teacher"),)),
+    "KL at 2": Recipe((spec.KL(temperature=2.0),)),
+    "KL at 4": Recipe((spec.KL(temperature=4.0),)),
+    "KL, temperature learned": Recipe((spec.KL(temperature="learned"),)),
+    "KL + labels": beside(spec.CE()),
+    "reverse KL": Recipe((spec.ReverseKL(),)),
+    "Jensen-Shannon": Recipe((spec.JS(),)),
+    "MSE on logits": Recipe((spec.LogitMSE(),)),
+    "decoupled KD": Recipe((spec.DKD(),)),
+    "DIST": Recipe((spec.DIST(),)),
+}
+STATES = {
+    "KL + hidden MSE": beside(spec.HiddenMSE()),
+    "KL + hidden MSE, layers learned": beside(spec.HiddenMSE(layers="learned")),
+    "KL + hidden MSE, balanced": Recipe((spec.KL(), spec.HiddenMSE()), {"balance": "gradients"}),
+    "KL + hidden cosine": beside(spec.HiddenCosine()),
+    "KL + embedding MSE": beside(spec.EmbeddingMSE()),
+    "KL + attention transfer": beside(spec.AttentionTransfer()),
+    "KL + attention maps": beside(spec.AttentionMaps()),
+    "KL + relations of attention": beside(spec.Relations(heads=2)),
+    "KL + RKD": beside(spec.RKD()),
+    "KL + similarity": beside(spec.SimilarityPreserving()),
+    "KL + correlation": beside(spec.CorrelationCongruence()),
+}
+REGIMES = {
+    "average of the student": Recipe((spec.KL(), spec.CE()), {"source": spec.Average(0.99)}),
+    "two students": Recipe((spec.KL(), spec.CE()), {"source": spec.Mutual(2)}),
+    "born again": Recipe(distill={"generations": 2}),
+    "an assistant of 4x128": Recipe(assistants=({"layers": 4, "hidden": 128, "heads": 4, "ffn": 512},)),
+}
+EXAMPLES = {
+    **{f"half, by {method}": chosen(method) for method in ("random", "entropy", "margin", "gap", "diversity")},
+    "windows of the documents as well": Recipe(task={"transfer_words": 50}),
+}
+RECIPES = BASELINES | ANSWERS | STATES | REGIMES | EXAMPLES

@@ -1,0 +1,242 @@
+"""What each way to teach buys: the catalogue on equal terms, in fp32 and under quantization.
+
+    python benchmarks/distillation.py TARGET... [--store runs] [--recipes NAME...] [--seeds 1 2 3] [--threads N]
+    python benchmarks/distillation.py TARGET --pilot [--recipes NAME...]
+    python benchmarks/distillation.py --table
+
+Every recipe (``catalogue.py``) teaches the same student, 2 layers of 64 channels cut from the target's teacher, in
+STEPS steps of BATCH labelled documents, then in QAT_STEPS more under the target's quantization. A training keeps its
+best epoch on validation, as the pipeline does: by KL to the teacher, or by score where no teacher is in the losses. The
+test split is scored once a student. ``--pilot`` tries learning rates and weights, on validation, by a seed of its own;
+from it come RATE and the weights in the catalogue. Cells are kept in benchmarks/results/distillation.json, students in
+STORE; what is there is not made again, and one process for each target may run beside others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from catalogue import RECIPES, Recipe
+from linear import bag_of_words
+from numpy.typing import NDArray
+
+from edgekd import catalog, machine, pipeline, runner, spec
+from edgekd.distill import evaluate
+from edgekd.progress import Progress
+from edgekd.quant.calibrate import batches, calibrate_on, calibration_rows
+from edgekd.stages import distill, quantize
+from edgekd.stages.common import answering, load_stage_model, read_data, set_lesson, tokenise_splits
+from edgekd.store import Context, read_json, write_json
+
+STEPS, QAT_STEPS, BATCH = 1000, 250, 32
+RATE, QAT_RATE = 1e-3, 3e-4
+STUDENT = {"layers": 2, "hidden": 64, "heads": 2, "ffn": 256}
+TAPS = ("logits", "attention:uniform/2", "hidden:all", "pooled")
+"""All that any loss of the catalogue looks at: one label store serves them."""
+RESULTS = Path(__file__).parent / "results" / "distillation.json"
+PILOT_SEED, PILOT_RATES, PILOT_WEIGHTS = 0, (4e-4, 1e-3, 2e-3), (0.1, 1.0, 10.0)
+SHORT = ("tweets_x86",)
+"""Whose documents have no windows."""
+LINEAR = "bag of words"
+QUIET = Progress(quiet=True)
+
+
+def main() -> None:
+    """Make the cells that are missing, then show all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*")
+    parser.add_argument("--store", type=Path, default=Path("runs"))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--threads", type=int, default=machine.usable_threads())
+    parser.add_argument("--pilot", action="store_true", help="try rates and weights on validation")
+    parser.add_argument("--table", action="store_true", help="only show what is there")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.use_deterministic_algorithms(True)
+    for name in () if given.table else given.targets:
+        if given.pilot:
+            pilot(name, given)
+            continue
+        done = {(cell["recipe"], cell["seed"]) for cell in recorded() if cell["target"] == name}
+        for seed, label in ((seed, label) for seed in given.seeds for label in given.recipes):
+            recipe = RECIPES[label]
+            if (label, seed) not in done and not (recipe.task and name in SHORT):
+                line = taught(name, recipe, seed, RATE, given)
+                cell = {"target": name, "recipe": label, "seed": seed, **scored(line, name, label, seed, given)}
+                keep(cell)
+                print(told(cell), flush=True)
+        if (LINEAR, 0) not in done:
+            line = taught(name, RECIPES["KL"], given.seeds[0], RATE, given)
+            data = read_data(line["distill"].inputs["task"], line["assets"].stage)
+            truth = teacher_on_test(line, data)
+            size = read_json(line["distill"].stage.path / "student.json")["parameters"]
+            found = evaluate.compare(bag_of_words(data, size), data.test.labels, truth)
+            keep({"target": name, "recipe": LINEAR, "seed": 0, "teacher": accuracy(truth, data), "fp32": found})
+    if not given.pilot:
+        print("\n".join(table(recorded())))
+
+
+def taught(name: str, recipe: Recipe, seed: int, rate: float, given: Any) -> dict[str, runner.Step]:
+    """The line of ``recipe`` walked to its fp32 student: every seed under the same teacher and the same labels."""
+    target = catalog.load(name)
+    small = replace(target.student, **STUDENT)
+    target = replace(
+        target,
+        task=replace(target.task, transfer_words=None, **recipe.task),
+        student=small,
+        assistants=tuple(replace(target.student, **shape) for shape in recipe.assistants),
+        distill=spec.Distill(losses=recipe.losses, **recipe.distill),
+    )
+    planned = {step.name: step for step in pipeline.steps(target, given.store, beside=catalog.path_of(name))}
+    sources: Any = planned["assets"].inputs["source_fingerprints"]
+    ids: Any = planned["quantize"].inputs["calibration_ids"]
+    walk([planned["assets"], planned["teacher"]], given)
+    share = 1.0 if target.distill.select is None else target.distill.select.share
+    examples = max(1, round(share * len(read_data(target.task, planned["assets"].stage).taught)))
+    options = spec.Optimizer(learning_rate=rate, batch_size=BATCH)
+    epochs = STEPS / math.ceil(examples / BATCH)
+    target = replace(target, distill=replace(target.distill, epochs=epochs, optimizer=options))
+    graph = pipeline.graph(target, sources, ids, {})
+    for stage, inputs in graph.items():
+        if stage.startswith("distill"):
+            inputs["seed"] = seed
+        if stage == "labels" and inputs["taps"]:
+            inputs["taps"] = TAPS if not recipe.task else ("logits",)
+    steps = runner.resolve(graph, given.store, pipeline.stage_revision)
+    last = [step.name for step in steps].index("distill")
+    walk(steps[: last + 1], given)
+    return {step.name: step for step in steps}
+
+
+def walk(steps: list[runner.Step], given: Any) -> None:
+    """Make stages finished on this process's threads."""
+
+    def context(out: Path) -> Context:
+        return Context(out, "cpu", given.threads, QUIET)
+
+    runner.walk(steps, given.store, function=pipeline.stage_function, context=context, progress=QUIET)
+
+
+def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given: Any) -> dict[str, Any]:
+    """The fp32 student of a line and the one trained on under quantization, on the test split."""
+    asked = line["quantize"].inputs
+    task, labels, stage = asked["task"], line["labels"].stage, line["distill"].stage
+    out = given.store / "comparison" / f"{name} {label} {seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    ctx = Context(out, "cpu", given.threads, QUIET)
+    data = read_data(task, asked["assets"])
+    model, tokenizer = load_stage_model(stage, data.labels)
+    tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation", "test"))
+    truth = teacher_on_test(line, data)
+
+    def measured() -> dict[str, float]:
+        return evaluate.compare(evaluate.logits(model, tokens["test"]), tokens["test"].labels, truth)
+
+    found: dict[str, Any] = {"teacher": accuracy(truth, data), "fp32": measured()}
+    how: spec.Distill = asked["distill_spec"]
+    rows = np.load(stage.path / distill.ROWS) if (stage.path / distill.ROWS).exists() else None
+    examples = len(tokens["taught"]) if rows is None else len(rows)
+    options = spec.Optimizer(learning_rate=QAT_RATE, batch_size=BATCH)
+    quant = replace(asked["quant"], epochs=QAT_STEPS / math.ceil(examples / BATCH), optimizer=options)
+    quantize.prepare(model, quant)
+    asks, peers = partial(answering, line["teacher"].stage, data, task), distill.load_peers(stage, data.labels)
+    lesson, learner = set_lesson(ctx, "quantize", model, tokens, how, labels, asks, peers, seed, rows)
+    listed = batches(tokens["taught"], calibration_rows(asked["calibration_ids"], data.train.ids, everything=True))
+
+    def observe() -> Any:
+        return calibrate_on(model, quant, listed)
+
+    observe()
+    found["ptq"] = measured()
+    distill.load_learned(learner, stage)
+    quantize.train(ctx, lesson, quant, seed, observe)
+    shutil.rmtree(out)
+    return found | {"int8": measured()}
+
+
+def teacher_on_test(line: dict[str, runner.Step], data: Any) -> NDArray[np.float32]:
+    """The teacher's logits (N, C) on the test split of ``data``."""
+    model, tokenizer = load_stage_model(line["teacher"].stage, data.labels)
+    length = line["distill"].inputs["task"].max_length
+    return evaluate.logits(model, tokenise_splits(tokenizer, data, length, ("test",))["test"])
+
+
+def accuracy(logits: NDArray[np.float32], data: Any) -> float:
+    """The share of the test split that is right."""
+    return float((logits.argmax(1) == data.test.labels).mean())
+
+
+def pilot(name: str, given: Any) -> None:
+    """Print how rates and weights do on validation."""
+    tries = [(f"KL at rate {rate:g}", RECIPES["KL"], rate) for rate in PILOT_RATES]
+    for label in given.recipes:
+        first, *rest = RECIPES[label].losses
+        for weight in PILOT_WEIGHTS if rest else ():
+            weighed: Any = [replace(loss, weight=weight) for loss in rest]
+            tries.append((f"{label}, weight {weight:g}", replace(RECIPES[label], losses=(first, *weighed)), RATE))
+    for told, recipe, rate in tries:
+        line = taught(name, recipe, PILOT_SEED, rate, given)
+        found = read_json(line["distill"].stage.path / "scores.json")["validation"]
+        print(f"{name} {told}: KL {1e3 * found['kl']:.1f}, score {found['score']:.2%}", flush=True)
+
+
+def recorded() -> list[dict[str, Any]]:
+    """The cells there are."""
+    return list(read_json(RESULTS)["cells"]) if RESULTS.exists() else []
+
+
+def keep(cell: dict[str, Any]) -> None:
+    """Add a cell; other processes may do the same."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with (Path(tempfile.gettempdir()) / "edgekd-distillation.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_json(RESULTS, {"cpu": machine.cpu_model(), "cells": [*recorded(), cell]})
+
+
+def told(cell: dict[str, Any]) -> str:
+    """A cell in a line."""
+    words = ", ".join(
+        f"{kind} {found['score']:.2%} (agreement {found['agreement']:.2%}, KL {found['kl']:.4f})"
+        for kind, found in cell.items()
+        if isinstance(found, dict)
+    )
+    return f"{cell['target']} {cell['recipe']}, seed {cell['seed']}: {words}"
+
+
+def table(cells: list[dict[str, Any]]) -> Iterator[str]:
+    """A Markdown table a target: test score, agreement with the teacher, KL to it; means and standard deviations."""
+    for target in dict.fromkeys(cell["target"] for cell in cells):
+        own = [cell for cell in cells if cell["target"] == target]
+        yield f"\n**{target}**, teacher {own[0]['teacher']:.2%}\n"
+        yield "| Recipe | fp32 score | agreement | KL | int8 score | agreement | KL | Seeds |"
+        yield "| :-- | --: | --: | --: | --: | --: | --: | --: |"
+        for recipe in (*RECIPES, LINEAR):
+            group = [cell for cell in own if cell["recipe"] == recipe]
+            if group:
+                parts = [spread([cell[kind] for cell in group if kind in cell]) for kind in ("fp32", "int8")]
+                yield f"| {recipe} | {' | '.join(parts)} | {len(group)} |"
+
+
+def spread(found: list[dict[str, float]]) -> str:
+    """Three cells of a table: mean and standard deviation of score and agreement in percent, the mean of KL."""
+    if not found:
+        return " | | "
+    score, agreement = (100 * np.array([one[name] for one in found]) for name in ("score", "agreement"))
+    both = (f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" if len(x) > 1 else f"{x.mean():.2f}" for x in (score, agreement))
+    return " | ".join((*both, f"{np.mean([one['kl'] for one in found]):.4f}"))
+
+
+if __name__ == "__main__":
+    main()
