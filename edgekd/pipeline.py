@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from edgekd import runner, sizes, store
 from edgekd.errors import DataError, UsageError
 from edgekd.progress import Progress
 from edgekd.runner import After, Step
-from edgekd.spec import Target
+from edgekd.spec import Target, Teacher
 
 STAGES = ("assets", "teacher", "labels", "distill", "quantize", "export", "bench")
 """The stages that the store keeps, in order."""
@@ -33,43 +32,60 @@ def graph(
 ) -> dict[str, dict[str, object]]:
     """Each stage's keyword arguments, which are also what its key is made of. Nothing else reaches a stage.
 
-    Assistants and earlier generations of the student stand before ``distill``, each with the labels that it gives.
-    ``sources`` are the fingerprints of the data and the teacher, ``machine`` what a latency depends on; ``session``
-    holds the options that `edgekd tune` chose, if any.
+    Co-teachers have steps of their own beside the teacher's. Assistants and earlier generations of the student stand
+    before ``distill``, each with the labels that it gives. ``sources`` are the fingerprints of the data and the
+    teachers, ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
     """
     from edgekd.distill.taps import taps
 
-    t = target
+    t, best = target, target.distill.relabel == "best"
     assets, teacher, distill, quantize, export = (After(name) for name in STAGES[:-1] if name != "labels")
-    learners = [*t.assistants, *(t.student,) * t.distill.generations]
+    teachers = _teachers(t)
+    stored = tuple(After(f"labels{name}") for name in teachers)
+    labels: After | tuple[After, ...] = stored if t.co_teachers else stored[0]
+    asked = taps(t.distill, t.learners[0])
+    parent, before = teacher, (teacher,)
     chain: dict[str, dict[str, object]] = {}
-    parent, labels = teacher, After("labels")
-    for i, (student, after) in enumerate(pairwise(learners), 1):
-        taught = dict(student=student, distill=t.distill, assets=assets, teacher=parent, labels=labels, seed=t.seed)
-        chain[f"distill_{i}"] = dict(task=t.task) | taught
-        named = After(f"distill_{i}")
-        chain[f"labels_{i}"] = dict(task=t.task, taps=taps(t.distill, after), assets=assets, teacher=named)
-        labels, parent = After(f"labels_{i}"), named if i <= len(t.assistants) else parent
-    return {
-        "assets": dict(
+    for i, student in enumerate(t.learners):
+        if i:
+            made, labels = After(f"distill_{i}"), After(f"labels_{i}")
+            parent, before = (made, (made,)) if i <= len(t.assistants) else (parent, (*before, made))
+            by = before if best else made
+            chain[labels.stage] = dict(task=t.task, taps=taps(t.distill, student), assets=assets, teacher=by)
+        chain["distill" if i + 1 == len(t.learners) else f"distill_{i + 1}"] = dict(
             task=t.task,
-            teacher_source=t.teacher.source,
-            teacher_files=t.teacher.files,
-            source_fingerprints=sources,
-            seed=t.seed,
-        ),
-        "teacher": dict(task=t.task, teacher=t.teacher, assets=assets, seed=t.seed),
-        "labels": dict(task=t.task, taps=taps(t.distill, learners[0]), assets=assets, teacher=teacher),
-        **chain,
-        "distill": dict(
-            task=t.task,
-            student=t.student,
+            student=student,
             distill=t.distill,
             assets=assets,
             teacher=parent,
             labels=labels,
-            seed=t.seed,
-        ),
+            seed=t.seed + (i if best else 0),
+        )
+    return {
+        **{
+            f"assets{name}": dict(
+                task=t.task,
+                teacher_source=given.source,
+                teacher_files=given.files,
+                source_fingerprints=_fingerprints(sources, name),
+                seed=t.seed,
+            )
+            for name, given in teachers.items()
+        },
+        **{
+            f"teacher{name}": dict(task=t.task, teacher=given, assets=After(f"assets{name}"), seed=t.seed)
+            for name, given in teachers.items()
+        },
+        **{
+            f"labels{name}": dict(
+                task=t.task,
+                taps=asked[:1] if name else asked,
+                assets=After(f"assets{name}"),
+                teacher=After(f"teacher{name}"),
+            )
+            for name in teachers
+        },
+        **chain,
         "quantize": dict(
             task=t.task,
             distill_spec=t.distill,
@@ -103,6 +119,17 @@ def graph(
     }
 
 
+def _teachers(target: Target) -> dict[str, Teacher]:
+    """Every teacher by what its steps' names end in, the target's own first: by nothing."""
+    return {"": target.teacher} | {f"_also{i}": given for i, given in enumerate(target.co_teachers, 1)}
+
+
+def _fingerprints(sources: Mapping[str, str], name: str) -> dict[str, str]:
+    """Those of the data and of one teacher, as if it were the only one: its stages are those of such a target."""
+    teachers = {source for source in sources if source.startswith("teacher")} - {f"teacher{name}"}
+    return {source.removesuffix(name): found for source, found in sources.items() if source not in teachers}
+
+
 def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[Step]:
     """Every stage of ``target`` with its key: before anything has run, without network and without torch.
 
@@ -117,7 +144,7 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
     calibration = target.quant.calibration if target.quant.static else ""  # what nobody reads need not exist
     locators = {"train": task.train, "validation": task.validation, "test": task.test}
     sources = {name: assets.fingerprint(locator) for name, locator in locators.items() if locator is not None}
-    sources["teacher"] = assets.fingerprint(target.teacher.source)
+    sources |= {f"teacher{name}": assets.fingerprint(given.source) for name, given in _teachers(target).items()}
     ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
     here = {**machine.fingerprint(), "runtimes": runtimes.installed()}  # installing one more makes new rows
     session = result.session(folder / run_name(target), target)
@@ -163,12 +190,13 @@ def run(
             store.discard(folder, step.stage.name, step.stage.key)
     runner.meet()
     walk = partial(runner.walk, folder=folder, function=stage_function, context=context, progress=progress)
-    actions = walk(wanted[:1])
+    count = 1 + len(target.co_teachers)
+    actions = walk(wanted[:count])
     _check_calibration(target, line)
     sizes.check(target, line)  # the teacher has been fetched
-    actions |= walk(wanted[1:2])
+    actions |= walk(wanted[count : count + 1])
     sizes.check(target, line)  # what was fetched may have been a GGUF file, which is converted now
-    actions |= walk(wanted[2:])
+    actions |= walk(wanted[count + 1 :])
     result: dict[str, Any] = {
         "run": name,
         "folder": str(folder / name),

@@ -25,7 +25,7 @@ CHATTY = ("brevitas", "torch", "transformers")
 
 @dataclass(frozen=True)
 class After:
-    """In a graph: the finished stage of this name."""
+    """In a graph: the finished stage of this name. An input may be a tuple of these."""
 
     stage: str
 
@@ -34,7 +34,8 @@ class After:
 class Step:
     """A stage with its inputs resolved, so that its key is known; ``name`` is its own in the line.
 
-    A stage that a line has several times is called ``distill_1``, ``distill_2`` and so on before the last, ``distill``.
+    A stage that a line has several times is called ``distill_1``, ``distill_2`` and so on before the last, ``distill``;
+    those of co-teachers ``teacher_also1`` and so on, after ``teacher``.
     """
 
     stage: Stage
@@ -47,8 +48,14 @@ def resolve(graph: Mapping[str, Mapping[str, object]], folder: Path, revision: C
     """Give every stage of a graph (name -> keyword inputs, in order) its key; ``folder`` is the ``--store`` folder."""
     known: dict[str, Stage] = {}
     steps = []
+
+    def finished(value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(finished(part) for part in value)
+        return known[value.stage] if isinstance(value, After) else value
+
     for name, given in graph.items():
-        inputs = {k: known[v.stage] if isinstance(v, After) else v for k, v in given.items()}
+        inputs = {name: finished(value) for name, value in given.items()}
         kind = name.partition("_")[0]
         key = store.key(kind, revision(kind), inputs)
         known[name] = Stage(kind, key, store.folder(folder, kind, key))

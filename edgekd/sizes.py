@@ -60,14 +60,15 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
 
 def _smallest(target: Target, config: dict[str, Any]) -> dict[str, Any]:
     """The student's configuration, by way of the assistants'. Raises ``TargetError`` for what does not fit another."""
-    parent = answers = config
-    for student in (*target.assistants, *(target.student,) * target.distill.generations):
+    parent, small, answers = config, config, [config]
+    for i, student in enumerate(target.learners, 1):
         small = shape.student_config(student, parent, target.task.max_length)
-        taps.check(target.distill, _layers(small), _layers(answers))
-        answers = small
-        if student in target.assistants:
-            parent = small
-    return answers
+        for other in answers:
+            taps.check(target.distill, _layers(small), _layers(other))
+        answers = [*answers, small] if target.distill.relabel == "best" else [small]
+        if i <= len(target.assistants):
+            parent, answers = small, [small]
+    return small
 
 
 def _layers(config: Mapping[str, Any]) -> int | None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgekd.spec import Target
+from edgekd.spec import Target, Teacher
 
 
 def smoke(target: Target) -> Target:
     """The same line on few examples and steps, every stage real. Its report is stamped SMOKE."""
-    teacher = target.teacher
-    if teacher.finetune:
-        teacher = replace(teacher, finetune=replace(teacher.finetune, epochs=min(1.0, teacher.finetune.epochs)))
     return replace(
         target,
         smoke=True,
         task=replace(target.task, limit=min(256, target.task.limit or 256)),
-        teacher=teacher,
+        teacher=_short(target.teacher),
+        co_teachers=tuple(map(_short, target.co_teachers)),
         distill=replace(target.distill, epochs=min(2.0, target.distill.epochs)),
         quant=replace(target.quant, epochs=min(1.0, target.quant.epochs)),
         export=replace(target.export, parity_examples=128, min_agreement=0.98, max_score_gap=0.02),
         bench=replace(target.bench, workloads=dict.fromkeys(target.bench.runtimes, ("real",)), rounds=3, calls=50),
     )
+
+
+def _short(teacher: Teacher) -> Teacher:
+    if teacher.finetune is None:
+        return teacher
+    return replace(teacher, finetune=replace(teacher.finetune, epochs=min(1.0, teacher.finetune.epochs)))

@@ -58,6 +58,11 @@ class Stage:
     path: Path
 
 
+def stages(value: object) -> tuple[Stage, ...]:
+    """The stages in an input of another: itself, those of a tuple, or none."""
+    return tuple(part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, Stage))
+
+
 # ----------------------------------------------------------------------------------------------------------------- keys
 
 
@@ -159,7 +164,7 @@ def partial(store: Path, stage: Stage, revision: int, inputs: Mapping[str, objec
                 "key": stage.key,
                 "revision": revision,
                 "inputs": canonical(inputs),
-                "made_from": lineage.made_from(value.path for value in inputs.values() if isinstance(value, Stage)),
+                "made_from": lineage.made_from(stage.path for value in inputs.values() for stage in stages(value)),
                 "files": {},
             }
             write_json(path / MANIFEST, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,9 +107,12 @@ class Cohort(nn.Module):
         return list(self.learners)
 
 
-def mean(signals: list[Signal]) -> Signal:
-    """The answers of several teachers as one: log-probabilities of their mean probability; all else of the first."""
-    log_p = torch.stack([signal.logits_BC.float().log_softmax(-1) for signal in signals])
-    logits_BC = log_p.logsumexp(0) - float(np.log(len(signals)))
-    first = signals[0]
-    return Signal(logits_BC, first.hidden, first.attention, first.heads, first.pooled_BH)
+def mean(signals: list[Signal], weights_KB: Tensor | None = None) -> Signal:
+    """The answers of K teachers as one: log-probabilities of their mean probability; all else of the first.
+
+    ``weights_KB`` add up to 1 in each example; without them every teacher counts alike.
+    """
+    log_p_KBC = torch.stack([signal.logits_BC.float().log_softmax(-1) for signal in signals])
+    if weights_KB is None:
+        weights_KB = log_p_KBC.new_full(log_p_KBC.shape[:2], 1 / len(signals))
+    return replace(signals[0], logits_BC=(log_p_KBC + weights_KB.log().unsqueeze(-1)).logsumexp(0))

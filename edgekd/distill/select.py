@@ -14,9 +14,10 @@ from torch import Tensor
 from edgekd import spec
 from edgekd.distill.data import Ints
 from edgekd.distill.labels import LabelStore
+from edgekd.distill.several import Together
 
 
-def rows(select: spec.Select, store: LabelStore, student: Callable[[], NDArray[Any]], seed: int) -> Ints:
+def rows(select: spec.Select, store: LabelStore | Together, student: Callable[[], NDArray[Any]], seed: int) -> Ints:
     """The chosen rows, ascending: ``select.share`` of the store's examples, one at least.
 
     ``student()`` gives the student's logits (N, C) and is called for ``gap`` alone. Ties go to the earlier row.

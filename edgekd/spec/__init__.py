@@ -19,7 +19,7 @@ from edgekd.globs import first_match, named_in
 from edgekd.spec.losses import *  # noqa: F403
 from edgekd.spec.losses import KL, Loss
 from edgekd.spec.sources import *  # noqa: F403
-from edgekd.spec.sources import STORED, Select, Source
+from edgekd.spec.sources import MEAN, STORED, Combine, Select, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +126,17 @@ class Distill:
     ``balance="gradients"`` keeps the losses' gradients in proportion to their weights as the training goes on, by
     their norms over the student; by default the weights alone decide. With ``generations`` above 1 the student is
     taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018). ``source`` is
-    where the teacher's signal comes from, ``select`` which examples are taught on, if not all.
+    where the teacher's signal comes from, ``select`` which examples are taught on, if not all. ``combine`` makes the
+    answers of several teachers one. With ``relabel="best"`` a generation, each with a seed of its own, is taught by
+    whoever of the teacher and the earlier ones scores best on validation, not by the one before in any case.
     """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
     balance: Literal["fixed", "gradients"] = "fixed"
     generations: int = 1
+    relabel: Literal["latest", "best"] = "latest"
     source: Source = STORED
+    combine: Combine = MEAN
     select: Select | None = None
     epochs: float = 10
     optimizer: Optimizer = Optimizer()
@@ -253,12 +257,15 @@ class Target:
     """One run: what is taught, to whom, for which device, within which budget.
 
     ``assistants`` stand between teacher and student, each taught by the one before and cut from it (Mirzadeh et al.
-    2020).
+    2020). ``co_teachers``, of any architecture and tokenizer, answer beside ``teacher``, each into a label store of its
+    own, and ``Distill.combine`` makes one answer of all, by which the student is judged too. From ``teacher`` alone
+    comes what losses see besides answers; the student is cut from it, and the report compares with it.
     """
 
     name: str
     task: Task
     teacher: Teacher
+    co_teachers: tuple[Teacher, ...] = ()
     student: Student
     assistants: tuple[Student, ...] = ()
     distill: Distill = Distill()
@@ -269,6 +276,11 @@ class Target:
     budget: Budget = Budget()
     seed: int = 0
     smoke: bool = False
+
+    @property
+    def learners(self) -> tuple[Student, ...]:
+        """Everyone who is taught, in order: the assistants, then the student as often as it has generations."""
+        return (*self.assistants, *(self.student,) * self.distill.generations)
 
     def __post_init__(self) -> None:
         """Raise ``TargetError`` for values of a wrong type or range, and for values that contradict each other."""

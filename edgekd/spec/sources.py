@@ -1,11 +1,11 @@
-"""Where the teacher's signal comes from: what ``Distill.source`` may be."""
+"""Where the teacher's signal comes from: what ``Distill.source`` may be, and how several teachers answer as one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Average", "Live", "Mutual", "Select", "Source", "Stored"]
+__all__ = ["Average", "Combine", "Live", "Mutual", "Select", "Source", "Stored"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,23 @@ class Mutual:
 
 Source = Stored | Live | Average | Mutual
 STORED = Stored()
+
+
+@dataclass(frozen=True)
+class Combine:
+    """The answers of several teachers as one: the mean of their probabilities, and how much each counts in it.
+
+    ``mean``: all alike. ``weights``: by ``weights``, one a teacher, the target's ``teacher`` first. ``confidence``: in
+    each example by how far the entropy of the answer is below the largest there is (entropy-based distillation, Kwon et
+    al. 2020). ``agreement``: in each example only those whose top answer most teachers give count, all alike; where as
+    many give another, those that answer like the earliest of them. So two that disagree leave the first alone.
+    """
+
+    method: Literal["mean", "weights", "confidence", "agreement"] = "mean"
+    weights: tuple[float, ...] = ()
+
+
+MEAN = Combine()
 
 
 @dataclass(frozen=True)

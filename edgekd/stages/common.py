@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from edgekd import spec, tasks
-from edgekd.distill import evaluate, live, loop, select
+from edgekd.distill import evaluate, live, loop, select, several
 from edgekd.distill.data import Ints, Tokens, tokenise
-from edgekd.distill.labels import LabelStore
 from edgekd.distill.learner import Learner
 from edgekd.distill.record import shape as model_shape
 from edgekd.distill.taps import needs, stored
 from edgekd.models import loading
-from edgekd.store import Context, Stage, read_json
+from edgekd.store import Context, Stage, read_json, stages
 
 SPLITS = ("train", "validation", "test")
 
@@ -52,7 +51,7 @@ def set_lesson(
     student: Any,
     tokens: dict[str, Tokens],
     distill: spec.Distill,
-    labels: Stage,
+    labels: Stage | tuple[Stage, ...],
     teacher: Callable[[], tuple[Any, Tokens]],
     peers: Sequence[Any],
     seed: int,
@@ -63,14 +62,16 @@ def set_lesson(
     ``teacher()`` gives the teacher and the taught examples by its tokenizer, and is called only where it answers live;
     ``peers`` are the other students, where these teach each other; ``rows`` the chosen examples, where they are known
     already. Judged against the stored teacher where that one teaches, else by score; of its answers only what the
-    losses look at is read. The same in fp32 and under quantization, whose matrix products must not be cast to bf16.
+    losses look at is read. Of several teachers ``labels`` holds all stores, and the student is taught and judged by
+    their combined answers. The same in fp32 and under quantization, whose matrix products must not be cast to bf16.
     """
-    index, device = read_json(labels.path / "index.json"), torch.device(ctx.device)
+    folders, device = [stage.path for stage in stages(labels)], torch.device(ctx.device)
+    index = read_json(folders[0] / "index.json")
     shape, source = index["teacher"], distill.source
     if not isinstance(source, spec.Stored | spec.Live):
         shape = model_shape(student)
     learner = Learner(student, distill.losses, shape, distill.balance).to(device)
-    truth = LabelStore(labels.path, "validation").logits
+    truth = several.read(folders, "validation", distill.combine).logits
 
     def judge() -> dict[str, float]:
         found = evaluate.logits(
@@ -86,7 +87,7 @@ def set_lesson(
         wanted = needs(distill.losses, model_shape(student)["layers"], shape["layers"], 1)
         distances = distill.select is not None and distill.select.method == "diversity"
         wanted = replace(wanted, pooled=wanted.pooled or distances, top=held.top)
-        store = LabelStore(labels.path, "taught", wanted, shape["heads"], shape["classes"])
+        store = several.read(folders, "taught", distill.combine, wanted, shape["heads"], shape["classes"])
         if distill.select is not None and rows is None:
             own = partial(evaluate.logits, student, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
             rows = select.rows(distill.select, store, own, seed)

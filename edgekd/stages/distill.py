@@ -32,7 +32,7 @@ def run(
     distill: spec.Distill,
     assets: Stage,
     teacher: Stage,
-    labels: Stage,
+    labels: Stage | tuple[Stage, ...],
     seed: int,
 ) -> None:
     """Write ``model/``, ``student.json`` (what was kept), ``scores.json`` (validation) and ``history.jsonl``."""

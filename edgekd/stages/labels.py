@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from edgekd import spec
@@ -9,15 +11,21 @@ from edgekd.distill import labels as label_store
 from edgekd.distill import record
 from edgekd.distill.taps import LOGITS, store_bytes, stored
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
-from edgekd.store import Context, Stage, write_json
+from edgekd.store import Context, Stage, read_json, stages, write_json
 
 REVISION = 3
 
 
-def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, teacher: Stage) -> None:
-    """Write the label store (``edgekd.distill.labels``) and its ``index.json``; work is shared between ranks."""
+def run(
+    ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, teacher: Stage | tuple[Stage, ...]
+) -> None:
+    """Write the label store (``edgekd.distill.labels``) and its ``index.json``; work is shared between ranks.
+
+    Of several teachers the best answers; the index then says by which folder (``by``) and the ``scores`` of all.
+    """
     data = read_data(task, assets)
-    model, tokenizer = load_stage_model(teacher, data.labels)
+    by, scores = best(stages(teacher))
+    model, tokenizer = load_stage_model(by, data.labels)
     shape = record.shape(model) | {"classes": len(data.labels)}
     needs = stored(taps, shape["layers"], shape["classes"])
     device = torch.device(ctx.device)
@@ -45,4 +53,11 @@ def run(ctx: Context, *, task: spec.Task, taps: tuple[str, ...], assets: Stage, 
         )
     if ctx.rank == 0:
         index = {"taps": list(taps), "teacher": shape, "bytes": size}
-        write_json(ctx.out / "index.json", index)
+        chosen = {"by": by.path.name, "scores": scores} if isinstance(teacher, tuple) else {}
+        write_json(ctx.out / "index.json", index | chosen)
+
+
+def best(teachers: Sequence[Stage]) -> tuple[Stage, dict[str, float]]:
+    """The stage whose model scores best on validation, the latest of equals; and the scores by the folders' names."""
+    scores = {stage.path.name: read_json(stage.path / "scores.json")["validation"]["score"] for stage in teachers}
+    return max(reversed(teachers), key=lambda stage: scores[stage.path.name]), scores

@@ -40,7 +40,7 @@ def run(
     score_kept: float | None,
     assets: Stage,
     teacher: Stage,
-    labels: Stage,
+    labels: Stage | tuple[Stage, ...],
     distill: Stage,
     calibration_ids: tuple[str, ...],
     seed: int,
