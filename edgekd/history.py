@@ -37,7 +37,7 @@ class History:
     """What the finished stages in ``folder`` say about those of ``line``."""
 
     def __init__(self, folder: Path, line: Sequence[Step], device: str = "cpu") -> None:
-        self._line = {step.name: step for step in line}
+        self._line = {step.stage.path.name: step for step in line}
         self._device = device
         self._folder = folder / "store"
         self._manifests: dict[str, dict[str, Any]] = {}
@@ -81,9 +81,9 @@ class History:
         return facts
 
     def _upstream(self, name: str, key: str) -> dict[str, Any]:
-        step = self._line.get(name)
+        step = self._line.get(f"{name}-{key}")
         facts: dict[str, Any] = {}
-        if step is not None and step.stage.key == key:
+        if step is not None:
             facts = self._facts(name, store.canonical(step.inputs))
         elif f"{name}-{key}" in self._manifests:
             facts = self._facts(name, self._manifests[f"{name}-{key}"]["inputs"])

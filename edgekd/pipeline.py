@@ -44,7 +44,8 @@ def graph(
     stored = tuple(After(f"labels{name}") for name in teachers)
     labels: After | tuple[After, ...] = stored if t.co_teachers else stored[0]
     asked = taps(t.distill, t.learners[0])
-    parent, before = teacher, (teacher,)
+    parent: After = teacher
+    before: tuple[After, ...] = (teacher,)
     chain: dict[str, dict[str, object]] = {}
     for i, student in enumerate(t.learners):
         if i:
@@ -190,13 +191,13 @@ def run(
             store.discard(folder, step.stage.name, step.stage.key)
     runner.meet()
     walk = partial(runner.walk, folder=folder, function=stage_function, context=context, progress=progress)
-    count = 1 + len(target.co_teachers)
-    actions = walk(wanted[:count])
+    fetched = 1 + len(target.co_teachers)
+    actions = walk(wanted[:fetched])
     _check_calibration(target, line)
     sizes.check(target, line)  # the teacher has been fetched
-    actions |= walk(wanted[count : count + 1])
+    actions |= walk(wanted[fetched : fetched + 1])
     sizes.check(target, line)  # what was fetched may have been a GGUF file, which is converted now
-    actions |= walk(wanted[count + 1 :])
+    actions |= walk(wanted[fetched + 1 :])
     result: dict[str, Any] = {
         "run": name,
         "folder": str(folder / name),

@@ -124,21 +124,32 @@ def check(target: Target, line: Sequence[Step]) -> None:
 def labels_bytes(
     line: Sequence[Step], counts: Mapping[str, int] | None, teacher: Mapping[str, Any] | None, classes: int | None
 ) -> int | None:
-    """The label store's size, at most: of the tokens it is only known that there are ``max_length`` an example or less.
+    """The label stores' size, at most: of the tokens it is only known that there are ``max_length`` an example or less.
 
-    ``counts``: examples per split; ``teacher`` from ``sizes``; ``classes``: how many labels. The formula is that of
-    ``edgekd.distill.labels``. ``None`` while something that it needs is unknown.
+    ``counts``: examples per split; ``teacher`` from ``sizes``, than which none is taken to be larger; ``classes``: how
+    many labels. The formula is that of ``edgekd.distill.labels``. ``None`` while something that it needs is unknown.
     """
-    built = finished(line, "labels", "index.json")
+    found = [_store_bytes(line, step, counts, teacher, classes) for step in line if step.stage.name == "labels"]
+    known = [size for size in found if size is not None]
+    return sum(known) if len(known) == len(found) else None
+
+
+def _store_bytes(
+    line: Sequence[Step],
+    step: Step,
+    counts: Mapping[str, int] | None,
+    teacher: Mapping[str, Any] | None,
+    classes: int | None,
+) -> int | None:
+    built = finished(line, step.name, "index.json")
     if built:
         return int(built["bytes"])
     if counts is None or classes is None:
         return None
-    inputs = next(step.inputs for step in line if step.name == "labels")
-    wanted: Any = inputs["taps"]
+    wanted: Any = step.inputs["taps"]
     if len(wanted) > 1 and (teacher is None or not teacher["layers"]):
         return None
-    task: Any = inputs["task"]
+    task: Any = step.inputs["task"]
     known = teacher if len(wanted) > 1 and teacher else {"layers": 1, "hidden": 0}
     needs = taps.stored(wanted, known["layers"], classes)
     found = [(needs, taught(counts) if wanted else 0), (taps.LOGITS, counts["validation"])]

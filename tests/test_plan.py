@@ -203,6 +203,28 @@ def test_the_label_stores_size_is_what_the_labels_stage_would_estimate(hidden_st
     assert made(wanted)["labels_bytes"] == taught + store_bytes(LOGITS, counts["validation"], 0, 3, 32)
 
 
+def test_a_plan_shows_the_steps_of_every_teacher_and_counts_all_their_label_stores() -> None:
+    from edgekd.distill.taps import LOGITS, store_bytes
+
+    Path("also").mkdir()
+    Path("also", "config.json").write_text(json.dumps(TEACHER))
+
+    def taught_by(*epochs: float) -> spec.Target:
+        also = [spec.Teacher(source="dir:also", finetune=spec.Finetune(epochs=count)) for count in epochs]
+        return target(co_teachers=tuple(also))
+
+    finish(taught_by(2), {"assets": 1, "teacher": 3, "labels": 5})
+    found = made(taught_by(2, 4))
+    own = [f"{stage}{name}" for stage in ("assets", "teacher", "labels") for name in ("", "_also1", "_also2")]
+    assert list(actions(found)) == [*own, *pipeline.STAGES[3:]]
+    assert [name for name in own if actions(found)[name] == "run"] == ["teacher_also2", "labels_also2"]
+    seconds = {entry["stage"]: entry["seconds"] for entry in found["stages"]}
+    assert seconds["teacher_also2"] == 3 * (4 * 90 + 40) / (2 * 90 + 40) and seconds["labels_also2"] == 5
+    finish(target(seed=1), {"assets": 1})
+    one = store_bytes(LOGITS, COUNTS["train"], 0, 3, 32) + store_bytes(LOGITS, COUNTS["validation"], 0, 3, 32)
+    assert made(dataclasses.replace(taught_by(2, 4), seed=1))["labels_bytes"] == 3 * one
+
+
 # --------------------------------------------------------------------------------------------------------------- budget
 
 

@@ -20,6 +20,16 @@ def built(folders: dict[str, Path], **changes: Any) -> dict[str, Any]:
     return report
 
 
+def test_what_several_teachers_taught_comes_under_all_their_licences(tmp_path: Path) -> None:
+    folders = made.folders(tmp_path)
+    also = [spec.Teacher(source=f"dir:{name}", licence=name) for name in ("MIT", "Apache-2.0")]
+    report = built(folders, co_teachers=tuple(also))
+    assert report["licences"]["teacher"] == "Apache-2.0 and MIT"
+    assert report["teacher"]["also"] == ["dir:MIT", "dir:Apache-2.0"]
+    unknown = built(folders, co_teachers=(spec.Teacher(source="dir:x"),))
+    assert any("The teacher's licence is not stated" in line for line in unknown["limits"])
+
+
 def test_a_report_built_from_stage_folders_is_valid(tmp_path: Path) -> None:
     report = built(made.folders(tmp_path))
     assert report["budget_met"] is True

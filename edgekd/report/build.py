@@ -89,7 +89,7 @@ def build(
         "isa": [dict(row) for row in isa],
         "session": dict(session or {}),
         "stages": {name: dict(info) for name, info in stage_info.items()},
-        "licences": {"teacher": target.teacher.licence, "data": dataset.get("licence") or target.task.licence},
+        "licences": {"teacher": _licence(target), "data": dataset.get("licence") or target.task.licence},
     }
     return report | {"limits": limits.limits(report)}
 
@@ -126,6 +126,12 @@ def _task(target: Target, dataset: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": task.kind, "max_length": task.max_length, "sources": sources, "spec": given, **found}
 
 
+def _licence(target: Target) -> str | None:
+    """Those of all teachers: the student comes of each. ``None`` if one is not stated."""
+    found = [teacher.licence for teacher in (target.teacher, *target.co_teachers)]
+    return " and ".join(dict.fromkeys(filter(None, found))) if all(found) else None
+
+
 def _models(target: Target, read: _Reader) -> dict[str, Any]:
     """What the training stages wrote about teacher, student and their training."""
     teacher, student = read("teacher", "scores.json"), read("distill", "student.json")
@@ -143,6 +149,7 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
         "teacher": {
             "source": target.teacher.source,
             "licence": target.teacher.licence,
+            "also": [teacher.source for teacher in target.co_teachers],
             "parameters": teacher.get("parameters"),
             "scores": {split: teacher[split] for split in ("validation", "test") if split in teacher},
         },

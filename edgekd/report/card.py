@@ -45,7 +45,7 @@ def _what(report: Report, manifest: Mapping[str, Any]) -> list[str]:
     trained = " and trained under quantization" if figures.trained(report["training"]["quantize"]) else ""
     about = (
         f"A student of {figures.plain(report['student']['parameters'])} parameters for {kind}, quantized "
-        f"({code(manifest['scheme'])}), distilled from {code(report['teacher']['source'])}{trained} "
+        f"({code(manifest['scheme'])}), distilled from {_teachers(report)}{trained} "
         f"for {escape(report['device']['name'])} by edgekd {report['edgekd_version']}. It reads "
         f"{manifest['max_length']} tokens at most and answers with one of {len(manifest['labels'])} labels: {labels}."
     )
@@ -120,9 +120,13 @@ def _length(training: Mapping[str, Any]) -> str:
     return f"{figures.plain(epochs)} {word}, {figures.plain(training.get('steps'))} steps"
 
 
+def _teachers(report: Report) -> str:
+    return " and ".join(code(source) for source in (report["teacher"]["source"], *report["teacher"].get("also", ())))
+
+
 def _rights(report: Report) -> list[str]:
     sources = ", ".join(code(found) for found in dict.fromkeys(report["task"]["sources"].values()) if found)
     teacher, data = (escape(report["licences"][name] or "not stated") for name in ("teacher", "data"))
-    lines = [f"Teacher {code(report['teacher']['source'])}: {teacher}.", f"Data {sources}: {data}."]
+    lines = [f"Teacher {_teachers(report)}: {teacher}.", f"Data {sources}: {data}."]
     lines.append("What the student may be used for depends on both.")
     return ["## Licences", bullets(lines)]

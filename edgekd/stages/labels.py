@@ -11,7 +11,7 @@ from edgekd.distill import labels as label_store
 from edgekd.distill import record
 from edgekd.distill.taps import LOGITS, store_bytes, stored
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
-from edgekd.store import Context, Stage, read_json, stages, write_json
+from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 3
 
@@ -21,11 +21,14 @@ def run(
 ) -> None:
     """Write the label store (``edgekd.distill.labels``) and its ``index.json``; work is shared between ranks.
 
-    Of several teachers the best answers; the index then says by which folder (``by``) and the ``scores`` of all.
+    Of several teachers the best answers; the index then says from which folder (``by``), and the ``scores`` of all.
     """
     data = read_data(task, assets)
-    by, scores = best(stages(teacher))
-    model, tokenizer = load_stage_model(by, data.labels)
+    chosen: dict[str, object] = {}
+    if isinstance(teacher, tuple):
+        teacher, scores = best(teacher)
+        chosen = {"by": teacher.path.name, "scores": scores}
+    model, tokenizer = load_stage_model(teacher, data.labels)
     shape = record.shape(model) | {"classes": len(data.labels)}
     needs = stored(taps, shape["layers"], shape["classes"])
     device = torch.device(ctx.device)
@@ -53,7 +56,6 @@ def run(
         )
     if ctx.rank == 0:
         index = {"taps": list(taps), "teacher": shape, "bytes": size}
-        chosen = {"by": by.path.name, "scores": scores} if isinstance(teacher, tuple) else {}
         write_json(ctx.out / "index.json", index | chosen)
 
 
