@@ -107,13 +107,13 @@ def _step(
             raise StoreError(f"rank {rank} does not see {step.stage.path}: all ranks must share one --store folder")
         return "reused"
     if _reusable(step, folder, progress):
-        progress.log(f"reused   {name} {key}")
+        progress.log(f"reused   {step.name} {key}")
         meet()
         return "reused"
     try:
         with store.partial(folder, step.stage, step.revision, step.inputs) as out:
             resumed = store.leftovers(folder, name, key)
-            progress.log(f"{'resuming' if resumed else 'running '} {name} {key}")
+            progress.log(f"{'resuming' if resumed else 'running '} {step.name} {key}")
             began = time.monotonic()
             if shared:
                 meet()
@@ -128,7 +128,7 @@ def _step(
         if store.disk_full(error) and not isinstance(error, StoreError):
             raise store.full_disk_error(error) from error
         raise
-    progress.log(f"finished {name} {key} in {duration(seconds)}")
+    progress.log(f"finished {step.name} {key} in {duration(seconds)}")
     meet()
     return "resumed" if resumed else "run"
 
