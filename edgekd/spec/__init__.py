@@ -127,8 +127,8 @@ class Distill:
     their norms over the student; by default the weights alone decide. With ``generations`` above 1 the student is
     taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018). ``source`` is
     where the teacher's signal comes from, ``select`` which examples are taught on, if not all. ``combine`` makes the
-    answers of several teachers one. With ``relabel="best"`` a generation, each with a seed of its own, is taught by
-    whoever of the teacher and the earlier ones scores best on validation, not by the one before in any case.
+    answers of several teachers one. With ``relabel="best"`` each generation has a seed of its own and is taught by
+    whichever scores best on validation: the model that it is cut from, or an earlier generation.
     """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)

@@ -50,9 +50,9 @@ class Combine:
     """The answers of several teachers as one: the mean of their probabilities, and how much each counts in it.
 
     ``mean``: all alike. ``weights``: by ``weights``, one a teacher, the target's ``teacher`` first. ``confidence``: in
-    each example by how far the entropy of the answer is below the largest there is (entropy-based distillation, Kwon et
-    al. 2020). ``agreement``: in each example only those whose top answer most teachers give count, all alike; where as
-    many give another, those that answer like the earliest of them. So two that disagree leave the first alone.
+    each example by how far the answer's entropy is below the largest possible, which needs no label (after Kwon et al.
+    2020). ``agreement``: in each example only those count, all alike, whose top answer is the most frequent one; of
+    several as frequent, the one that the earliest teacher gives. So where two disagree, the first stands alone.
     """
 
     method: Literal["mean", "weights", "confidence", "agreement"] = "mean"
