@@ -61,17 +61,23 @@ RANGES: dict[str, Range] = {
     "DIST.inter": NOT_NEGATIVE,
     "DIST.intra": NOT_NEGATIVE,
     "Relations.heads": COUNT,
+    "Exits.at[]": COUNT,
+    "Exits.labels": NOT_NEGATIVE,
+    "Exits.answers": NOT_NEGATIVE,
+    "Exits.hidden": NOT_NEGATIVE,
     "RKD.distance": NOT_NEGATIVE,
     "RKD.angle": NOT_NEGATIVE,
     "CorrelationCongruence.gamma": POSITIVE,
     "CorrelationCongruence.order": COUNT,
     "Distill.epochs": POSITIVE,
     "Distill.generations": COUNT,
+    "Distill.exit": COUNT,
     "Stored.top": COUNT,
     "Combine.weights[]": POSITIVE,
     "Select.share": {"above": 0, "at most": 1},
     "Average.decay": {"at least": 0, "below": 1},
-    "Mutual.students": {"at least": 2},
+    "Mutual.students": COUNT,
+    "Mutual.teacher_rate": POSITIVE,
     "Quant.percentile": {"above": 0, "at most": 100},
     "Quant.epochs": POSITIVE,
     "Quant.frozen_fraction": SHARE,
@@ -95,7 +101,7 @@ RANGES: dict[str, Range] = {
 }
 """``Class.field``: what its number must be (``*``: of any class). ``Class.field[]``: what each in its tuple must be."""
 
-NOT_EMPTY = ("*.layers", "Relations.of", "Distill.losses", "Bench.runtimes", "Bench.threads")
+NOT_EMPTY = ("*.layers", "Relations.of", "Exits.at", "Distill.losses", "Bench.runtimes", "Bench.threads")
 
 _COMPARE = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
 _NAMES = {

@@ -63,12 +63,20 @@ def _smallest(target: Target, config: dict[str, Any]) -> dict[str, Any]:
     parent, small, answers = config, config, [config]
     for i, student in enumerate(target.learners, 1):
         small = shape.student_config(student, parent, target.task.max_length)
+        taps.check_exits(target.distill.losses, small.get("model_type"), _layers(small))
         for other in answers:
             taps.check(target.distill, _layers(small), _layers(other))
         answers = [*answers, small] if target.distill.relabel == "best" else [small]
         if i <= len(target.assistants):
             parent, answers = small, [small]
-    return small
+    return _shipped(target, small)
+
+
+def _shipped(target: Target, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of what is shipped: the student's, or that of its early exit."""
+    if target.distill.exit is None:
+        return config
+    return {**config, "n_layers" if "n_layers" in config else "num_hidden_layers": target.distill.exit}
 
 
 def _layers(config: Mapping[str, Any]) -> int | None:
@@ -100,7 +108,8 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
 def _least_bytes(target: Target) -> int:
     """What the numbers that the target itself gives take in int8, whatever its teacher turns out to be; 0: unknown."""
     smallest = shape.smallest_teacher(target.student, target.task.max_length)
-    return _least(target, shape.student_config(target.student, smallest, target.task.max_length), 2, built=False)
+    config = shape.student_config(target.student, smallest, target.task.max_length)
+    return _least(target, _shipped(target, config), 2, built=False)
 
 
 def _least(target: Target, config: Mapping[str, Any], labels: int, built: bool) -> int:

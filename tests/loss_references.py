@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import tiny
 
 from edgekd import spec
 from edgekd.distill.signal import Batch, Signal
@@ -223,6 +224,24 @@ def _congruence(o: Any, s: _Plain, t: _Plain, batch: Batch) -> float:
     return _of_groups(o, s, t, matrix)
 
 
+FIVE = {"id2label": dict(enumerate("abcde")), "label2id": {name: i for i, name in enumerate("abcde")}}
+EXITS = tiny.bert(3, hidden_size=8, num_attention_heads=2, intermediate_size=8, initializer_range=1.0, **FIVE)
+"""A student of four layers, whose exits' heads are its own one."""
+
+
+def _exits(o: Any, s: _Plain, t: _Plain, batch: Batch) -> float:
+    w = {name: tensor.numpy().astype(np.float64) for name, tensor in EXITS.state_dict().items()}
+    valid, labels, total = batch.mask_BT.numpy(), batch.labels_B.numpy(), 0.0
+    for layer in o.at:
+        pooled = np.tanh(s.hidden[layer][:, 0] @ w["bert.pooler.dense.weight"].T + w["bert.pooler.dense.bias"])
+        logits = pooled @ w["classifier.weight"].T + w["classifier.bias"]
+        total -= o.labels * np.mean(np.log(softmax(logits))[np.arange(len(labels)), labels])
+        pairs = zip(softmax(s.logits / o.temperature), softmax(logits / o.temperature), strict=True)
+        total += o.answers * o.temperature**2 * np.mean([kl(p, q) for p, q in pairs])
+        total += o.hidden * float(((s.hidden[layer] - s.hidden[4])[valid] ** 2).mean())
+    return total
+
+
 FORMULAS: dict[type, Any] = {
     spec.KL: _kl,
     spec.ReverseKL: _reverse_kl,
@@ -240,4 +259,5 @@ FORMULAS: dict[type, Any] = {
     spec.RKD: _rkd,
     spec.SimilarityPreserving: _similarity,
     spec.CorrelationCongruence: _congruence,
+    spec.Exits: _exits,
 }

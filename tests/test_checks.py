@@ -176,6 +176,10 @@ GROUPED = spec.Distill(losses=(spec.KL(), spec.RKD(group=16)), optimizer=spec.Op
         (GROUPED, r"RKD compares examples in groups of 16: make distill.optimizer.micro_batch_size \(8\) a multiple"),
         (spec.Distill(losses=(spec.KL(spec.Ramp(0, 1, begin=0.5, until=0.5)),)), "KL.weight: a ramp must begin"),
         (spec.Distill(losses=(spec.JS(temperature=spec.Ramp(4, 0)),)), "JS.temperature must stay above 0"),
+        (spec.Distill(losses=(spec.Exits(), spec.Exits(at=(2, 1)))), r"Exits name a layer twice, of \[1, 2, 1\]"),
+        (spec.Distill(losses=(spec.Exits(at=(1, 3)),), exit=2), r"distill.exit 2 is not among the exits \[1, 3\]"),
+        (spec.Distill(losses=(spec.Exits(),), exit=1, generations=2), "remove assistants and generations"),
+        (spec.Distill(source=spec.Mutual(1)), r"Mutual\(students=1\) leaves nobody to learn from"),
     ],
 )
 def test_losses_that_contradict_themselves_or_the_batches_are_refused(distill: spec.Distill, message: str) -> None:

@@ -11,18 +11,21 @@ import pytest
 import tiny
 import tiny_target
 import torch
+from safetensors.torch import load_file
 
 from edgekd import catalog, pipeline, spec
 from edgekd.distill import labels, live, loop
-from edgekd.distill.data import micro_batches
+from edgekd.distill.data import Tokens, micro_batches
 from edgekd.distill.learner import Learner
 from edgekd.distill.losses import LOSSES
 from edgekd.distill.record import record, shape
 from edgekd.distill.taps import Needs
 from edgekd.errors import TargetError
+from edgekd.models import exits
 from edgekd.models.vocabulary import trim
 from edgekd.progress import Progress
-from edgekd.store import read_json
+from edgekd.stages.common import answering, read_data
+from edgekd.store import Stage, read_json
 
 QUIET, CPU = Progress(quiet=True), torch.device("cpu")
 NEEDS = Needs(hidden=(0, 2), attention=(4,), pooled=True)
@@ -96,19 +99,61 @@ def test_a_cohorts_members_learn_from_the_mean_of_the_others_and_teach_without_a
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-def test_a_self_taught_training_that_is_killed_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def with_teacher(part: Any, teacher: Any) -> tuple[live.Cohort, Tokens, live.LiveTeacher]:
+    """A student of fewer words and layers, and its teacher, who learn together; the student's tokens, who asks."""
+    torch.manual_seed(0)  # projections
+    small, _ = trim(tiny.wordpiece(), part.texts, 70)
+    losses = (spec.KL(temperature=2.0), spec.CE(), spec.HiddenMSE(layers=((2, 4),)))
+    first = Learner(tiny.bert(0, num_hidden_layers=2), losses, shape(teacher))
+    asked = live.LiveTeacher(teacher, tiny.tokens(part), Needs(hidden=(4,)), CPU, learns=True)
+    cohort = live.Cohort([first, Learner(teacher, (spec.CE(), spec.KL()))])
+    return cohort, tiny.tokens(part, tokenizer=small), asked
+
+
+def test_a_teacher_learns_beside_its_student_and_neither_gets_a_gradient_from_the_others_loss() -> None:
+    part, teacher = tiny.split(40, 0), tiny.bert(1)
+    cohort, tokens, asked = with_teacher(part, teacher)
+    for batch in micro_batches(tokens, ROWS, 3, asked):
+        cohort(batch).backward()
+    assert [type(p.grad) for p in cohort.parameters()].count(type(None)) == 0
+    alone: Any = with_teacher(part, tiny.bert(1))[0].learners[0]
+    stored = live.LiveTeacher(tiny.bert(1), tiny.tokens(part), Needs(hidden=(4,)), CPU)
+    (batch,) = micro_batches(tokens, ROWS, None, stored)
+    alone(batch).backward()
+    first: Any = cohort.learners[0]
+    for mine, expected in zip(first.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad, rtol=1e-4, atol=1e-6)
+    again, said = tiny.bert(1).double(), first.model(**batch.inputs).logits.detach().double()
+    (its_own,) = micro_batches(tiny.tokens(part), ROWS, None)
+    log_q, p = again(**its_own.inputs).logits.log_softmax(-1), said.softmax(-1)
+    (-log_q[range(4), its_own.labels_B].mean() + (p * (p.log() - log_q)).sum(-1).mean()).backward()
+    for mine, expected in zip(teacher.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad.float(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["average", "teacher", "deeper layers"])
+def test_a_training_with_a_teacher_that_moves_is_killed_and_ends_in_the_same_bytes(kind: str, tmp_path: Path) -> None:
     found = []
     for kill in (False, True):
         (out := tmp_path / str(kill)).mkdir()
-        taught = live.SelfTaught(learner(0), decay=0.9)
+        taught: Any = live.SelfTaught(learner(0), decay=0.9)
+        tokens, asked = tiny.tokens(tiny.split(40, 0)), None
+        if kind == "teacher":
+            taught, tokens, asked = with_teacher(tiny.split(40, 0), tiny.bert(1))
+        if kind == "deeper layers":
+            whole = tiny.bert(0, num_hidden_layers=2)
+            shipped = exits.shallower(whole, 1)
+            taught = Learner(whole, (spec.CE(), spec.Exits()), shape(whole), shipped=shipped)
         dies = [kill]
 
         def before(step: int, last: int, taught: Any = taught, dies: list[bool] = dies) -> None:
             if step == 7 and dies.pop():
                 raise KeyboardInterrupt
-            taught.follow()
+            if kind == "average":
+                taught.follow()
 
-        task = loop.Task("t", taught, tiny.tokens(tiny.split(40, 0)), None, lambda: {"score": 0.0}, before)
+        rates = [(asked.model, 1e-4)] if asked is not None else []
+        task = loop.Task("t", taught, tokens, asked, lambda: {"score": 0.0}, before, rates=rates)
         options: dict[str, Any] = dict(epochs=2, options=spec.Optimizer(batch_size=8), seed=0, out=out, progress=QUIET)
         if kill:
             with pytest.raises(KeyboardInterrupt):
@@ -145,6 +190,23 @@ def test_the_line_runs_through_distillation_and_quantization_with_every_source(k
     assert read_json(stages["distill"] / "scores.json")["validation"]["score"] > 0.5
     assert scores["qad"]["score"] > 0.5 and scores["training"]["steps"] > 0
     assert len(list(stages["distill"].glob("peer-*"))) == (kind == "mutual")
+
+
+def test_a_learning_teacher_is_kept_by_distillation_and_goes_on_in_quantization(folder: Path) -> None:
+    path = tiny_target.write(folder, epochs=8)
+    base = catalog.load(str(path))
+    losses = (*ANSWERS, spec.HiddenMSE(0.1), spec.Exits(at=(1,)))
+    taught = spec.Distill(source=spec.Mutual(1, teacher=True), losses=losses, epochs=1)
+    target = dataclasses.replace(base, distill=taught, quant=dataclasses.replace(base.quant, epochs=1))
+    done = pipeline.run(target, folder=folder / "runs", beside=path, to="quantize")["stages"]
+    stages = {name: Stage(name, entry["key"], Path(entry["folder"])) for name, entry in done.items()}
+    learned = stages["distill"].path / "teacher.safetensors"
+    before, after = load_file(stages["teacher"].path / "model" / "model.safetensors"), load_file(learned)
+    moved = max(float((after[name] - tensor).abs().max()) for name, tensor in before.items())
+    assert 0 < moved < 6 * 5e-5  # six steps, each of its own rate at most
+    model, _ = answering(stages["teacher"], read_data(target.task, stages["assets"]), target.task, learned)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in model.state_dict().items())
+    assert read_json(stages["quantize"].path / "scores.json")["training"]["steps"] > 0
 
 
 def test_both_stages_teach_on_the_same_chosen_examples(folder: Path) -> None:

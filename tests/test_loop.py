@@ -232,6 +232,18 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert cosine(55) == pytest.approx(0.5) and cosine(100) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_parts_with_a_rate_of_their_own_move_by_it() -> None:
+    module = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    before = [p.detach().clone() for p in module.parameters()]
+    options = spec.Optimizer(learning_rate=1e-2, weight_decay=0.0)
+    optimizer = loop._adamw(module, options, torch.device("cpu"), [(module[1], 1e-4)])
+    for p in module.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    optimizer.step()
+    moved = [float((old - p).mean()) for old, p in zip(before, module.parameters(), strict=True)]
+    assert moved == pytest.approx([1e-2, 1e-2, 1e-4, 1e-4], rel=1e-2)  # the first step of Adam is the rate itself
+
+
 def test_a_student_learns_its_task(tmp_path: Path) -> None:
     model = train(tmp_path, epochs=24, options=spec.Optimizer(learning_rate=1e-3, batch_size=16), count=320)
     test = tiny.tokens(tiny.data().test)

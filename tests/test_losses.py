@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_references import PAIRS, reference, softmax
+from loss_references import EXITS, PAIRS, reference, softmax
 from torch import Tensor, nn
 
 from edgekd import spec
 from edgekd.distill import learner
 from edgekd.distill.losses import LOSSES
+from edgekd.distill.losses.exits import Exits
 from edgekd.distill.losses.feature import Hints
 from edgekd.distill.signal import Batch, Signal
 from edgekd.tasks import text_classification
@@ -45,10 +46,11 @@ OPTIONS: list[Any] = [
     spec.RKD(group=3, distance=0.5),
     spec.SimilarityPreserving(group=2),
     spec.CorrelationCongruence(group=2, order=3),
+    spec.Exits(at=(1, 3), hidden=0.3),
 ]
 B, T, C, H = 4, 6, 5, 8
 SHAPE = {"layers": 4, "hidden": H, "heads": 2}
-MINIMUM = {spec.CE}  # is not 0 where student and teacher are equal
+MINIMUM = {spec.CE, spec.Exits}  # are not 0 where student and teacher are equal
 NAMES = [str(option) for option in OPTIONS]
 every_loss = pytest.mark.parametrize("option", OPTIONS, ids=NAMES)
 
@@ -92,8 +94,17 @@ def batch(rows: slice = slice(None), padded: int = 0, mask: Tensor | None = None
     return Batch(inputs, torch.tensor([0, 1, 4, 2])[rows], B, int(lengths.sum()))
 
 
+def own(option: Any) -> Any:
+    if not isinstance(option, spec.Exits):
+        return learner._own(option, SHAPE, SHAPE)
+    found = Exits(EXITS, option)
+    for head in found.heads.values():
+        head.load_state_dict(EXITS.state_dict(), strict=False)
+    return found.eval()
+
+
 def value(option: Any, student: Signal, teacher: Signal | None, given: Batch) -> Tensor:
-    return LOSSES[type(option)](option, student, teacher, given, learner._own(option, SHAPE, SHAPE))
+    return LOSSES[type(option)](option, student, teacher, given, own(option))
 
 
 @every_loss

@@ -136,6 +136,14 @@ def test_the_students_parameters_are_those_of_the_model_that_surgery_would_make(
     assert (student["layers"], student["hidden"], student["vocabulary"]) == (2, 16, 200)
 
 
+def test_an_exit_is_counted_without_the_layers_after_it() -> None:
+    exits = spec.Distill(losses=(spec.KL(), spec.Exits(at=(1,))))
+    whole, cut = (made(target(distill=dataclasses.replace(exits, exit=layer)))["student"] for layer in (None, 1))
+    block = 4 * (16 * 16 + 16) + 2 * 16 * 24 + 16 + 24 + 4 * 16
+    assert (cut["layers"], cut["parameters"]) == (1, whole["parameters"] - block)
+    assert cut["int8_bytes_least"] < whole["int8_bytes_least"]
+
+
 def test_a_student_that_is_built_is_counted_with_the_vocabulary_it_got() -> None:
     def write(name: str, out: Path) -> None:
         if name == "distill":
@@ -369,6 +377,11 @@ def test_every_target_of_the_catalogue_can_be_planned() -> None:
         ({"student": spec.Student(positions=65)}, "65 positions are more than the teacher has"),
         ({"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((3, 4),)),))}, "pair (3, 4) is out of range"),
         ({"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((2, 5),)),))}, "the teacher 0..4"),
+        ({"distill": spec.Distill(losses=(spec.Exits(at=(2,)),))}, "the student has 2 blocks"),
+        (
+            {"student": spec.Student(config={"model_type": "mpnet"}), "distill": spec.Distill(losses=(spec.Exits(),))},
+            "not 'mpnet'",
+        ),
         ({"quant": spec.Quant(calibration="mine", keep_float=("clasifier",))}, "'clasifier' matches no module"),
         ({"quant": spec.Quant(calibration="mine", keep_float=("*.self.MatMull*",))}, "matches no module of the"),
         ({"quant": spec.Quant(calibration="mine", keep_float=("*",))}, "this recipe quantizes nothing"),

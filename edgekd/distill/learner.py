@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgekd import spec
 from edgekd.distill.losses import LOSSES
+from edgekd.distill.losses.exits import Exits
 from edgekd.distill.losses.feature import Compared, Hints
 from edgekd.distill.record import record, shape
 from edgekd.distill.signal import Batch, Signal
@@ -24,10 +25,11 @@ BALANCE_MOMENTUM = 0.7
 
 
 class Learner(nn.Module):
-    """A student, and what its losses learn beside it: projections, mixtures of layers, temperatures.
+    """A student, and what its losses learn beside it: projections, mixtures of layers, temperatures, heads of exits.
 
-    ``teacher`` holds the ``layers``, ``hidden`` and ``heads`` of whoever teaches. Raises ``TargetError`` for losses
-    that the two models do not fit.
+    ``teacher`` holds the ``layers``, ``hidden`` and ``heads`` of whoever teaches. ``shipped`` is the classifier of the
+    student's first blocks that is wanted, if not the student itself. Raises ``TargetError`` for losses that the two
+    models do not fit.
     """
 
     norms: Tensor
@@ -39,16 +41,20 @@ class Learner(nn.Module):
         losses: Sequence[spec.Loss],
         teacher: Mapping[str, int] | None = None,
         balance: str = "fixed",
+        shipped: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.shipped = model, shipped
         self.losses = tuple(losses)
         self.needs = LOGITS
         found: list[Any] = [None] * len(self.losses)
         if teacher is not None:
             own = shape(model)
             self.needs = needs(losses, own["layers"], teacher["layers"], 0)
-            found = [_own(loss, own, teacher) for loss in self.losses]
+            found = [
+                Exits(model, loss, shipped) if isinstance(loss, spec.Exits) else _own(loss, own, teacher)
+                for loss in self.losses
+            ]
         self.own = nn.ModuleList(nn.Module() if part is None else part for part in found)
         self.balanced = balance == "gradients" and len(self.losses) > 1
         if self.balanced:
@@ -76,6 +82,10 @@ class Learner(nn.Module):
             LOSSES[type(loss)](_now(loss, own, batch.progress), student, batch.teacher, batch, own)
             for loss, own in zip(self.losses, self.own, strict=True)
         ]
+
+    def exits(self) -> dict[int, Any]:
+        """The early exits' heads by the layer that each reads."""
+        return {layer: head for own in self.own if isinstance(own, Exits) for layer, head in own.answering.items()}
 
     def _measure(self, found: Tensor) -> None:
         """Take the norms of each loss's gradients over the student into their running means."""

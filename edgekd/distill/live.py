@@ -23,18 +23,27 @@ class LiveTeacher:
     """A teacher beside the student, asked anew for every batch: what a ``LabelStore`` would hold, and no disk.
 
     ``tokens`` are the same examples by the teacher's own tokenizer. ``bf16``: its matrix products in bfloat16.
+    ``learns``: a gradient may flow back through its signal, of which a student's losses let none through.
     """
 
-    def __init__(self, model: Any, tokens: Tokens, needs: Needs, device: torch.device, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokens: Tokens,
+        needs: Needs,
+        device: torch.device,
+        bf16: bool = False,
+        learns: bool = False,
+    ) -> None:
         self.model, self.tokens, self.needs = model.eval().to(device), tokens, needs
-        self.device, self.bf16 = device, bf16
+        self.device, self.bf16, self.learns = device, bf16, learns
         self._aligned: Ints | None = None
 
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The teacher's signal for ``rows``, what belongs to tokens placed at the student's ``tokens``."""
         ids, own_mask, _ = self.tokens.gather(rows)
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(own_mask.astype(np.int64))}
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.set_grad_enabled(self.learns), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             signal = record(self.model, {name: x.to(self.device) for name, x in inputs.items()}, self.needs)
         if not self.needs.tokens:
             return signal
@@ -87,7 +96,8 @@ class SelfTaught(nn.Module):
 class Cohort(nn.Module):
     """Students that teach each other (deep mutual learning, Zhang et al. 2018); the first is the one that is kept.
 
-    Each is under its own losses; its teacher is the mean of the others' answers, which get no gradient from it.
+    Each is under its own losses; its teacher is the mean of the others' answers, which get no gradient from it. The
+    last may be the teacher itself, whose signal has come with the batch, from a ``LiveTeacher`` that learns.
     """
 
     def __init__(self, learners: list[Learner]) -> None:
@@ -96,7 +106,9 @@ class Cohort(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The sum of the members' weighted losses on one micro-batch."""
-        signals = [record(learner.model, batch.inputs, learner.needs) for learner in self._members()]
+        given = [batch.teacher] if batch.teacher is not None else []
+        students = self._members()[: len(self.learners) - len(given)]
+        signals = [record(learner.model, batch.inputs, learner.needs) for learner in students] + given
         total = batch.labels_B.new_zeros((), dtype=torch.float32)
         for i, learner in enumerate(self._members()):
             others = [signal.map(Tensor.detach) for j, signal in enumerate(signals) if j != i]

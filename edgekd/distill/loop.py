@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Task:
     highest ``rank`` of its results is kept: the lowest KL to the teacher where there is one, a smoother yardstick than
     accuracy on few examples; else the highest score. ``before_step(step, last)`` may change ranges (see
     ``edgekd.quant``). ``autocast``: bf16 matrix products (never under fake-quantization). ``rows``: the
-    examples to train on, if not all.
+    examples to train on, if not all. ``rates``: parts of the module with another learning rate than the optimizer's.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Task:
     before_step: Callable[[int, int], None] = lambda step, last: None
     autocast: bool = False
     rows: NDArray[np.int64] | None = None
+    rates: Sequence[tuple[torch.nn.Module, float]] = ()
     rank: Callable[[dict[str, float]], float] = lambda result: -result["kl"] if "kl" in result else result["score"]
 
 
@@ -66,7 +67,7 @@ def fit(
     rows = np.arange(len(tokens)) if task.rows is None else task.rows
     per_epoch = steps_per_epoch(len(rows), options.batch_size)
     last = max(1, round(epochs * per_epoch))
-    optimizer = _adamw(module, options, device)
+    optimizer = _adamw(module, options, device, task.rates)
     schedule = _schedule(options, last)
     latest, best = out / LATEST, out / BEST
     torch.manual_seed(seed)
@@ -86,7 +87,7 @@ def fit(
                 steps = [rows[part] for part in epoch_steps(tokens.lengths[rows], options.batch_size, seed, epoch)]
             task.before_step(step, last)
             for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * schedule(step)
+                group["lr"] = group["initial_lr"] * schedule(step)
             loss = _step(task, steps[place], options, device, step / last)
             norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
             pending.append((step, torch.stack([loss, norm])))
@@ -183,15 +184,24 @@ def _judge(task: Task, state: dict[str, Any], epoch: int, loss: float, best: Pat
         checkpoint.seal(task.module.state_dict(), best)
 
 
-def _adamw(module: torch.nn.Module, options: spec.Optimizer, device: torch.device) -> torch.optim.AdamW:
+def _adamw(
+    module: torch.nn.Module,
+    options: spec.Optimizer,
+    device: torch.device,
+    rates: Sequence[tuple[torch.nn.Module, float]],
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019); matrices decay; biases, norms and learned scales (one a row) do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.squeeze().ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.squeeze().ndim <= 1], "weight_decay": 0.0},
-    ]
+    other = {p: rate for part, rate in rates for p in part.parameters()}
+    groups: list[dict[str, Any]] = []
+    for rate in dict.fromkeys((options.learning_rate, *other.values())):
+        trained = [p for p in module.parameters() if p.requires_grad and other.get(p, options.learning_rate) == rate]
+        rated = {"lr": rate, "initial_lr": rate}
+        groups += [
+            rated | {"params": [p for p in trained if p.squeeze().ndim > 1], "weight_decay": options.weight_decay},
+            rated | {"params": [p for p in trained if p.squeeze().ndim <= 1], "weight_decay": 0.0},
+        ]
     fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.learning_rate, fused=fused)
+    return torch.optim.AdamW([g for g in groups if g["params"]], fused=fused)
 
 
 def _schedule(options: spec.Optimizer, last: int) -> Callable[[int], float]:

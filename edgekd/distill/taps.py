@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekd import spec
+from edgekd import shape, spec
 from edgekd.errors import TargetError
 from edgekd.spec.losses import Pairs
 
@@ -15,6 +15,8 @@ HIDDEN = (spec.HiddenMSE, spec.HiddenCosine, spec.EmbeddingMSE, spec.AttentionTr
 ATTENTION = (spec.AttentionMaps, spec.Relations)
 POOLED = (spec.RKD, spec.SimilarityPreserving, spec.CorrelationCongruence)
 """Losses by what they look at besides the logits."""
+EXITS = (*shape.BERTS, "distilbert")
+"""The families whose students can have early exits."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,24 @@ def needs(losses: Sequence[spec.Loss], student_layers: int, teacher_layers: int,
     hidden: set[int] = set()
     attention: set[int] = set()
     for loss in losses:
+        if isinstance(loss, spec.Exits) and of == 0:
+            hidden.update((*loss.at, student_layers))
         layers = {pair[of] for pair in pairs(loss, student_layers, teacher_layers)}
         (attention if isinstance(loss, ATTENTION) else hidden).update(layers)
     pooled = any(isinstance(loss, POOLED) for loss in losses)
     return Needs(tuple(sorted(hidden)), tuple(sorted(attention)), pooled)
+
+
+def check_exits(losses: Sequence[spec.Loss], family: object, layers: int | None) -> None:
+    """Raise ``TargetError`` for exits that a student of that family and that many blocks, where known, cannot have."""
+    for at in (loss.at for loss in losses if isinstance(loss, spec.Exits)):
+        if family not in EXITS:
+            raise TargetError(f"distill.losses: Exits knows {', '.join(EXITS)} students, not {family!r}: leave it out")
+        if layers is not None and not 1 <= min(at) <= max(at) < layers:
+            raise TargetError(
+                f"distill.losses: Exits(at={at}): the student has {layers} blocks, and its own head after the last; "
+                "name blocks from 1 on that stand before it"
+            )
 
 
 def check(distill: spec.Distill, student_layers: int | None, teacher_layers: int | None) -> None:

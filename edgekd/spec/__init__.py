@@ -16,6 +16,7 @@ from edgekd.devices import X86_VNNI as X86_VNNI
 from edgekd.devices import Device as Device
 from edgekd.errors import TargetError
 from edgekd.globs import first_match, named_in
+from edgekd.spec import contradictions
 from edgekd.spec.losses import *  # noqa: F403
 from edgekd.spec.losses import KL, Loss
 from edgekd.spec.sources import *  # noqa: F403
@@ -128,7 +129,9 @@ class Distill:
     taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018). ``source`` is
     where the teacher's signal comes from, ``select`` which examples are taught on, if not all. ``combine`` makes the
     answers of several teachers one. With ``relabel="best"`` each generation has a seed of its own and is taught by
-    whichever scores best on validation: the model that it is cut from, or an earlier generation.
+    whichever scores best on validation: the model that it is cut from, or an earlier generation. ``exit`` names
+    the layer of an ``Exits`` loss whose early exit is judged, quantized and shipped; the deeper layers are only taught
+    along.
     """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
@@ -138,6 +141,7 @@ class Distill:
     source: Source = STORED
     combine: Combine = MEAN
     select: Select | None = None
+    exit: int | None = None
     epochs: float = 10
     optimizer: Optimizer = Optimizer()
 
@@ -284,6 +288,9 @@ class Target:
 
     def __post_init__(self) -> None:
         """Raise ``TargetError`` for values of a wrong type or range, and for values that contradict each other."""
-        problems = list(checks.problems(self)) or list(checks.contradictions(self, RUNTIMES))
+        problems = list(checks.problems(self)) or [
+            *checks.contradictions(self, RUNTIMES),
+            *contradictions.of_teaching(self),
+        ]
         if problems:
             raise TargetError(f"target {self.name!r}: " + "; ".join(problems))

@@ -19,6 +19,7 @@ __all__ = [
     "AttentionTransfer",
     "CorrelationCongruence",
     "EmbeddingMSE",
+    "Exits",
     "HiddenCosine",
     "HiddenMSE",
     "LogitMSE",
@@ -221,9 +222,31 @@ class CorrelationCongruence:
     group: int = 32
 
 
+# -------------------------------------------------------------------------------------- the student's own deeper layers
+
+
+@dataclass(frozen=True)
+class Exits:
+    """The student's deeper layers teach heads ``at`` its shallower ones (be your own teacher, Zhang et al. 2019).
+
+    A head is like the student's own, reads the output of that block (1: the first), and starts fresh. Of each exit:
+    ``labels`` weighs cross-entropy on the labels of the data, ``answers`` KL from the student's own answers at
+    ``temperature``, ``hidden`` squared error on its last hidden states. One may be shipped (``Distill.exit``); the
+    other heads are never quantized.
+    """
+
+    weight: float | Ramp = 1.0
+    at: tuple[int, ...] = (1,)
+    labels: float = 0.7
+    answers: float = 0.3
+    hidden: float = 0.03
+    temperature: float | Ramp = 3.0
+
+
 Loss = (
     KL | ReverseKL | JS | CE | LogitMSE | DKD | DIST
     | HiddenMSE | HiddenCosine | EmbeddingMSE | AttentionTransfer
     | AttentionMaps | Relations
     | RKD | SimilarityPreserving | CorrelationCongruence
+    | Exits
 )  # fmt: skip

@@ -35,10 +35,14 @@ class Average:
 class Mutual:
     """Students of one kind and several seeds teach each other (deep mutual learning, Zhang et al. 2018).
 
-    Under quantization the first learns on beside the others, which stay in float.
+    With ``teacher`` the teacher is one of them and keeps learning, from the labels and the students' answers, by
+    AdamW's ``teacher_rate`` in the place of the students' own rate. Under quantization the first student learns on
+    beside all others, which stay in float.
     """
 
     students: int = 2
+    teacher: bool = False
+    teacher_rate: float = 5e-5
 
 
 Source = Stored | Live | Average | Mutual

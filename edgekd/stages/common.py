@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from edgekd import spec, tasks
 from edgekd.distill import evaluate, live, loop, select, several
 from edgekd.distill.data import Ints, Tokens, tokenise
 from edgekd.distill.learner import Learner
 from edgekd.distill.record import shape as model_shape
-from edgekd.distill.taps import needs, stored
+from edgekd.distill.taps import LOGITS, needs, stored
 from edgekd.models import loading
 from edgekd.store import Context, Stage, read_json, stages
 
@@ -33,16 +35,30 @@ def tokenise_splits(tokenizer: Any, data: Any, max_length: int, splits: tuple[st
     return {name: tokenise(fast, part.texts, part.labels, max_length, pad_id) for name, part in parts.items()}
 
 
-def load_stage_model(stage: Stage, labels: Any, attention: str | None = None) -> tuple[Any, Any]:
-    """The classifier and the tokenizer in a stage's ``model/`` folder."""
-    folder = stage.path / "model"
+def load_stage_model(stage: Stage, labels: Any, attention: str | None = None, name: str = "model") -> tuple[Any, Any]:
+    """The classifier and the tokenizer in a stage's ``model/`` folder, or that of another name."""
+    folder = stage.path / name
     return loading.load_classifier(folder, labels, finetuned=True, attention=attention), loading.load_tokenizer(folder)
 
 
-def answering(stage: Stage, data: Any, task: spec.Task) -> tuple[Any, Tokens]:
-    """The model of a stage, to be asked, and what students are taught on by its tokenizer."""
+def answering(stage: Stage, data: Any, task: spec.Task, learned: Path | None = None) -> tuple[Any, Tokens]:
+    """The model of a stage, to be asked, and what students are taught on by its tokenizer.
+
+    ``learned`` is the file, if there is one, of what it has become since.
+    """
     model, tokenizer = load_stage_model(stage, data.labels)
+    if learned is not None and learned.exists():
+        model.load_state_dict(load_file(learned))
     return model, tokenise_splits(tokenizer, data, task.max_length, ("taught",))["taught"]
+
+
+def judge(
+    ctx: Context, name: str, model: Any, tokens: Tokens, distill: spec.Distill, labels: Stage | tuple[Stage, ...]
+) -> dict[str, float]:
+    """How a model answers on validation, beside the labels and the stored teachers."""
+    found = evaluate.logits(model, tokens, progress=ctx.progress, name=f"{name}: scoring validation")
+    truth = several.read([stage.path for stage in stages(labels)], "validation", distill.combine).logits
+    return evaluate.compare(found, tokens.labels, truth)
 
 
 def set_lesson(
@@ -56,52 +72,52 @@ def set_lesson(
     peers: Sequence[Any],
     seed: int,
     rows: Ints | None = None,
+    whole: Any = None,
 ) -> tuple[loop.Task, Learner]:
     """A student's training under the losses of ``distill``, judged on validation; and the student under them.
 
     ``teacher()`` gives the teacher and the taught examples by its tokenizer, and is called only where it answers live;
     ``peers`` are the other students, where these teach each other; ``rows`` the chosen examples, where they are known
-    already. Judged against the stored teacher where that one teaches, else by score; of its answers only what the
-    losses look at is read. Of several teachers ``labels`` holds all stores, and the student is taught and judged by
-    their combined answers. The same in fp32 and under quantization, whose matrix products must not be cast to bf16.
+    already; ``whole`` is who is taught, where the student is an early exit of it and shares its blocks. Judged against
+    the stored teacher where that one teaches, else by score; of its answers only what the losses look at is read. Of
+    several teachers ``labels`` holds all stores, and the student is taught and judged by their combined answers. The
+    same in fp32 and under quantization, whose matrix products must not be cast to bf16.
     """
     folders, device = [stage.path for stage in stages(labels)], torch.device(ctx.device)
     index = read_json(folders[0] / "index.json")
-    shape, source = index["teacher"], distill.source
-    if not isinstance(source, spec.Stored | spec.Live):
-        shape = model_shape(student)
-    learner = Learner(student, distill.losses, shape, distill.balance).to(device)
-    truth = several.read(folders, "validation", distill.combine).logits
-
-    def judge() -> dict[str, float]:
-        found = evaluate.logits(
-            student, tokens["validation"], progress=ctx.progress, name=f"{name}: scoring validation"
-        )
-        return evaluate.compare(found, tokens["validation"].labels, truth)
-
-    lesson = loop.Task(name, learner, tokens["taught"], None, judge)
+    taught, source, shape = student if whole is None else whole, distill.source, index["teacher"]
+    if isinstance(source, spec.Average) or peers:
+        shape = model_shape(taught)
+    shipped = None if whole is None else student
+    learner = Learner(taught, distill.losses, shape, distill.balance, shipped).to(device)
+    wanted = needs(distill.losses, model_shape(taught)["layers"], shape["layers"], 1)
+    judged = partial(judge, ctx, name, student, tokens["validation"], distill, labels)
+    lesson = loop.Task(name, learner, tokens["taught"], None, judged)
     if not isinstance(source, spec.Stored | spec.Live) or all(map(_needs_no_teacher, distill.losses)):
         lesson = replace(lesson, rank=lambda result: result["score"])
     if isinstance(source, spec.Stored):
         held = stored(index["taps"], shape["layers"], shape["classes"])
-        wanted = needs(distill.losses, model_shape(student)["layers"], shape["layers"], 1)
         distances = distill.select is not None and distill.select.method == "diversity"
         wanted = replace(wanted, pooled=wanted.pooled or distances, top=held.top)
         store = several.read(folders, "taught", distill.combine, wanted, shape["heads"], shape["classes"])
         if distill.select is not None and rows is None:
-            own = partial(evaluate.logits, student, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
+            own = partial(evaluate.logits, taught, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
             rows = select.rows(distill.select, store, own, seed)
         return replace(lesson, teacher=store, rows=rows), learner
     if isinstance(source, spec.Live):
         model, its_tokens = teacher()
-        wanted = needs(distill.losses, model_shape(student)["layers"], shape["layers"], 1)
         return replace(lesson, teacher=live.LiveTeacher(model, its_tokens, wanted, device, ctx.bf16)), learner
     if isinstance(source, spec.Average):
-        taught = live.SelfTaught(learner, source.decay).to(device)
-        return replace(lesson, module=taught, before_step=lambda step, last: taught.follow()), learner
+        averaged = live.SelfTaught(learner, source.decay).to(device)
+        return replace(lesson, module=averaged, before_step=lambda step, last: averaged.follow()), learner
     others = [Learner(peer, distill.losses, shape, distill.balance) for peer in peers]
+    if source.teacher:
+        model, its_tokens = teacher()
+        asked = live.LiveTeacher(model, its_tokens, LOGITS if peers else wanted, device, ctx.bf16, learns=True)
+        lesson = replace(lesson, teacher=asked, rates=((model, source.teacher_rate),))
+        others.append(Learner(model, (spec.CE(), spec.KL())))
     return replace(lesson, module=live.Cohort([learner, *others]).to(device)), learner
 
 
 def _needs_no_teacher(loss: spec.Loss) -> bool:
-    return isinstance(loss, spec.CE) and loss.labels == "data"
+    return isinstance(loss, spec.Exits) or (isinstance(loss, spec.CE) and loss.labels == "data")

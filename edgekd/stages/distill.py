@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,17 @@ from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
 from edgekd.distill.learner import Learner
-from edgekd.models import loading
+from edgekd.distill.record import shape as model_shape
+from edgekd.distill.taps import check_exits
+from edgekd.models import exits, loading
 from edgekd.models import student as student_builder
-from edgekd.stages.common import answering, load_stage_model, read_data, set_lesson, tokenise_splits
+from edgekd.stages.common import answering, judge, load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
 REVISION = 7
-LEARNED, PEERS, ROWS = "learned.safetensors", "peer-{}.safetensors", "rows.npy"
+LEARNED, PEERS, TEACHER, ROWS = "learned.safetensors", "peer-{}.safetensors", "teacher.safetensors", "rows.npy"
+WHOLE, EXIT = "whole", "exit-{}"
+"""The student where an early exit of it is ``model/``; and its other exits, each a folder as that one."""
 PEER = 1000
 """Between the seeds of two students that teach each other."""
 
@@ -35,7 +39,10 @@ def run(
     labels: Stage | tuple[Stage, ...],
     seed: int,
 ) -> None:
-    """Write ``model/``, ``student.json`` (what was kept), ``scores.json`` (validation) and ``history.jsonl``."""
+    """Write ``model/``, ``student.json`` (what was kept), ``scores.json`` (validation) and ``history.jsonl``.
+
+    Of a student with early exits also ``exit-<layer>/``; and ``whole/``, where ``model/`` is one of them.
+    """
     data = read_data(task, assets)
 
     def build(seed: int) -> Any:
@@ -46,8 +53,14 @@ def run(
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     count = distill.source.students - 1 if isinstance(distill.source, spec.Mutual) else 0
     peers = [build(seed + (i + 1) * PEER)[0] for i in range(count)]
-    asked = partial(answering, teacher, data, task)
-    lesson, learner = set_lesson(ctx, "distill", model, tokens, distill, labels, asked, peers, seed)
+    asked = cache(partial(answering, teacher, data, task))
+    check_exits(distill.losses, model.config.model_type, model.config.num_hidden_layers)
+    whole = None
+    if distill.exit is not None:
+        whole, model = model, exits.shallower(model, distill.exit)
+        kept = {"layers": distill.exit, "kept_layers": summary["kept_layers"][: distill.exit]}
+        summary |= kept | {"parameters": loading.parameters(model)}
+    lesson, learner = set_lesson(ctx, "distill", model, tokens, distill, labels, asked, peers, seed, whole=whole)
     training = loop.fit(
         replace(lesson, autocast=ctx.device == "cuda"),
         epochs=distill.epochs,
@@ -58,23 +71,45 @@ def run(
     )
     scores = lesson.evaluate()
     ctx.progress.log(f"distill: {summary['parameters']:,} parameters, validation {scores['score']:.4f}")
+    found: dict[str, Any] = {"validation": scores, "training": training}
+    classifiers = {n: exits.shallower(learner.model, n, head) for n, head in learner.exits().items()}
+    if classifiers:
+        deepest = {model_shape(learner.model)["layers"]: learner.model}
+        found["exits"] = {
+            str(n): judge(ctx, f"distill: exit {n}", classifier, tokens["validation"], distill, labels)
+            for n, classifier in (classifiers | deepest).items()
+        }
+        said = ", ".join(f"{n}: {row['score']:.4f}" for n, row in found["exits"].items())
+        ctx.progress.log(f"distill: validation after each exit's blocks, and all: {said}")
     if learned := learner.own.state_dict():
         save_tensors(learned, ctx.out / LEARNED)
     for i, peer in enumerate(peers):
         save_tensors(peer.state_dict(), ctx.out / PEERS.format(i))
+    if isinstance(distill.source, spec.Mutual) and distill.source.teacher:
+        save_tensors(asked()[0].state_dict(), ctx.out / TEACHER)
     if lesson.rows is not None:
         np.save(ctx.out / ROWS, lesson.rows)
     loading.save_model(model, tokenizer, ctx.out / "model")
+    for n, classifier in classifiers.items():
+        if n != distill.exit:
+            loading.save_model(classifier, tokenizer, ctx.out / EXIT.format(n))
+    if whole is not None:
+        loading.save_model(whole, tokenizer, ctx.out / WHOLE)
     write_json(ctx.out / "student.json", summary)
-    write_json(ctx.out / "scores.json", {"validation": scores, "training": training})
+    write_json(ctx.out / "scores.json", found)
     loop.clean(ctx.out)
+
+
+def load_whole(distill: Stage, labels: Any) -> Any:
+    """The student whose early exit a distill stage left as its ``model/``; ``None`` where that is the student."""
+    return load_stage_model(distill, labels, name=WHOLE)[0] if (distill.path / WHOLE).exists() else None
 
 
 def load_peers(distill: Stage, labels: Any) -> list[Any]:
     """The students that taught the one of a distill stage and learned from it."""
     found = []
     for i in range(len(list(distill.path.glob(PEERS.format("*"))))):
-        peer, _ = load_stage_model(distill, labels)
+        peer = load_whole(distill, labels) or load_stage_model(distill, labels)[0]
         peer.load_state_dict(load_file(distill.path / PEERS.format(i)))
         found.append(peer)
     return found

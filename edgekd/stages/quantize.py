@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
+from edgekd.models import exits
 from edgekd.models.student import skeleton
 from edgekd.quant.calibrate import Batch, batches, calibrate_on, calibration_rows, enable_activations, ranges
 from edgekd.quant.fold import freeze_batch_norms
 from edgekd.quant.replace import quantize, schemes
 from edgekd.quant.search import search
 from edgekd.stages.common import answering, load_stage_model, read_data, set_lesson, tokenise_splits
-from edgekd.stages.distill import ROWS, load_learned, load_peers
+from edgekd.stages.distill import ROWS, TEACHER, load_learned, load_peers, load_whole
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 7
@@ -58,9 +59,15 @@ def run(
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     rows = calibration_rows(calibration_ids, data.train.ids, everything=task.limit is None)
     prepare(model, quant)
-    asked, peers = partial(answering, teacher, data, task), load_peers(distill, data.labels)
+    whole = load_whole(distill, data.labels)
+    if whole is not None:  # its deeper layers learn along in float
+        exits.share(whole, model)
+    asked = partial(answering, teacher, data, task, distill.path / TEACHER)
+    peers = load_peers(distill, data.labels)
     chosen = np.load(distill.path / ROWS) if (distill.path / ROWS).exists() else None
-    lesson, learner = set_lesson(ctx, "quantize", model, tokens, distill_spec, labels, asked, peers, seed, chosen)
+    lesson, learner = set_lesson(
+        ctx, "quantize", model, tokens, distill_spec, labels, asked, peers, seed, chosen, whole
+    )
 
     examples = batches(tokens["taught"], rows)
 

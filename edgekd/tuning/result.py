@@ -17,6 +17,7 @@ SCHEMA = "edgekd.tune/1"
 def placement(target: spec.Target, quant: spec.Quant) -> dict[str, Any]:
     """What of a target decides which graph onnxruntime runs: two with the same placement differ in weights alone."""
     blocks = {"block": quant.block} if "w4_block" in quant.schemes else {}
+    exit = {} if target.distill.exit is None else {"exit": target.distill.exit}
     kept = sorted(set(quant.keep_float))
     named = {
         "scheme": quant.scheme,
@@ -24,7 +25,7 @@ def placement(target: spec.Target, quant: spec.Quant) -> dict[str, Any]:
         "per_channel": quant.per_channel,
         "keep_float": kept,
     }
-    return {"student": canonical(target.student), **named, **blocks}
+    return {"student": canonical(target.student), **exit, **named, **blocks}
 
 
 def read(run: Path) -> dict[str, Any] | None:

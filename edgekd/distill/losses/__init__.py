@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from edgekd import spec
-from edgekd.distill.losses import attention, feature, relation, response
+from edgekd.distill.losses import attention, exits, feature, relation, response
 
 LOSSES: dict[type, Callable[..., Tensor]] = {
     spec.KL: response.kl,
@@ -31,4 +31,5 @@ LOSSES: dict[type, Callable[..., Tensor]] = {
     spec.RKD: relation.rkd,
     spec.SimilarityPreserving: relation.similarity_preserving,
     spec.CorrelationCongruence: relation.correlation_congruence,
+    spec.Exits: exits.exits,
 }

@@ -53,9 +53,14 @@ def hidden_mse(
     """Mean over comparisons, tokens and channels of (projected student − teacher)² (FitNets 2015, TinyBERT 2020)."""
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s_BTH, t_BTH in own(student, teacher):
-        error_BTH = (s_BTH - t_BTH).masked_fill(~batch.mask_BT.unsqueeze(-1), 0.0)
-        total = total + error_BTH.square().sum() / t_BTH.shape[-1]
+        total = total + squared_error(s_BTH, t_BTH, batch)
     return total / (batch.total_tokens * len(own))
+
+
+def squared_error(s_BTH: Tensor, t_BTH: Tensor, batch: Batch) -> Tensor:
+    """(student − teacher)², the mean over channels, summed over tokens."""
+    error_BTH = (s_BTH - t_BTH).masked_fill(~batch.mask_BT.unsqueeze(-1), 0.0)
+    return error_BTH.square().sum() / t_BTH.shape[-1]
 
 
 def hidden_cosine(loss: spec.HiddenCosine, student: Signal, teacher: Signal, batch: Batch, own: Hints) -> Tensor:
