@@ -1,14 +1,15 @@
-"""How many parameters a transformer classifier has, from its ``config.json`` alone: arithmetic, without torch.
+"""How many parameters a classifier has, from its ``config.json`` alone: arithmetic, without torch.
 
-``plan`` uses it before anything is downloaded or built. The families are those that surgery can cut, DistilBERT as a
-fresh student, and the common decoders as teachers; for any other the answer is ``None``, never a guess. What surgery
-can cut out of a teacher is decided here too: that needs no more than the configuration.
+``plan`` uses it before anything is downloaded or built. The families are those that surgery can cut, DistilBERT and
+edgekd's own as fresh students, and the common decoders as teachers; for any other the answer is ``None``, never a
+guess. What surgery can cut out of a teacher is decided here too: that needs no more than the configuration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from edgekd import spec
@@ -17,13 +18,14 @@ from edgekd.errors import TargetError
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")
 BERTS = ("bert", *ROBERTAS, "electra")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+SHALLOW = ("edgekd_text_cnn", "edgekd_text_lstm")  # students without attention
 WIDTHS = {"hidden_size": "hidden", "num_attention_heads": "heads", "intermediate_size": "ffn"}
 """The name of a width in a configuration, and that of the student's field."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One parameter: ``rows`` x ``columns`` (1 column for vectors); ``kind`` is embedding, linear, bias or norm."""
+    """One parameter: ``rows`` x ``columns`` (1 for vectors); what ``kind`` of layer it is of, or bias or norm."""
 
     name: str
     kind: str
@@ -51,6 +53,8 @@ def tensors(config: Mapping[str, Any], labels: int) -> list[Tensor] | None:
             return list(_distilbert(config, labels))
         if kind in DECODERS:
             return list(_decoder(config, labels))
+        if kind in SHALLOW:
+            return list(_shallow(config, labels))
     except (KeyError, TypeError, ValueError):  # it is not given, or no number
         pass
     return None
@@ -173,7 +177,7 @@ def weight_bytes(kind: str, rows: int, columns: int, scheme: str, block: int) ->
         size = block_size(columns, block)
         blocks = rows * -(-columns // size)
         return 2 * blocks + (blocks * size if kind == "linear" else rows * columns) // 2, 0
-    return rows * columns, 5 * (rows if kind == "linear" else 1)
+    return rows * columns, 5 * (1 if kind == "embedding" else rows)
 
 
 def file_bytes(shape: Sequence[Tensor], quant: spec.Quant) -> tuple[int, int]:
@@ -184,11 +188,11 @@ def file_bytes(shape: Sequence[Tensor], quant: spec.Quant) -> tuple[int, int]:
     """
     least = scales = 0
     for tensor in shape:
-        kept = tensor.kind in ("bias", "norm")
+        kept = tensor.kind in ("bias", "norm", "recurrent")
         scheme = "float" if kept else quant.scheme_of(tensor.name.rpartition(".")[0])
         numbers, beside = weight_bytes(tensor.kind, tensor.rows, tensor.columns, scheme, quant.block)
         least, scales = least + numbers, scales + beside
-    graph = GRAPH_BYTES_PER_WEIGHT * sum(tensor.kind in ("linear", "embedding") for tensor in shape)
+    graph = GRAPH_BYTES_PER_WEIGHT * sum(tensor.kind not in ("bias", "norm") for tensor in shape)
     return least, least + scales + graph
 
 
@@ -274,3 +278,19 @@ def _decoder(config: Mapping[str, Any], labels: int) -> Iterator[Tensor]:
         yield from _norm(f"{layer}.post_attention_layernorm", hidden, bias=False)
     yield from _norm("model.norm", hidden, bias=False)
     yield from _linear("score", labels, hidden, bias=False)
+
+
+def _shallow(config: Mapping[str, Any], labels: int) -> Iterator[Tensor]:
+    hidden = int(config["hidden_size"])
+    yield Tensor("embeddings.weight", "embedding", int(config["vocab_size"]), hidden)
+    if config["model_type"] == "edgekd_text_cnn":
+        each = hidden // len(config["widths"])
+        for i, width in enumerate(config["widths"]):
+            yield Tensor(f"convolutions.{i}.weight", "convolution", each, hidden * width)
+            yield Tensor(f"convolutions.{i}.bias", "bias", each)
+    else:
+        for i, way in product(range(int(config["num_hidden_layers"])), ("forwards", "backwards")):
+            for part, columns in (("ih", hidden), ("hh", hidden // 2)):
+                yield Tensor(f"lstm.{i}.{way}.weight_{part}_l0", "recurrent", 2 * hidden, columns)
+                yield Tensor(f"lstm.{i}.{way}.bias_{part}_l0", "bias", 2 * hidden)
+    yield from _linear("classifier", labels, hidden)

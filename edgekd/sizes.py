@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekd import globs, shape, store
 from edgekd.distill import taps
-from edgekd.errors import AssetError, BudgetError
+from edgekd.errors import AssetError, BudgetError, TargetError
 from edgekd.runner import Step
 from edgekd.spec import Target, precision
 
@@ -21,9 +21,11 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
 
     Teacher: ``parameters``, ``fp32_bytes``, ``layers``, ``hidden``. Student: its shape, ``parameters``, ``int8_bytes``
     (expected of the file, whatever the scheme) and ``int8_bytes_least``. Raises ``TargetError`` for a student or a
-    layer map that the teacher does not have the layers or widths for, and for globs that name nothing in the student;
-    ``AssetError`` for a configuration that cannot be read.
+    layer map that the teacher does not have the layers or widths for, for globs that name nothing in the student, and
+    for what a student without attention cannot be taught or quantized to; ``AssetError`` for a configuration that
+    cannot be read.
     """
+    _check_shallow(target)
     labels = label_count(target, line) or 2  # a handful of numbers either way
     config = _teacher_config(target, line)
     if config is None:
@@ -41,7 +43,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     parts = shape.tensors(small, labels)
     if parts is None:
         return teacher, None
-    layers = [part.name.rpartition(".")[0] for part in parts if part.kind in ("linear", "embedding")]
+    layers = [part.name.rpartition(".")[0] for part in parts if part.kind not in ("bias", "norm")]
     modules = {".".join(name.split(".")[:n]) for name in layers for n in range(1, name.count(".") + 2)}
     globs.check(target.quant.keep_float, target.quant.mixed, layers, modules)
     expected = shape.file_bytes(parts, target.quant)[1]
@@ -56,6 +58,23 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
         "int8_bytes": expected,
         "int8_bytes_least": _least(target, small, labels, bool(built)),
     }
+
+
+def _check_shallow(target: Target) -> None:
+    """Raise ``TargetError`` for losses on attention, and schemes for layers, that a CNN or an LSTM has no use for."""
+    config = target.student.config or {}
+    if config.get("model_type") not in shape.SHALLOW:
+        return
+    for loss in target.distill.losses:
+        if isinstance(loss, taps.ATTENTION):
+            raise TargetError(f"distill.losses: {type(loss).__name__}: {config['model_type']} has no attention")
+    for part in shape.tensors({"vocab_size": 1, **config}, 2) or ():
+        layer = part.name.rpartition(".")[0]
+        scheme = target.quant.scheme_of(layer)
+        if part.kind == "recurrent" and scheme != "float":
+            raise TargetError(f"{layer} is an LSTM, which no scheme quantizes: add 'lstm' to quant.keep_float")
+        if part.kind == "convolution" and not scheme.endswith(("_static", "float")):
+            raise TargetError(f"{layer} is a convolution, which {scheme} does not quantize: choose a static scheme")
 
 
 def _smallest(target: Target, config: dict[str, Any]) -> dict[str, Any]:

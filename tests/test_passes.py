@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -602,7 +603,7 @@ def convolution(body: str, point: np.ndarray, **weights: np.ndarray) -> onnx.Mod
     given = dict(
         w=s8(4, 3, 3, 3), scale=scales(4), zero=np.zeros(4, np.int8), bias=f32(4), x_scale=np.float32(0.02),
         x_zero=np.uint8(120), y_scale=np.float32(0.03), y_zero=point, one=np.float32(1), three=np.float32(3),
-        widths=np.array([0, 0, 1, 0, 0, 0, 2, 1]), half=np.float32(0.5),
+        widths=np.array([0, 0, 1, 0, 0, 0, 2, 1]), half=np.float32(0.5), last=np.array([3]),
     )  # fmt: skip
     graph = CONVOLUTION % body
     return model(graph, **{name: array for name, array in (given | weights).items() if name in graph})
@@ -612,7 +613,7 @@ def convolution(body: str, point: np.ndarray, **weights: np.ndarray) -> onnx.Mod
 @pytest.mark.parametrize(
     "between",
     ["Relu(c)", "Clip(c, one, three)", "MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c)", "Pad(c, widths)",
-     "Pad(c, widths, half)"],
+     "Pad(c, widths, half)", "ReduceMax(c, last)"],
 )  # fmt: skip
 def test_a_convolution_is_quantized_before_what_comes_behind_it(between: str, point: np.ndarray) -> None:
     before = convolution(
@@ -645,14 +646,16 @@ def test_integers_are_clipped_only_where_their_quantization_does_not_cut_as_much
 
 
 @pytest.mark.parametrize("point", [np.uint8(5), np.int8(0)], ids=["u8", "s8"])
-def test_what_comes_behind_a_quantized_convolution_works_on_its_integers(point: np.ndarray) -> None:
-    pool = "MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]>"
+@pytest.mark.parametrize(
+    "pool", ["MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]>(r)", "ReduceMax(r, last)"]
+)
+def test_what_comes_behind_a_quantized_convolution_works_on_its_integers(pool: str, point: np.ndarray) -> None:
     before = convolution(
-        f"p = QuantizeLinear(c, y_scale, y_zero) d = DequantizeLinear(p, y_scale, y_zero) r = Relu(d) y = {pool}(r)",
+        f"p = QuantizeLinear(c, y_scale, y_zero) d = DequantizeLinear(p, y_scale, y_zero) r = Relu(d) y = {pool}",
         point,
     )
     result = after(before, "early_quantize", "dead", x=f32(2, 3, 6, 6))
-    assert ops(result)[-5:] == ["Conv", "QuantizeLinear", "Clip", "MaxPool", "DequantizeLinear"]
+    assert ops(result)[-5:] == ["Conv", "QuantizeLinear", "Clip", re.split("[<(]", pool)[0], "DequantizeLinear"]
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,8 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
     else:
         lines.append("teacher  size unknown until it has been fetched (`edgekd run ... --to assets`)")
     if student:
-        shape = (
-            f"{student['layers']} layers, hidden {student['hidden']}, {student['heads']} heads, ffn {student['ffn']}"
-        )
+        facts = {"layers": "{} layers", "hidden": "hidden {}", "heads": "{} heads", "ffn": "ffn {}"}
+        shape = ", ".join(words.format(student[name]) for name, words in facts.items() if student[name])
         lines.append(f"student  {student['parameters']:,} parameters ({shape}, {student['vocabulary']:,} tokens)")
         lines.append(f"         about {mebibytes(student['int8_bytes'])} as {student['scheme']}")
     else:

@@ -24,9 +24,13 @@ from transformers import logging as transformers_logging
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from edgekd.errors import AssetError, DataError
+from edgekd.models import text_cnn, text_lstm
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+for own in (text_cnn, text_lstm):
+    AutoConfig.register(own.Config.model_type, own.Config, exist_ok=True)
+    AutoModelForSequenceClassification.register(own.Config, own.Classifier, exist_ok=True)
 
 
 def load_classifier(

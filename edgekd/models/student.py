@@ -69,7 +69,7 @@ def build(
         "parameters": parameters(model),
         "layers": int(config.num_hidden_layers),
         "hidden": int(config.hidden_size),
-        "heads": int(config.num_attention_heads),
+        "heads": int(getattr(config, "num_attention_heads", 0)),
         "ffn": int(getattr(config, "intermediate_size", 0) or getattr(config, "hidden_dim", 0)),
         "kept_layers": list(layers),
         "init": student.init if student.config is None else "random",

@@ -35,9 +35,11 @@ FLOAT = {
     "Gemm", "GemmFloat8", "GroupQueryAttention", "MatMul", "MultiHeadAttention", "NhwcFusedConv",
     "TransposeMatMul",
 }  # fmt: skip
+GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
+"""Recurrent layers, in float too, and how many products with a token and with a state each has."""
 
 KINDS = ("int8", "4-bit weights", "float")
-MULTIPLICATIONS = INTEGER | BLOCKS | FLOAT
+MULTIPLICATIONS = INTEGER | BLOCKS | FLOAT | GATES.keys()
 
 WEIGHT = {"QLinearMatMul": 3, "QLinearConv": 3}  # which input is the right factor, where not the second
 
@@ -155,6 +157,8 @@ def _macs(model: onnx.ModelProto) -> dict[str, int]:
         inner = math.prod(weight[1:]) if "Conv" in node.op_type else weight[-2:][0] if weight else 0
         if node.op_type == "Gemm" and attribute(node, "transB", 0):
             inner = weight[-1]
+        elif node.op_type in GATES:
+            inner = GATES[node.op_type] * (weight[-1] + out[-1])
         counts[node.name or ""] = math.prod(out) * inner
     return counts
 
@@ -187,7 +191,12 @@ def _numbers(value: ir.Value | None, size: dict[str, int]) -> list[int]:
         shape = tuple(value.const_value.shape.numpy())
     if shape is None or None in shape:
         return [0]
-    return [math.prod(size.get(name, 0) for name in d.split("*")) if isinstance(d, str) else int(d or 0) for d in shape]
+    return [_number(d, size) if isinstance(d, str) else int(d or 0) for d in shape]
+
+
+def _number(dimension: str, size: dict[str, int]) -> int:
+    product, _, more = dimension.partition("+")
+    return math.prod(size.get(name, 0) for name in product.split("*")) + int(more or 0)
 
 
 def _check_patterns(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:

@@ -113,7 +113,7 @@ def infer(model: ir.Model) -> None:
 
     ONNX's own inference loses a dynamic dimension at the first broadcast. So it runs twice, with two sets of numbers in
     place of the names: what is equal in both runs is static, what follows a name's numbers is that name
-    (``batch*sequence`` for their product).
+    (``batch*sequence`` for their product, ``sequence+3`` for what is always longer by that).
     """
     graph = model.graph
     declared = {value: value.shape for value in [*graph.inputs, *graph.outputs]}
@@ -140,6 +140,14 @@ def infer(model: ir.Model) -> None:
             value.shape = None
         else:
             pairs = zip(first, second, strict=True)
-            value.shape = ir.Shape([a if isinstance(a, int) and a == b else named.get((a, b)) for a, b in pairs])
+            value.shape = ir.Shape([a if isinstance(a, int) and a == b else _named(named, a, b) for a, b in pairs])
     for value in graph.outputs:
         value.shape = declared[value]
+
+
+def _named(named: Mapping[tuple[Any, Any], str], one: Any, other: Any) -> str | None:
+    """What a dimension follows that has these numbers in the two runs, if anything."""
+    if (one, other) in named or not isinstance(one, int) or not isinstance(other, int):
+        return named.get((one, other))
+    longer = ((one - a, name) for (a, b), name in named.items() if 0 < one - a == other - b)
+    return next((f"{name}+{more}" for more, name in longer), None)

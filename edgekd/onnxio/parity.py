@@ -248,11 +248,12 @@ def _forced(model: nn.Module, values: dict[str, Array], valid: Array) -> Iterato
     calls: Counter[str] = Counter()
 
     def force(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        def hook(module: nn.Module, args: Any, result: Any) -> Any:
+            output, *others = result if isinstance(result, tuple) else (result,)  # an LSTM returns its last states too
             calls[name] += 1
             call = name if calls[name] == 1 else f"{name}#{calls[name]}"
             if call not in values:
-                return output
+                return result
             value = torch.from_numpy(np.array(values[call])).to(output)
             if (
                 value.ndim == output.ndim - 1 and len(value) % len(output) == 0
@@ -261,13 +262,13 @@ def _forced(model: nn.Module, values: dict[str, Array], valid: Array) -> Iterato
             if output.ndim != value.ndim or any(
                 small > size for small, size in zip(value.shape, output.shape, strict=True)
             ):
-                return output
+                return result
             place = tuple(slice(0, size) for size in value.shape)
             read = valid if value.ndim == 3 and value.shape[:2] == valid.shape else ...
             errors[call] = _relative(*(t.float().cpu().numpy()[read] for t in (output[place], value)))
             forced = output.clone()
             forced[place] = value
-            return forced
+            return (forced, *others) if others else forced
 
         return hook
 

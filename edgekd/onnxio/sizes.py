@@ -13,7 +13,8 @@ from edgekd.onnxio import files
 from edgekd.onnxio.names import module_path
 
 LINEAR = {
-    "Conv", "ConvInteger", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "QGemm", "QLinearConv", "QLinearMatMul",
+    "Conv", "ConvInteger", "Gemm", "LSTM", "MatMul", "MatMulInteger", "MatMulNBits", "QGemm", "QLinearConv",
+    "QLinearMatMul",
 }  # fmt: skip
 NORM = {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"}
 

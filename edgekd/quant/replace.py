@@ -139,6 +139,8 @@ def schemes(
 
 
 def _has_weight(module: nn.Module) -> bool:
+    if isinstance(module, nn.RNNBase):
+        return True
     weight = getattr(module, "weight", None)
     return isinstance(weight, nn.Parameter) and weight.ndim > 1
 

@@ -106,7 +106,9 @@ class Student:
     ``vocabulary`` keeps the most frequent tokens of the training split (``None``: the teacher's whole vocabulary).
     The position table is cut to ``positions`` (``None``: the task's ``max_length``; more lets longer input be timed).
 
-    ``config`` holds a Hugging Face configuration instead, e.g. ``{"model_type": "distilbert", "dim": 128, ...}``.
+    ``config`` holds a Hugging Face configuration instead, e.g. ``{"model_type": "distilbert", "dim": 128, ...}``, or
+    one of a student without attention: ``{"model_type": "edgekd_text_cnn", "hidden_size": 128, "widths": [2, 3, 4,
+    5]}``, or ``edgekd_text_lstm`` with ``hidden_size`` and ``num_hidden_layers``, whose ``lstm`` stays in float.
     """
 
     layers: int | tuple[int, ...] | None = None

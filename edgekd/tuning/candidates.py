@@ -50,7 +50,7 @@ def placements(target: Target, hidden: int, heads: int, attention: tuple[str, ..
     if products and quant.static:
         kept = tuple(glob for glob in quant.keep_float if glob not in products)
         yield Candidate("attention_int8", "attention's own products in int8", replace(quant, keep_float=kept))
-    elif quant.static:
+    elif quant.static and attention:
         about = "attention's own products in float"
         yield Candidate("attention_float", about, replace(quant, keep_float=with_products))
     for glob, name, about in (
@@ -85,7 +85,9 @@ def _schemes(target: Target) -> Iterator[Quant]:
 
 
 def _widths(hidden: int, heads: int) -> Iterator[int]:
-    """A quarter less and a quarter more in each head."""
+    """A quarter less and a quarter more in each head; nothing where there is no attention."""
+    if not heads:
+        return
     head = hidden // heads
     quarter = max(1, head // 4)
     for width in (head - quarter, head + quarter):

@@ -17,6 +17,7 @@ from edgekd.bench.measure import Artifact, measure
 from edgekd.errors import ExportError, TargetError, TrainingError, UsageError
 from edgekd.progress import Progress
 from edgekd.runner import Step
+from edgekd.shape import SHALLOW
 from edgekd.spec import Target
 from edgekd.store import Stage, read_json
 from edgekd.tuning import result
@@ -124,6 +125,8 @@ def tune(
 
 def _attention(config: dict[str, Any]) -> tuple[str, ...]:
     """Globs over the products of queries and keys, and of weights and values, which families call by other paths."""
+    if config["model_type"] in SHALLOW:
+        return ()
     from edgekd.distill.record import projections
     from edgekd.models.student import skeleton
 

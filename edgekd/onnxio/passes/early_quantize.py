@@ -2,11 +2,11 @@
 
 Requires: ``constants``, ``common_subexpressions`` (one ``QuantizeLinear`` a tensor), ``constant_pads``.
 Does: moves a ``QuantizeLinear`` up to the ``Conv`` from behind what commutes with it (``Relu``, ``Clip``, ``MaxPool``,
-``Pad``), and a ``Relu``, ``MaxPool``, or ``Clip`` at numbers that integers stand for, from behind the
-``DequantizeLinear`` of a convolution's output to before that. ``Relu`` and ``Clip`` become a ``Clip`` of integers, or
-nothing where the quantization cuts as much by itself. Only a convolution that is quantized at once becomes a
-``QLinearConv`` in onnxruntime, which for its part drops a ``Relu`` in between where zero is the least integer, and not
-for signed ones.
+``ReduceMax``, ``Pad``), and a ``Relu``, ``MaxPool``, ``ReduceMax``, or ``Clip`` at numbers that integers stand for,
+from behind the ``DequantizeLinear`` of a convolution's output to before that. ``Relu`` and ``Clip`` become a ``Clip``
+of integers, or nothing where the quantization cuts as much by itself. Only a convolution that is quantized at once
+becomes a ``QLinearConv`` in onnxruntime, which for its part drops a ``Relu`` in between where zero is the least
+integer, and not for signed ones.
 Ensures: nothing more. All numbers are the same: rounding keeps their order, and zero.
 """
 
@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from edgekd.onnxio.graph import add_constant, constant, insert_before, per_tensor, producer, replace
 
-COMMUTE = ("Clip", "MaxPool", "Pad", "Relu")
+MAXIMA = ("MaxPool", "ReduceMax")
+COMMUTE = ("Clip", "Pad", "Relu", *MAXIMA)
 
 
 def run(model: ir.Model) -> int:
@@ -90,7 +91,7 @@ def _on_integers(graph: ir.Graph, node: ir.Node, integers: ir.Value, quantize: i
         filled = constant(rest[1]) if len(rest) > 1 else None
         number = _integer(0.0 if filled is None else float(filled), quantize)
         rest[1:2] = [add_constant(graph, f"{name}_value", number)]
-    elif kind != "MaxPool":
+    elif kind not in MAXIMA:
         ends = [None if end is None else _integer(end, quantize) for end in _ends(node)]
         bounds = np.iinfo(_point(quantize).dtype)
         if ends[0] in (None, bounds.min) and ends[1] in (None, bounds.max):
@@ -114,7 +115,7 @@ def _ends(node: ir.Node) -> tuple[float | None, float | None]:
 def _exact(node: ir.Node, quantize: ir.Node) -> bool:
     """Whether integers stand for the very numbers that a node puts in the place of others, if it does."""
     if node.op_type not in ("Relu", "Clip"):
-        return node.op_type == "MaxPool"
+        return node.op_type in MAXIMA
     point = _point(quantize)
     bounds = np.iinfo(point.dtype)
     for end in _ends(node):

