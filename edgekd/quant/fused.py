@@ -97,9 +97,13 @@ class _Fast(RescalingIntQuant):  # type: ignore[misc]
     """Whether several layers in a row give it the same tensor, as query, key and value do: it is quantized once."""
     _last: tuple[weakref.ref[Tensor], tuple[int, bool], Quantized] | None = None
 
+    def quick(self, x: Tensor) -> bool:
+        """Whether ``x`` is to be fake-quantized in the fast way now."""
+        return self.training and x.device.type in self.devices
+
     def forward(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized."""
-        if not self.training or x.device.type not in self.devices:
+        if not self.quick(x):
             quantized: Quantized = super().forward(x)
             return quantized
         if not self.shared or x.grad_fn is None:  # a leaf may come again in the next step, when ranges have changed
@@ -143,6 +147,12 @@ class WeightQuant(_Fast):
         with torch.no_grad():
             scale, zero_point, bits = self.grid(x)
         return Round.apply(self.int_quant.input_view_impl(x), scale), scale, zero_point, bits  # type: ignore[no-untyped-call]
+
+    def part(self, x: Tensor, whole: Tensor) -> Tensor:
+        """``x``, some values of ``whole``, fake-quantized by the one scale of all its values."""
+        with torch.no_grad():
+            scale, _, _ = self.grid(whole)
+        return Round.apply(x, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class ActQuant(_Fast):
