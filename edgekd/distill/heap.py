@@ -18,8 +18,8 @@ LARGEST = 2**25
 def kept() -> Iterator[None]:
     """Inside, glibc keeps freed blocks of up to 32 MiB; afterwards what is free goes back to the kernel.
 
-    By default it gives the top of the heap back whenever more than twice the largest block that was freed is free, which
-    is once in every backward pass, and the kernel clears thousands of pages anew in the next step. Quantized training
+    By default it gives the top of the heap back once twice the largest block that was ever freed is free there, which
+    is so after every backward pass, and the kernel clears thousands of pages anew in the next step. Quantized training
     needs the most memory, and loses the most. Nothing is done where the C library has no such options.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
