@@ -197,10 +197,10 @@ def _milliseconds(stages: Mapping[str, Stage], kind: str) -> tuple[dict[str, dic
     total = 0
     for row in counted:
         if row.get("kind", "int8" if row["int8"] else "float") != "float":
-            for name in (row["node"], row["node"].rpartition(".")[0]):
-                macs[name] = macs.get(name, 0) + row["macs"]
+            for path in (row["node"], row["node"].rpartition(".")[0]):
+                macs[path] = macs.get(path, 0) + row["macs"]
             total += row["macs"]
-    teachers = [figures.find(rows, f"teacher_{name}", mine) for name in ("ort_dynamic", "fp32")]
+    teachers = [figures.find(rows, teacher, mine) for teacher in ("teacher_ort_dynamic", "teacher_fp32")]
     dynamic, plain = (row["p50_ms"] if row else None for row in teachers)
     used = [mine, its, *(row for row in teachers if row and dynamic and plain)]
     others = {"float": its["p50_ms"]} | ({"int8": its["p50_ms"] * dynamic / plain} if dynamic and plain else {})

@@ -16,6 +16,7 @@ import torch
 from brevitas.core.bit_width import BitWidthConst
 
 from edgekd import diagnose, shape, spec, store
+from edgekd.cli import diagnosis
 from edgekd.distill import evaluate
 from edgekd.errors import StoreError, TargetError
 from edgekd.progress import Progress
@@ -269,3 +270,37 @@ def test_more_bytes_are_the_difference_between_two_files_by_arithmetic() -> None
             expected = shape.file_bytes(parts, eight)[1] - shape.file_bytes(parts, quant)[1]
             found = diagnose._more_bytes(PLAIN.get_submodule(name), quant.scheme, quant.block, "u8s8_dynamic")
             assert found == expected
+
+
+def test_what_is_printed_tells_products_and_what_more_bits_would_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"layer": "a", "scheme": "float", "kl": 1e-3, "share": 0.6, "bytes": 4096, "ms": 0.25}
+    ranked = {"alone": 0.01, "won_back": 0.02}
+    product = "a.self.MatMul_1"
+    found = {
+        "kind": "qad",
+        "scheme": "w4_block",
+        "examples": 8,
+        "kl": 0.01,
+        "layers": [{"layer": "a", "sqnr_db": 20.0, **ranked}],
+        "quantizers": [{"quantizer": "a.weight", "layers": ["a"], **ranked}],
+        "keep_float": [row],
+        "mixed": [row | {"scheme": "u8s7_static", "bytes": 1024, "ms": 0.125}],
+        "products": {
+            "kl": 0.5,
+            "layers": [{"layer": product, **ranked}],
+            "quantizers": [{"quantizer": f"{product}: values", "layers": [product], **ranked}],
+            "keep_float": [row | {"layer": product, "bytes": 0, "ms": None}],
+        },
+        "ms_from": "the bench",
+        "line": "the line",
+        "mixed_line": "the other line",
+    }
+    diagnosis._print(found)
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()]
+    assert ["a", "0.001", "60%", "+4,096", "+0.2500"] in rows
+    assert [product, "0.001", "60%", "+0", "unknown"] in rows
+    assert ["a", "u8s7_static", "0.001", "60%", "+1,024", "+0.1250"] in rows
+    assert [f"{product}:", "values", "0.01", "0.02"] in rows and said.endswith("the other line\n")
+    diagnosis._print(found | {"products": None, "keep_float": []})
+    assert product not in capsys.readouterr().out
