@@ -9,24 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgekd import runner, shape, spec, store
 from edgekd.distill.data import tokenise
 from edgekd.errors import StoreError
+from edgekd.onnxio import products
 from edgekd.progress import Progress
 from edgekd.quant import ptq, sensitivity
+from edgekd.quant.calibrate import calibrate
 from edgekd.report import figures
 from edgekd.stages.common import load_stage_model, read_data
+from edgekd.stages.export import calibration_tokens
 from edgekd.stages.quantize import example, prepare
 from edgekd.store import Stage, read_json
 from edgekd.tasks.sampling import stratified
 
 NAME = "diagnose.json"
 SCHEMA = "edgekd.diagnose/1"
-EIGHT: spec.Scheme = "u8s8_dynamic"
-"""What is tried for 4-bit layers before float: it needs no calibration."""
+EIGHT: tuple[spec.Scheme, ...] = ("u8s8_dynamic", "u8s7_static")
+"""What is tried for 4-bit layers before float: what needs no calibration, where the device has it."""
 BENCH_NOT_RUN = "bench not run"
 
 
@@ -34,10 +38,11 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     """Measure the student of the run in ``folder``, write ``diagnose.json`` there, and return what it holds.
 
     ``kind`` is ``qad`` or ``ptq``; at most ``examples`` of the validation split are drawn by class. Beside what
-    ``sensitivity.measure`` finds: ``keep_float`` rows have ``bytes`` and ``ms``, by which file and p50 are predicted to
-    grow (``ms`` may be ``None``; ``ms_from`` says where it comes from), and ``line`` is what to write into the target.
-    ``mixed`` rows, of 4-bit layers where the device has ``EIGHT``, have ``bytes``; ``mixed_line`` is what to write for
-    them, or ``None``.
+    ``sensitivity.measure`` finds: ``keep_float`` and ``mixed`` rows have ``bytes`` and ``ms``, by which file and p50
+    are predicted to grow (``ms`` may be ``None``; ``ms_from`` says where it comes from), and ``line`` is what to write
+    into the target. ``mixed`` rows are of 4-bit layers; ``mixed_line`` is what to write for them, or ``None``.
+    ``products`` is what ``onnxio.products.measure`` finds in the exported file, ``None`` where no product is in int8 or
+    nothing was exported. They are proposed where all together move the answers by a tenth of what the layers do.
 
     "Float" are the weights of the distill stage where none were trained since: in ``ptq``, and in a ``qad`` that is the
     PTQ. Trained ones are another student's, which differs by more than rounding: there it is the same weights with
@@ -60,14 +65,26 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     plain = copy.deepcopy(model)
     model.load_state_dict(load_file(stages["quantize"].path / f"{kind}.safetensors"))
     floats = _floats(stages["quantize"], kind, model, plain)
-    finer = _finer(model, spare, quant, floats) if EIGHT in _device(stages).schemes else {}
+    eight = next(scheme for scheme in EIGHT if scheme in _device(stages).schemes)
+    finer = _finer(model, spare, quant, floats, eight)
+    if finer and eight.endswith("_static"):
+        seen = calibration_tokens(tokenizer, data, task, inputs["calibration_ids"])
+        calibrate(spare, quant, seen, np.arange(len(seen)), progress)
     found = sensitivity.measure(model, tokens, progress, floats, finer)
-    milliseconds, source = _milliseconds(stages, kind)
     for row in (*found["keep_float"], *found["mixed"]):
         layer, scheme = model.get_submodule(row["layer"]), quant.scheme_of(row["layer"])
         row["bytes"] = _more_bytes(layer, scheme, quant.block, row["scheme"])
-    for row in found["keep_float"]:
-        row["ms"] = milliseconds and milliseconds.get(row["layer"], 0.0)
+    file = stages["export"].path / f"student_{kind}" / "model.onnx" if "export" in stages else None
+    own = products.measure(file, tokens, progress) if file is not None and file.exists() else None
+    proposed = own["keep_float"] if own else []
+    if own and own["kl"] < sensitivity.WORTH * found["kl"]:
+        proposed.clear()
+    for row in proposed:
+        row["bytes"] = 0
+    milliseconds, source = _milliseconds(stages, kind)
+    for row in (*found["keep_float"], *found["mixed"], *proposed):
+        times = milliseconds.get("float" if row["scheme"] == "float" else "int8")
+        row["ms"] = times and times.get(row["layer"], 0.0)
     result = {
         "schema": SCHEMA,
         "run": folder.name,
@@ -76,8 +93,9 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
         "scheme": quant.scheme,
         "examples": len(tokens),
         **found,
+        "products": own,
         "ms_from": source,
-        "line": _line((*quant.keep_float, *(row["layer"] for row in found["keep_float"]))),
+        "line": _line((*quant.keep_float, *(row["layer"] for row in (*found["keep_float"], *proposed)))),
         "mixed_line": _mixed_line(quant.mixed, {row["layer"]: row["scheme"] for row in found["mixed"]}),
     }
     store.write_json(folder / NAME, result)
@@ -132,18 +150,20 @@ def _device(stages: Mapping[str, Stage]) -> spec.Device:
         return spec.X86_VNNI
 
 
-def _finer(model: Any, spare: Any, quant: spec.Quant, floats: Mapping[str, Any]) -> dict[str, tuple[str, nn.Module]]:
-    """The 4-bit layers of a 4-bit run under ``EIGHT``, made of ``spare``, the float student, with the model's weights.
+def _finer(
+    model: Any, spare: Any, quant: spec.Quant, floats: Mapping[str, Any], eight: spec.Scheme
+) -> dict[str, tuple[str, nn.Module]]:
+    """The 4-bit layers of a 4-bit run under ``eight``, made of ``spare``, the float student, with the model's weights.
 
-    None where the run has signed activations, which do not go with it.
+    None where the run has signed activations, which do not go with it. Static ranges are still to be set.
     """
     if quant.scheme != "w4_block" or "s8s8_static" in quant.schemes:
         return {}
-    prepare(spare, dataclasses.replace(quant, scheme=EIGHT, mixed={})).eval()
+    prepare(spare, dataclasses.replace(quant, scheme=eight, mixed={})).eval()
     weights = {f"{layer}.{part}": tensor for layer, parts in floats.items() for part, tensor in parts.items()}
     spare.load_state_dict({**model.state_dict(), **weights}, strict=False)
     layers = [name for name in sensitivity.quantized_layers(model) if quant.scheme_of(name) == "w4_block"]
-    return {name: (EIGHT, spare.get_submodule(name)) for name in layers}
+    return {name: (eight, spare.get_submodule(name)) for name in layers}
 
 
 def _more_bytes(module: nn.Module, scheme: str, block: int, other: str = "float") -> int:
@@ -155,32 +175,40 @@ def _more_bytes(module: nn.Module, scheme: str, block: int, other: str = "float"
     return then - now
 
 
-def _milliseconds(stages: Mapping[str, Stage], kind: str) -> tuple[dict[str, float] | None, str]:
-    """Layer -> the time that it would lose in float, and where that is from.
+def _milliseconds(stages: Mapping[str, Stage], kind: str) -> tuple[dict[str, dict[str, float]], str]:
+    """``float`` and ``int8`` -> layer or product -> the time that it would lose so; and where that is from.
 
     The quantized student's p50 below the fp32 one's, told over the layers by their share of the multiply-accumulates
-    that are quantized. What only moves numbers, such as an embedding, gets none of it.
+    that are quantized. What only moves numbers, such as an embedding, gets none of it. Nobody has timed the student in
+    eight bits: it is taken to be as much faster than in fp32 as onnxruntime's dynamic quantization makes the teacher.
     """
     name = f"student_{kind}"
     try:
         rows = read_json(stages["bench"].path / "rows.json")
         counted = read_json(stages["export"].path / "audit.json")[name]["multiplications"]
     except (KeyError, OSError, ValueError):
-        return None, BENCH_NOT_RUN
+        return {}, BENCH_NOT_RUN
     pairs = [(row, figures.find(rows, "student_fp32", row)) for row in rows if row["artifact"] == name]
     timed = [(mine, its) for mine, its in pairs if its is not None and mine["p50_ms"] and its["p50_ms"]]
     if not timed:
-        return None, BENCH_NOT_RUN
+        return {}, BENCH_NOT_RUN
     mine, its = timed[0]
     macs: dict[str, int] = {}
+    total = 0
     for row in counted:
         if row.get("kind", "int8" if row["int8"] else "float") != "float":
-            layer = row["node"].rpartition(".")[0]
-            macs[layer] = macs.get(layer, 0) + row["macs"]
-    gain, total = its["p50_ms"] - mine["p50_ms"], sum(macs.values())
-    sure = "" if mine["valid"] and its["valid"] else "; INVALID there"
+            for path in (row["node"], row["node"].rpartition(".")[0]):
+                macs[path] = macs.get(path, 0) + row["macs"]
+            total += row["macs"]
+    teachers = [figures.find(rows, teacher, mine) for teacher in ("teacher_ort_dynamic", "teacher_fp32")]
+    dynamic, plain = (row["p50_ms"] if row else None for row in teachers)
+    used = [mine, its, *(row for row in teachers if row and dynamic and plain)]
+    others = {"float": its["p50_ms"]} | ({"int8": its["p50_ms"] * dynamic / plain} if dynamic and plain else {})
+    sure = "" if all(row["valid"] for row in used) else "; INVALID there"
     source = f"predicted, from the run's own bench ({figures.where(mine)}{sure})"
-    return {layer: gain * count / total for layer, count in macs.items() if total}, source
+    shares = {name: count / total for name, count in macs.items() if total}
+    gains = {scheme: p50 - mine["p50_ms"] for scheme, p50 in others.items()}
+    return {scheme: {name: gain * share for name, share in shares.items()} for scheme, gain in gains.items()}, source
 
 
 def _line(patterns: tuple[str, ...]) -> str:
@@ -191,7 +219,7 @@ def _line(patterns: tuple[str, ...]) -> str:
 def _mixed_line(mixed: Mapping[str, str], more: Mapping[str, str]) -> str | None:
     """``mixed`` with the schemes of more layers before its own: the first glob that matches decides.
 
-    ``None`` where it would be all float, which is ``keep_float``'s line.
+    ``None`` where it would be all float, which is ``keep_float``'s line. A static scheme needs a list to calibrate on.
     """
     table = {**more, **{glob: scheme for glob, scheme in mixed.items() if glob not in more}}
-    return f"mixed={json.dumps(table)}" if EIGHT in more.values() else None
+    return f"mixed={json.dumps(table)}" if {*EIGHT} & {*more.values()} else None

@@ -13,10 +13,13 @@ from torch.nn import functional
 
 from edgekd import spec
 from edgekd.errors import TargetError, TrainingError
+from edgekd.progress import Progress
+from edgekd.quant import ptq
 from edgekd.quant.calibrate import calibrate_on
 from edgekd.quant.flow import watch
 from edgekd.quant.fold import fold_batch_norms, freeze_batch_norms
 from edgekd.quant.replace import act_quantizers, quantize, schemes
+from edgekd.quant.search import search
 
 STATIC = ("u8s8_static", "u8s7_static", "s8s8_static")
 IMAGE = {"pixel_values": torch.randn(1, 3, 8, 8)}
@@ -186,6 +189,40 @@ def test_a_training_step_reaches_every_weight_of_a_fake_quantized_resnet(learned
         assert scale or (tensor.grad.isfinite().all() and (tensor.grad != 0).any() and not tensor.equal(before[name]))
     after = functional.cross_entropy(model(**pixels(4)).logits, torch.arange(4))
     assert after < loss
+
+
+def test_bias_correction_makes_a_convolutions_mean_outputs_those_in_float() -> None:
+    model, batches = classifier("ResNet"), [pixels(4, 1), pixels(2, 2)]
+    quantize(model, "u8s8_static", (), batches[0], weight_bits=3)
+    calibrate_on(model, QUANT, batches)
+    conv = model.resnet.embedder.embedder.convolution  # it reads what is corrected nowhere
+    x = torch.cat([batch["pixel_values"] for batch in batches])
+    weight, bias = conv.weight.detach().double(), conv.bias.detach().double()
+    expected = functional.conv2d(x.double(), weight, bias, conv.stride, conv.padding).mean((0, 2, 3))
+
+    def gap() -> float:
+        rounded, q = conv.weight_quant(conv.weight).detach().double(), conv.input_quant(x).detach().double()
+        found = functional.conv2d(q, rounded, conv.bias.detach().double(), conv.stride, conv.padding)
+        return float((found.mean((0, 2, 3)) - expected).abs().max())
+
+    before = gap()
+    ptq.correct_convolutions(model, batches)
+    assert gap() < 1e-5 < 1e-3 < before
+    assert torch.equal(conv.weight.double(), weight) and not any(m._forward_hooks for m in model.modules())
+
+
+def test_the_search_for_the_best_ptq_corrects_the_biases_of_convolutions_where_that_helps() -> None:
+    model, batches = classifier("ResNet"), [pixels(4, 1)]
+    expected = model(**batches[0]).logits.detach()
+    quantize(model, "u8s8_static", (), batches[0], weight_bits=3)
+
+    def judge() -> dict[str, float]:
+        with torch.no_grad():
+            return {"kl": float((model(**batches[0]).logits - expected).square().mean())}
+
+    tries = search(model, QUANT, batches, batches[0], judge, Progress(quiet=True))
+    best = next(found for found in tries if found["best"])
+    assert "bias correction" in best["techniques"] and judge()["kl"] == best["kl"] < 0.8 * tries[0]["kl"]
 
 
 @pytest.mark.parametrize("scheme", ["u8s8_dynamic", "w4_block"])

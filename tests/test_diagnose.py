@@ -16,6 +16,7 @@ import torch
 from brevitas.core.bit_width import BitWidthConst
 
 from edgekd import diagnose, shape, spec, store
+from edgekd.cli import diagnosis
 from edgekd.distill import evaluate
 from edgekd.errors import StoreError, TargetError
 from edgekd.progress import Progress
@@ -94,7 +95,7 @@ def test_a_planted_layer_comes_first_though_ptq_has_rounded_its_weights_to_stay(
 def test_a_four_bit_layer_is_given_eight_bits_before_float_and_float_where_they_are_too_few() -> None:
     name, quant = LAYERS[0] + "intermediate.dense", spec.Quant(scheme="w4_block")
     plain, model = student("w4_block", num_hidden_layers=1)
-    finer = diagnose._finer(model, copy.deepcopy(plain), quant, {})
+    finer = diagnose._finer(model, copy.deepcopy(plain), quant, {}, "u8s8_dynamic")
     bars = tiny.Bars()
     found = sensitivity.measure(plant(model, name), TOKENS, bars, {}, finer)
     assert bars.done == bars.total
@@ -112,7 +113,19 @@ def test_a_four_bit_layer_is_given_eight_bits_before_float_and_float_where_they_
     finer[name] = "u8s8_dynamic", plant(finer[name][1], "")
     assert sensitivity.measure(plant(model, name), TOKENS, None, {}, finer)["mixed"][0]["scheme"] == "float"
     assert diagnose._mixed_line({}, {name: "float"}) is diagnose._mixed_line({}, {}) is None
-    assert not diagnose._finer(model, plain, spec.Quant(calibration="x"), {})
+    assert not diagnose._finer(model, plain, spec.Quant(calibration="x"), {}, "u8s8_dynamic")
+
+
+def test_where_no_scheme_without_ranges_is_fast_a_four_bit_layer_is_tried_in_seven_bits_once_calibrated() -> None:
+    eight = next(scheme for scheme in diagnose.EIGHT if scheme in spec.X86_AVX2.schemes)
+    plain, model = student("w4_block", num_hidden_layers=1)
+    name, quant = LAYERS[0] + "intermediate.dense", spec.Quant(scheme="w4_block")
+    spare = copy.deepcopy(plain)
+    finer = diagnose._finer(model, spare, quant, {}, eight)
+    calibrate(spare, quant, TOKENS, np.arange(len(TOKENS)))
+    row = sensitivity.measure(plant(model, name), TOKENS, None, {}, finer)["mixed"][0]
+    assert (row["layer"], row["scheme"]) == (name, "u8s7_static") and row["share"] > 0.5
+    assert "u8s7_static" in str(diagnose._mixed_line({}, {name: row["scheme"]}))
 
 
 @pytest.mark.parametrize(("kind", "step", "trained"), [("ptq", 9, False), ("qad", 0, False), ("qad", 9, True)])
@@ -225,8 +238,8 @@ def test_a_run_without_a_quantized_student_is_an_error_of_the_store(stages: Any,
 
 def test_time_is_told_by_multiplications_and_only_where_it_was_measured(tmp_path: Path) -> None:
     stages = {name: store.Stage(name, "", tmp_path) for name in ("export", "bench")}
-    assert diagnose._milliseconds({}, "qad") == (None, "bench not run")
-    counted = [("a.Gemm", "int8", 30), ("b.Gemm", "int8", 10), ("c.MatMul", "float", 99)]
+    assert diagnose._milliseconds({}, "qad") == ({}, "bench not run")
+    counted = [("a.Gemm", "int8", 30), ("b.MatMul", "int8", 4), ("b.MatMul_1", "int8", 6), ("c.MatMul", "float", 99)]
     multiplications = [{"node": n, "kind": k, "int8": k == "int8", "macs": m} for n, k, m in counted]
     store.write_json(tmp_path / "audit.json", {"student_qad": {"multiplications": multiplications}})
     rows: list[dict[str, Any]] = [
@@ -235,7 +248,11 @@ def test_time_is_told_by_multiplications_and_only_where_it_was_measured(tmp_path
     ]
     store.write_json(tmp_path / "rows.json", rows)
     found, source = diagnose._milliseconds(stages, "qad")
-    assert found == {"a": pytest.approx(0.3), "b": pytest.approx(0.1)} and "INVALID" not in source
+    own = {"a": 0.3, "a.Gemm": 0.3, "b": 0.1, "b.MatMul": 0.04, "b.MatMul_1": 0.06}
+    assert found == {"float": pytest.approx(own)} and "INVALID" not in source
+    rows.append(rows[0] | {"artifact": "teacher_ort_dynamic", "p50_ms": 7.2})  # four fifths: the student would take 0.8
+    store.write_json(tmp_path / "rows.json", rows)
+    assert diagnose._milliseconds(stages, "qad")[0]["int8"] == pytest.approx({k: v / 2 for k, v in own.items()})
     rows[1]["valid"] = False
     store.write_json(tmp_path / "rows.json", rows)
     assert "INVALID there" in diagnose._milliseconds(stages, "qad")[1]
@@ -253,3 +270,37 @@ def test_more_bytes_are_the_difference_between_two_files_by_arithmetic() -> None
             expected = shape.file_bytes(parts, eight)[1] - shape.file_bytes(parts, quant)[1]
             found = diagnose._more_bytes(PLAIN.get_submodule(name), quant.scheme, quant.block, "u8s8_dynamic")
             assert found == expected
+
+
+def test_what_is_printed_tells_products_and_what_more_bits_would_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"layer": "a", "scheme": "float", "kl": 1e-3, "share": 0.6, "bytes": 4096, "ms": 0.25}
+    ranked = {"alone": 0.01, "won_back": 0.02}
+    product = "a.self.MatMul_1"
+    found = {
+        "kind": "qad",
+        "scheme": "w4_block",
+        "examples": 8,
+        "kl": 0.01,
+        "layers": [{"layer": "a", "sqnr_db": 20.0, **ranked}],
+        "quantizers": [{"quantizer": "a.weight", "layers": ["a"], **ranked}],
+        "keep_float": [row],
+        "mixed": [row | {"scheme": "u8s7_static", "bytes": 1024, "ms": 0.125}],
+        "products": {
+            "kl": 0.5,
+            "layers": [{"layer": product, **ranked}],
+            "quantizers": [{"quantizer": f"{product}: values", "layers": [product], **ranked}],
+            "keep_float": [row | {"layer": product, "bytes": 0, "ms": None}],
+        },
+        "ms_from": "the bench",
+        "line": "the line",
+        "mixed_line": "the other line",
+    }
+    diagnosis._print(found)
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()]
+    assert ["a", "0.001", "60%", "+4,096", "+0.2500"] in rows
+    assert [product, "0.001", "60%", "+0", "unknown"] in rows
+    assert ["a", "u8s7_static", "0.001", "60%", "+1,024", "+0.1250"] in rows
+    assert [f"{product}:", "values", "0.01", "0.02"] in rows and said.endswith("the other line\n")
+    diagnosis._print(found | {"products": None, "keep_float": []})
+    assert product not in capsys.readouterr().out

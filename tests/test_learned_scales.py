@@ -105,3 +105,10 @@ def test_a_weights_scale_starts_where_a_float64_search_finds_the_least_error(see
 
 def test_a_row_of_zeros_has_a_scale_that_divides():
     assert weight_scales.least_error(torch.zeros(2, 4), 127).tolist() == [1, 1]
+
+
+def test_a_scale_that_is_not_finite_makes_answers_that_are_not_and_no_error_of_its_own():
+    model = learned()
+    quant = next(iter(replace.act_quantizers(model).values())).fused_activation_quant_proxy.tensor_quant
+    quant.scaling_impl.value.data.fill_(float("nan"))
+    assert quant(torch.ones(1, 2, 3, requires_grad=True))[0].isnan().all()

@@ -126,6 +126,15 @@ def test_a_convolution_left_in_float_is_named(tmp_path: Path) -> None:
         audit(tmp_path / "model.onnx", ("norm",))
 
 
+def test_a_convolution_inside_a_sequential_goes_by_its_modules_name(tmp_path: Path) -> None:
+    keep = ("resnet.encoder.stages.0.layers.0.layer.0.convolution",)
+    model = classifier("ResNet")
+    assert type(model.resnet.encoder.stages[0].layers[0].layer) is nn.Sequential
+    audited = check(quantized(model, "u8s8_static", keep), tmp_path / "model.onnx", keep)
+    layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    assert {row["node"].rpartition(".")[0] for row in audited["multiplications"]} == layers > set(keep)
+
+
 @pytest.mark.parametrize("name", ["MobileNetV2", "ViT"])
 def test_a_float_image_classifier_answers_as_torch_does(name: str, tmp_path: Path) -> None:
     model = classifier(name)

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import tiny
 import torch
+from brevitas.nn import QuantEmbedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -302,7 +303,7 @@ def test_kept_modules_stay_float_and_everything_else_does_not() -> None:
     names = {n: type(m).__name__ for n, m in model.named_modules()}
     assert names["classifier"] == names["bert.encoder.layer.1.attention.self.key"] == "Linear"
     assert names["bert.pooler.dense"] == "QuantLinear"
-    assert names["bert.embeddings.word_embeddings"] == "QuantEmbedding"
+    assert names["bert.embeddings.word_embeddings"] == "Lookup"
 
 
 def test_a_recipe_that_quantizes_nothing_is_an_error() -> None:
@@ -436,6 +437,22 @@ def test_a_state_dict_carries_every_scale() -> None:
     given = {"input_ids": torch.tensor([[2, 40, 50, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     with torch.no_grad():
         assert torch.equal(other(**given).logits, model(**given).logits)
+
+
+@pytest.mark.parametrize("scheme", ["u8s8_static", "u8s8_dynamic"])
+def test_rows_looked_up_in_training_are_those_of_the_whole_table_quantized_to_the_bit(scheme: str) -> None:
+    table = quantized(scheme).train().bert.embeddings.word_embeddings
+    ids = torch.tensor([[2, 40, 40, 3], [2, table.padding_idx, 7, table.padding_idx]])
+    sent_back = torch.randn(2, 4, table.embedding_dim)
+    found = []
+    for forward in (type(table).forward, QuantEmbedding.forward):
+        table.weight.grad = None
+        rows = forward(table, ids)
+        rows.backward(sent_back)
+        found.append((rows.detach(), table.weight.grad))
+    assert all(map(torch.equal, *found)) and not torch.equal(found[0][0], table.weight[ids])
+    every = torch.arange(table.num_embeddings)
+    assert torch.equal(table(every), table.eval()(every))
 
 
 def test_scales_are_not_trained_by_gradient_but_weights_are() -> None:

@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tiny import Bars
 from tiny_onnx import VOCABULARY, classifier, feed, quantized
 
 from edgekd import spec
 from edgekd.distill.data import Tokens
 from edgekd.errors import ExportError
-from edgekd.onnxio import export, files, parity, requantize, skip_layer_norm
+from edgekd.onnxio import export, files, parity, products, requantize, skip_layer_norm
 from edgekd.onnxio.audit import audit, session
+from edgekd.onnxio.names import module_path
+from edgekd.progress import Progress
 from edgekd.stages.export import quantize_attention
 
 PRODUCTS = "*.attention.self.MatMul*"
 QUANT = spec.Quant(calibration="-", method="minmax")
+QUIET = Progress(quiet=True)
 
 
 def examples(count: int = 24) -> Tokens:
@@ -157,6 +161,36 @@ def test_a_tensor_that_is_always_zero_cannot_be_quantized(paths: dict[str, Path]
         ExportError, match=r"layer\.0/attention/self/Transpose_1 has the range .*: it cannot be quantized"
     ):
         requantize.apply(model, requantize.attention(model), examples(), "minmax", 100.0)
+
+
+def test_a_product_that_loses_too_much_comes_first_by_every_measure_and_is_proposed_for_float(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    model, calibration = files.read(paths["u8s8_static"]), examples()
+    places = requantize.attention(model)
+    chosen = requantize.grids(model, places, calibration, "minmax", 100.0)
+    assert products.find(model) == [] and products.measure(paths["u8s8_static"], calibration, QUIET) is None
+    lost, (product,) = next(place for place in places if "layer.1" in place[0])
+    chosen[lost] = chosen[lost]._replace(scale=chosen[lost].scale * np.float32(1e-4))  # hardly any of its range
+    made = requantize.put(model, places, chosen)
+    files.write(made, tmp_path / "model.onnx")
+    bars = Bars()
+    found = products.measure(tmp_path / "model.onnx", calibration, bars)
+    assert found is not None and bars.done == bars.total
+    assert [len(found[kind]) for kind in ("layers", "quantizers")] == [4, 8]
+    name = module_path(product)
+    assert found["layers"][0]["layer"] == found["keep_float"][0]["layer"] == name
+    assert found["quantizers"][0]["quantizer"] == f"{name}: {lost}"
+    assert max(found["layers"], key=lambda row: row["won_back"])["layer"] == name
+    given = [feed(2, 9, seed=3), feed(1, 4)]
+    every = products.in_float(made, set(products.find(made)))
+    without = requantize.put(model, [place for place in places if place[1] != (product,)], chosen)
+    for one, other in (
+        (every, model),
+        (products.in_float(made, {f for f in products.find(made) if f[0] == product}), without),
+    ):
+        for inputs in given:
+            np.testing.assert_array_equal(*(session(graph).run(None, inputs)[0] for graph in (one, other)))
 
 
 def test_outputs_that_one_node_reads_are_quantized_and_gelu_stays_one_node(

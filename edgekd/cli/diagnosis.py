@@ -40,8 +40,9 @@ def diagnose(
     SQNR: a layer's output against its error, on float inputs. KL alone: how far answers move if only this is quantized;
     won back: how much closer they come if only this is not. All on validation examples, against the same weights in
     float: the fp32 student's, unless they were trained since. Proposed are layers to keep in float and, in a 4-bit run,
-    layers to give eight bits (or float) by mixed. Attention's own products are not diagnosed: they get their ranges
-    after training. It is kept as diagnose.json in the run's folder.
+    layers to give eight bits (or float) by mixed. Attention's own products, which get their ranges after training, are
+    measured in the exported file, against the same file with them in float. It is kept as diagnose.json in the run's
+    folder.
 
     Examples:
 
@@ -67,27 +68,37 @@ def _print(found: dict[str, Any]) -> None:
     console.print(_table(("layer", "SQNR (dB)", "KL alone", "won back"), layers))
     quantizers = [(row["quantizer"] + _more(row["layers"]), *_kl(row)) for row in found["quantizers"]]
     console.print()
-    console.print(_table(("quantizer", "KL alone", "won back"), quantizers[:WORST]))
-    if len(quantizers) > WORST:
-        console.print(f"and {len(quantizers) - WORST} more in diagnose.json")
+    _print_worst(console, "quantizer", quantizers)
     console.print()
-    kept = [
-        (row["layer"], f"{row['kl']:.3g}", f"{row['share']:.0%}", f"{row['bytes']:+,}", _ms(row["ms"]))
-        for row in found["keep_float"]
-    ]
+    products = found["products"]
+    if products:
+        console.print(
+            f"products of attention, in the exported file: KL(in float ‖ in int8) {products['kl']:.3g} nats\n"
+        )
+        _print_worst(console, "product", [(row["layer"], *_kl(row)) for row in products["layers"]])
+        _print_worst(console, "quantizer", [(row["quantizer"], *_kl(row)) for row in products["quantizers"]])
+        console.print()
+    kept = [_proposed(row) for row in (*found["keep_float"], *(products["keep_float"] if products else ()))]
     if not kept:
         console.print("No layer wins back a tenth of the KL by itself: nothing to keep in float.")
         return
     console.print(_table(("worth keeping in float", "KL left", "won back", "bytes", "ms"), kept))
     console.print(f"\nbytes: predicted; ms: {found['ms_from']}\n\n{found['line']}", markup=False, soft_wrap=True)
     if found["mixed_line"]:
-        rows = [
-            (row["layer"], row["scheme"], f"{row['kl']:.3g}", f"{row['share']:.0%}", f"{row['bytes']:+,}")
-            for row in found["mixed"]
-        ]
-        console.print("\nor, in fewer bytes:\n", markup=False)
-        console.print(_table(("worth more bits", "scheme", "KL left", "won back", "bytes"), rows))
+        rows = [(row["layer"], row["scheme"], *_proposed(row)[1:]) for row in found["mixed"]]
+        console.print("\nor, in fewer bytes (ms: as dynamic quantization does to the teacher):\n", markup=False)
+        console.print(_table(("worth more bits", "scheme", "KL left", "won back", "bytes", "ms"), rows))
         console.print(f"\n{found['mixed_line']}", markup=False, soft_wrap=True)
+
+
+def _print_worst(console: Any, kind: str, rows: Sequence[tuple[str, ...]]) -> None:
+    console.print(_table((kind, "KL alone", "won back"), rows[:WORST]))
+    if len(rows) > WORST:
+        console.print(f"and {len(rows) - WORST} more in diagnose.json")
+
+
+def _proposed(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["layer"], f"{row['kl']:.3g}", f"{row['share']:.0%}", f"{row['bytes']:+,}", _ms(row["ms"])
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

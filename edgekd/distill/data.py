@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,12 @@ class Tokens:
         mask = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
         flat = np.where(mask, self.offsets[rows][:, None] + np.arange(mask.shape[1])[None, :], 0)
         return np.where(mask, self.ids[flat], self.pad_id).astype(np.int64), mask, flat
+
+    def feed(self, rows: Ints, names: Iterable[str]) -> dict[str, Ints]:
+        """The inputs of these names for ``rows``, as a graph takes them: int64 (B, T), all tokens of the first type."""
+        ids, mask, _ = self.gather(rows)
+        given = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+        return {name: given[name] for name in names}
 
 
 def tokenise(tokenizer: Any, texts: list[str], labels: Ints, max_length: int, pad_id: int) -> Tokens:

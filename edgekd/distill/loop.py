@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd import spec
-from edgekd.distill import checkpoint
+from edgekd.distill import checkpoint, heap
 from edgekd.distill.data import Tokens, epoch_steps, micro_batches
 from edgekd.errors import StoreError, TrainingError
 from edgekd.progress import Progress
@@ -53,6 +53,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return math.ceil(examples / batch_size)
 
 
+@heap.kept()
 def fit(
     task: Task, *, epochs: float, options: spec.Optimizer, seed: int, out: Path, progress: Progress
 ) -> dict[str, Any]:

@@ -7,7 +7,6 @@ weights with a Q node, four times the size) nor int32 biases.
 from __future__ import annotations
 
 import inspect
-import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,9 +24,10 @@ from edgekd.errors import ExportError
 from edgekd.globs import named_in
 from edgekd.models import masks
 from edgekd.onnxio import branches, files, passes
-from edgekd.onnxio.names import marked, module_path
+from edgekd.onnxio.names import marked, module_path, said_once
 from edgekd.onnxio.passes import block_weights
 from edgekd.onnxio.passes.names import WRAPPER
+from edgekd.onnxio.sizes import dtype, size
 from edgekd.quant import blocks
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -41,8 +41,7 @@ OPSETS = range(17, 21)
 LARGEST_FLOAT = 64 * 1024
 """Bytes; a larger tensor of floats in a quantized model must be named in ``keep_float``."""
 
-FLOATS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8}
-"""Type -> bytes a number."""
+FLOATS = ("float", "float16", "bfloat16", "double")
 
 
 class _Positional(nn.Module):
@@ -184,7 +183,7 @@ def _trace(
             model.train(training)
         raw = files.read(file)
     for node in raw.graph.node:
-        node.name = marked(node.name, modules)
+        node.name = said_once(marked(node.name, modules), modules)
     return raw
 
 
@@ -233,9 +232,7 @@ def _check_floats(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:
     An error and no warning: a weight that stays in float by mistake is most of the file, and whoever wants it there can
     say so. The scales of four-bit blocks are the price of the scheme and pass.
     """
-    large = {
-        t.name: kind for t in model.graph.initializer if (kind := _type(t)) in FLOATS and _bytes(t) > LARGEST_FLOAT
-    }
+    large = {t.name: kind for t in model.graph.initializer if (kind := dtype(t)) in FLOATS and size(t) > LARGEST_FLOAT}
     for node in model.graph.node:
         scales = node.op_type == "Cast" and "/weight_quant/" in node.name
         for name in node.input:
@@ -244,11 +241,3 @@ def _check_floats(model: onnx.ModelProto, keep_float: tuple[str, ...]) -> None:
                     f"{name}, used by {node.name}, is a {large[name]} tensor above {LARGEST_FLOAT // 1024} KiB in a "
                     f"quantized model; quantize its module, or add {module_path(node.name)!r} to keep_float"
                 )
-
-
-def _type(tensor: onnx.TensorProto) -> str:
-    return str(onnx.TensorProto.DataType.Name(tensor.data_type)).lower()
-
-
-def _bytes(tensor: onnx.TensorProto) -> int:
-    return FLOATS[_type(tensor)] * int(math.prod(tensor.dims))

@@ -17,16 +17,25 @@ def module_path(name: str) -> str:
 
 
 def located(name: str, modules: Collection[str]) -> str:
-    """The path of the module whose node this is, ``modules`` being the paths of all; the number of a call stays in it.
+    """The path of the module whose node this is, with the number of a call; ``modules`` are the paths of all."""
+    return ".".join(said_once(name, modules).strip("/").split("/")[:-1])
 
-    Inside a ``Sequential`` the exporter says its name again: ``/layer/layer.0/conv`` stands for ``layer.0.conv``.
+
+def said_once(name: str, modules: Collection[str]) -> str:
+    """A node's name without what the exporter says again inside a ``Sequential``, so that ``module_path`` holds there.
+
+    It writes ``/layer/layer.0/conv/Conv`` for a node of ``layer.0.conv``; here that is ``/layer/0/conv/Conv``.
+    ``modules`` are the paths of all modules.
     """
+    *scopes, last = name.split("/")
     path: list[str] = []
-    for scope in name.strip("/").split("/")[:-1]:
-        parts = scope.split(".")
+    for place, scope in enumerate(scopes):
+        parts = scope.split(".") if scope else []
         said = [k for k in range(len(parts)) if path[len(path) - k :] == parts[:k]]
-        path += parts[next((k for k in said if CALL.sub("", ".".join([*path, *parts[k:]])) in modules), 0) :]
-    return ".".join(path)
+        again = next((k for k in said if CALL.sub("", ".".join([*path, *parts[k:]])) in modules), 0)
+        scopes[place] = ".".join(parts[again:])
+        path += parts[again:]
+    return "/".join([*scopes, last])
 
 
 def marked(name: str, modules: Collection[str]) -> str:

@@ -7,7 +7,6 @@ it into the products on either side.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,7 +21,7 @@ from edgekd.onnxio.audit import session, signed
 from edgekd.onnxio.graph import add_constant, constant, insert_before, producer
 from edgekd.onnxio.names import module_path
 from edgekd.quant.grids import Grid
-from edgekd.quant.observe import Histogram, choose
+from edgekd.quant.observe import Histogram, choose, usable
 
 Place = tuple[str, tuple[str, ...]]
 """A tensor, and the nodes that are to read it quantized, by their names."""
@@ -102,14 +101,12 @@ def _observe(
     runner, inputs = session(opened), [value.name for value in model.graph.input]
     histograms = {name: Histogram() for name in tensors}
     for row in range(len(calibration)):
-        ids, mask, _ = calibration.gather(np.array([row]))
-        given = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
-        found = runner.run(tensors, {name: given[name] for name in inputs})
+        found = runner.run(tensors, calibration.feed(np.array([row]), inputs))
         for name, array in zip(tensors, found, strict=True):
             histograms[name].observe(torch.from_numpy(array))
     ranges = {name: choose(seen, method, percentile, symmetric) for name, seen in histograms.items()}
     for name, (low, high) in ranges.items():
-        if not math.isfinite(high - low) or not 0 < high - low < 1e30:
+        if not usable(low, high):
             raise ExportError(f"{name} has the range [{low}, {high}]: it cannot be quantized; name it in keep_float")
     return ranges
 

@@ -39,9 +39,9 @@ def table(path: Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "tensor": tensor.name,
-                "dtype": onnx.TensorProto.DataType.Name(tensor.data_type).lower(),
+                "dtype": dtype(tensor),
                 "shape": list(tensor.dims),
-                "bytes": _bytes(tensor),
+                "bytes": size(tensor),
                 "kind": kinds.get(users.get(tensor.name, ""), "other"),
                 "users": counts[tensor.name],
             }
@@ -61,7 +61,13 @@ def _users(model: onnx.ModelProto) -> Counter[str]:
     return counts
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
+def dtype(tensor: onnx.TensorProto) -> str:
+    """What its numbers are, as ONNX calls it: ``float``, ``int8``."""
+    return str(onnx.TensorProto.DataType.Name(tensor.data_type)).lower()
+
+
+def size(tensor: onnx.TensorProto) -> int:
+    """Bytes."""
     count = math.prod(tensor.dims)
     if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
         return int(count + 1) // 2

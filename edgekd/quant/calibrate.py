@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from edgekd import spec
 from edgekd.distill.data import Ints, Tokens
 from edgekd.errors import DataError, TrainingError
 from edgekd.progress import Progress
-from edgekd.quant.observe import Histogram, choose
+from edgekd.quant.observe import Histogram, choose, usable
 from edgekd.quant.quantizers import act_parameters, levels
 from edgekd.quant.replace import act_quantizers
 
@@ -134,7 +133,7 @@ def set_ranges(
     for name, proxy in act_quantizers(model).items():
         scale, shift = act_parameters(proxy)
         low, high = choose(histograms[name], method, percentile, shift is None, levels(proxy))
-        if not math.isfinite(high - low) or not 0 < high - low < 1e30:
+        if not usable(low, high):
             layer = name.removesuffix(".output_quant")
             raise TrainingError(
                 f"the {'input' if layer == name else 'output'} of {layer} has the range [{low}, {high}]: it cannot be "

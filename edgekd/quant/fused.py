@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import numpy as np
 import torch
 from brevitas.core.quant import RescalingIntQuant
 from torch import Tensor
@@ -49,44 +50,64 @@ class RoundAndClip(torch.autograd.Function):
 class LearnedRound(torch.autograd.Function):
     """``clip(round(x / scale), *ends) * scale``, with gradients of the parameters that scale and ends are made of.
 
-    ``scale`` is ``|magnitude| / top``, one value or one for each row of ``x``; the ends are the least and the largest
-    integer minus a zero point, which is ``|shift| / scale`` rounded (0 if ``shift`` is None). LSQ (Esser et al. 2020):
-    a value inside moves the scale by what rounding did to it, a clipped one by the end that it stands at; LSQ+ (Bhalgat
-    et al. 2020): clipped ones move the shift. Both gradients are multiplied by ``factor``.
+    ``scale`` is ``|magnitude| / top``; the ends are the least and the largest integer minus a zero point, which is
+    ``|shift| / scale`` rounded (0 if ``shift`` is None). LSQ (Esser et al. 2020): a value inside moves the scale by
+    what rounding did to it, a clipped one by the end that it stands at; LSQ+ (Bhalgat et al. 2020): clipped ones move
+    the shift. Both gradients are multiplied by ``factor``. Single numbers are worked with outside of torch, in float32.
     """
 
     @staticmethod
     def forward(  # noqa: D102 (autograd's protocol)
-        ctx: Any, x: Tensor, magnitude: Tensor, shift: Tensor | None, scale: Tensor, ends: Ends, top: float,
+        ctx: Any, x: Tensor, magnitude: Tensor, shift: Tensor | None, scale: float, ends: Ends, top: float,
         factor: float,
     ) -> Tensor:  # fmt: skip
-        units = torch.div(x, scale)
-        if scale.numel() > 1:
-            integers = units.round().clamp_(*ends)
-            ctx.save_for_backward(units, integers)
-            y = integers * scale
-        else:
-            y = units.round_().clamp_(*ends).mul_(scale)
-            ctx.save_for_backward(x, y)
-        ctx.magnitude, ctx.shift, ctx.scale = magnitude.detach(), None if shift is None else shift.detach(), scale
-        ctx.ends, ctx.top, ctx.factor = ends, top, factor
+        y = torch.div(x, scale).round_().clamp_(*ends).mul_(scale)
+        ctx.save_for_backward(x, y)
+        ctx.magnitude, ctx.shift = magnitude.detach(), None if shift is None else shift.detach()
+        ctx.scale, ctx.ends, ctx.top, ctx.factor = scale, ends, top, factor
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        (g,), (x, y), (low, high), scale, shift = grads, ctx.saved_tensors, ctx.ends, ctx.scale, None
-        unit = 1.0 if scale.numel() > 1 else float(scale)
-        inside = torch.ops.aten.hardtanh_backward(g, x, (low - 0.5) * unit, (high + 0.5) * unit)
-        if scale.numel() > 1:
-            moved = (g * y).addcmul_(inside, x, value=-1).flatten(1).sum(1).reshape(scale.shape)
-        else:
-            moved = (torch.dot(g.flatten(), y.flatten()) - torch.dot(inside.flatten(), x.flatten())) / unit
+        (g,), (x, y), (low, high), shift = grads, ctx.saved_tensors, ctx.ends, None
+        scale, factor = np.float32(ctx.scale), np.float32(ctx.factor)
+        inside = torch.ops.aten.hardtanh_backward(g, x, (low - 0.5) * ctx.scale, (high + 0.5) * ctx.scale)
+        moved = (
+            _number(torch.dot(g.flatten(), y.flatten())) - _number(torch.dot(inside.flatten(), x.flatten()))
+        ) / scale
         if ctx.shift is not None:  # both ends go down by as much as the shift goes up
-            clipped = g.sum() - inside.sum()
-            moved = moved + clipped * ctx.shift.abs() / unit
-            shift = clipped * torch.where(ctx.shift < 0, ctx.factor, -ctx.factor)
-        sign = torch.where(ctx.magnitude < 0, -ctx.factor, ctx.factor)
-        return inside, moved * sign / ctx.top, shift, None, None, None, None
+            clipped, value = _number(g.sum()) - _number(inside.sum()), _number(ctx.shift)
+            moved += clipped * abs(value) / scale
+            shift = torch.full_like(ctx.shift, float(clipped * (factor if value < 0 else -factor)))
+        moved *= -factor if _number(ctx.magnitude) < 0 else factor
+        magnitude = torch.full_like(ctx.magnitude, float(moved / np.float32(ctx.top)))
+        return inside, magnitude, shift, None, None, None, None
+
+
+class LearnedRowsRound(torch.autograd.Function):
+    """The same with a scale for each row of ``x``, and no shift."""
+
+    @staticmethod
+    def forward(  # noqa: D102 (autograd's protocol)
+        ctx: Any, x: Tensor, magnitude: Tensor, scale: Tensor, ends: Ends, top: float, factor: float
+    ) -> Tensor:
+        units = torch.div(x, scale)
+        integers = units.round().clamp_(*ends)
+        ctx.save_for_backward(units, integers)
+        ctx.magnitude, ctx.ends, ctx.top, ctx.factor = magnitude.detach(), ends, top, factor
+        return integers * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        (g,), (units, integers), (low, high) = grads, ctx.saved_tensors, ctx.ends
+        inside = torch.ops.aten.hardtanh_backward(g, units, low - 0.5, high + 0.5)
+        moved = (g * integers).addcmul_(inside, units, value=-1).flatten(1).sum(1).reshape(ctx.magnitude.shape)
+        moved *= torch.copysign(torch.full_like(moved, ctx.factor), ctx.magnitude)
+        return inside, moved.div_(ctx.top), None, None, None, None
+
+
+def _number(x: Tensor) -> np.float32:
+    return np.float32(x.item())
 
 
 class _Fast(RescalingIntQuant):  # type: ignore[misc]
@@ -97,9 +118,13 @@ class _Fast(RescalingIntQuant):  # type: ignore[misc]
     """Whether several layers in a row give it the same tensor, as query, key and value do: it is quantized once."""
     _last: tuple[weakref.ref[Tensor], tuple[int, bool], Quantized] | None = None
 
+    def quick(self, x: Tensor) -> bool:
+        """Whether ``x`` is to be fake-quantized in the fast way now."""
+        return self.training and x.device.type in self.devices
+
     def forward(self, x: Tensor) -> Quantized:
         """``x`` fake-quantized."""
-        if not self.training or x.device.type not in self.devices:
+        if not self.quick(x):
             quantized: Quantized = super().forward(x)
             return quantized
         if not self.shared or x.grad_fn is None:  # a leaf may come again in the next step, when ranges have changed
@@ -144,6 +169,12 @@ class WeightQuant(_Fast):
             scale, zero_point, bits = self.grid(x)
         return Round.apply(self.int_quant.input_view_impl(x), scale), scale, zero_point, bits  # type: ignore[no-untyped-call]
 
+    def part(self, x: Tensor, whole: Tensor) -> Tensor:
+        """``x``, some values of ``whole``, fake-quantized by the one scale of all its values."""
+        with torch.no_grad():
+            scale, _, _ = self.grid(whole)
+        return Round.apply(x, scale)  # type: ignore[no-any-return, no-untyped-call]
+
 
 class ActQuant(_Fast):
     """An activation's quantizer with a static range, which is worked out anew only when its parameters have changed."""
@@ -177,15 +208,18 @@ class LearnedQuant(_Fast):
         """``x`` fake-quantized, in few passes."""
         magnitude, shift = self.scaling_impl.value, getattr(self.zero_point_impl, "value", None)
         bits, threshold, (low, high) = self.constants(x.device)
-        with torch.no_grad():
-            scale = magnitude.abs().clamp_min_(1e-10).div_(threshold)
-            zero_point = torch.zeros_like(bits) if shift is None else shift.abs().div(scale).round_().clamp_(low, high)
-            ends = low - float(zero_point), high - float(zero_point)
-        shared = x.numel() / scale.numel() / (len(x) if self.batched else 1)
+        top, values = float(threshold), x.numel() // magnitude.numel() // (len(x) if self.batched else 1)
+        factor = (values * high) ** -0.5
+        if magnitude.numel() > 1:
+            scale = magnitude.detach().abs().clamp_min_(1e-10).div_(threshold)
+            y = LearnedRowsRound.apply(x, magnitude, scale, (low, high), top, factor)  # type: ignore[no-untyped-call]
+            return y, scale, torch.zeros_like(bits), bits
+        step = float(max(abs(_number(magnitude)), np.float32(1e-10)) / np.float32(top))
+        point = 0.0 if shift is None else min(max(float(np.rint(abs(_number(shift)) / np.float32(step))), low), high)
         y = LearnedRound.apply(  # type: ignore[no-untyped-call]
-            x, magnitude, shift, scale, ends, float(threshold), (shared * high) ** -0.5
+            x, magnitude, shift, step, (low - point, high - point), top, factor
         )
-        return y.clone() if self.exposed else y, scale, zero_point, bits
+        return y.clone() if self.exposed else y, torch.full_like(bits, step), torch.full_like(bits, point), bits
 
 
 class LearnedActQuant(LearnedQuant):

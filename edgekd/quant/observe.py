@@ -90,6 +90,11 @@ def choose(
     return low * best, high * best
 
 
+def usable(low: float, high: float) -> bool:
+    """Whether a range can be quantized: not empty, not infinite, nor as large as a masking constant."""
+    return math.isfinite(high - low) and 0 < high - low < 1e30
+
+
 def _integers(x_N: Tensor, low: float, high: float, levels: int) -> tuple[Tensor, float, int]:
     """What stands for values, 0..``levels`` (float64), with the scale and the integer for 0."""
     scale = (high - low) / levels

@@ -6,6 +6,11 @@ finds; no label is read. The module structure and the names in the state dict st
 loaded and exported like any other. A weight's scale is its largest magnitude over the largest integer, worked out anew
 at every call: so where weights are rounded the largest are held, and the others move on the grid that they span.
 
+Convolutions get ranges and biases put right. Their weights are rounded to nearest: GPTQ would need the second moments
+of whole patches, (channels x height x width of the kernel) squared numbers for each group, and has nothing to make up
+with in the few weights of a depthwise one. Nor are their channels evened out: batch norms, folded into them, have left
+scales for each output channel, which the weights' own scales take up.
+
 GPTQ's solver is Brevitas'. Its ``bias_correction_mode`` takes the rounded weights for the float ones, counts padding
 and gives layers biases that had none; its activation equalization needs a traced graph or puts multiplications before
 layers; its learned rounding (``brevitas_examples``) puts parameters into the state dict, freezes every other, and comes
@@ -15,15 +20,17 @@ with accelerate and a training loop of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from brevitas.graph.calibrate import quantization_status_manager
 from brevitas.graph.gptq import GPTQ
-from brevitas.nn import QuantLinear
+from brevitas.nn import QuantConv2d, QuantLinear
 from torch import Tensor, nn
 
 from edgekd.quant import weight_scales
+from edgekd.quant.calibrate import Batch, watch
 from edgekd.quant.moments import Moments, readers
 
 Pairs = list[tuple[str, list[str]]]
@@ -190,6 +197,32 @@ def correct_bias(model: nn.Module, observed: dict[str, Moments], weights: dict[s
             if layer.bias is not None:
                 wanted = weights[name] @ observed[first].mean_C
                 layer.bias += wanted - layer.weight_quant(layer.weight) @ observed[first].quantized_mean_C
+
+
+@torch.no_grad()
+def correct_convolutions(model: nn.Module, batches: Sequence[Batch]) -> None:
+    """The same for convolutions, over all positions of ``batches``, the zeros around the borders included."""
+    lost: dict[str, list[Tensor]] = {}
+
+    def see(name: str) -> Any:
+        def compare(conv: Any, args: Any, _: Any) -> None:
+            exact = conv._conv_forward(args[0], conv.weight, None)
+            found = conv._conv_forward(conv.input_quant(args[0]), conv.weight_quant(conv.weight), None)
+            lost.setdefault(name, []).append((exact - found).mean((2, 3)))
+
+        return compare
+
+    convolutions = {n: m for n, m in model.named_modules() if isinstance(m, QuantConv2d) and m.bias is not None}
+    if not convolutions:
+        return
+    handles = [module.register_forward_hook(see(name)) for name, module in convolutions.items()]
+    try:
+        watch(model, {}, batches, lambda *_: None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, parts in lost.items():
+        convolutions[name].bias += torch.cat(parts).mean(0)
 
 
 @torch.no_grad()

@@ -102,8 +102,11 @@ class _LargestMagnitude(torch.nn.Module):
         self.kept = len(scaling_shape) > 0
 
     def forward(self, x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-        magnitudes = x.detach().abs()
-        largest = magnitudes.amax(tuple(range(1, x.ndim)), keepdim=True) if self.kept else magnitudes.max()
+        if self.kept:
+            largest = x.detach().abs().amax(tuple(range(1, x.ndim)), keepdim=True)
+        else:  # of a whole table, which is large: no second one beside it
+            low, high = torch.aminmax(x.detach())
+            largest = torch.maximum(-low, high)
         return largest.clamp_min_(1e-10).div_(threshold)
 
 

@@ -15,6 +15,7 @@ from edgekd.errors import TargetError
 from edgekd.quant import quantizers, weight_scales
 from edgekd.quant.flow import watch
 from edgekd.quant.fold import fold_batch_norms
+from edgekd.quant.lookup import Lookup
 from edgekd.quant.quantizers import act_parameters, is_static, sized
 
 
@@ -91,7 +92,8 @@ def quantize(
                     f"the rows of {name} hold {width} numbers, and in 4 bits two share a byte: choose an even width, "
                     "or add it to keep_float"
                 )
-            new = QuantEmbedding(rows, width, padding_idx=module.padding_idx, weight_quant=sized(table, width, block))
+            kind = QuantEmbedding if own == "w4_block" else Lookup
+            new = kind(rows, width, padding_idx=module.padding_idx, weight_quant=sized(table, width, block))
         else:
             continue
         for proxy in (getattr(new, "input_quant", None), new.weight_quant, getattr(new, "output_quant", None)):

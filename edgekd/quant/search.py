@@ -86,7 +86,12 @@ def search(
         weights, inputs = ptq.float_weights(model), moments(model, batches, progress)
     if technique("GPTQ", lambda: ptq.gptq(model, inputs)):
         inputs = moments(model, batches, progress)
-    technique("bias correction", lambda: ptq.correct_bias(model, inputs, weights))
+
+    def correct() -> None:
+        ptq.correct_bias(model, inputs, weights)
+        ptq.correct_convolutions(model, batches)
+
+    technique("bias correction", correct)
     model.load_state_dict(state)
     return [found | {"best": found["name"] == best["name"]} for found in tries]
 

@@ -96,13 +96,13 @@ def measure(
             without = _each(model, layers, shared, kl)
             ranked = sorted(alone, key=lambda name: (-alone[name], without[name]))
             in_float = partial(_flipped, model, layers)
-            kept = _refine([n for n in ranked if n in layers], lambda name: [("float", in_float(name))], whole, kl)
+            kept = refine([n for n in ranked if n in layers], lambda name: [("float", in_float(name))], whole, kl)
 
             def ways(name: str) -> list[tuple[str, AbstractContextManager[None]]]:
                 scheme, instead = finer[name]
                 return [(scheme, _replaced(model.get_submodule(name), instead)), ("float", in_float(name))]
 
-            mixed = _refine([n for n in ranked if n in finer], ways, whole, kl)
+            mixed = refine([n for n in ranked if n in finer], ways, whole, kl)
         finally:
             _switch(layers, on=True)
             model.train(training)
@@ -198,8 +198,11 @@ def _each(model: Any, layers: Layers, shared: Mapping[str, tuple[Any, list[str]]
     return found
 
 
-def _refine(ranked: list[str], ways: Ways, whole: float, kl: Callable[[], float]) -> list[dict[str, Any]]:
-    """Give one layer after the other more bits, worst first: every step up must win back enough."""
+def refine(ranked: list[str], ways: Ways, whole: float, kl: Callable[[], float]) -> list[dict[str, Any]]:
+    """Give one layer after the other more bits, worst first: every step up must win back enough of ``whole``.
+
+    Returns the rows of ``keep_float`` and ``mixed`` (see ``measure``); ``kl()`` is that of the model as it is now.
+    """
     found, before = [], whole
     with ExitStack() as kept:
         for name in ranked[:TRIED]:

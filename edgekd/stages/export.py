@@ -132,9 +132,5 @@ def _parity_feeds(model: Any, tokens: Tokens, export: spec.Export) -> tuple[list
     rows = stratified(tokens.labels, export.parity_examples, 0)
     rows = rows[np.argsort(tokens.lengths[rows], kind="stable")]
     names = exporter.accepted_inputs(model)
-    feeds = []
-    for i in range(0, len(rows), PARITY_BATCH):
-        ids, mask, _ = tokens.gather(rows[i : i + PARITY_BATCH])
-        given = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
-        feeds.append({name: given[name] for name in names})
+    feeds = [tokens.feed(rows[i : i + PARITY_BATCH], names) for i in range(0, len(rows), PARITY_BATCH)]
     return feeds, tokens.labels[rows]

@@ -6,6 +6,7 @@ A pass's docstring says what it requires, does and ensures. Passes are put in or
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 import onnx
@@ -14,48 +15,6 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from edgekd.errors import ExportError
 from edgekd.onnxio import branches
-from edgekd.onnxio.passes import (
-    common_subexpressions,
-    constant_pads,
-    constant_reshape,
-    constants,
-    dead,
-    dynamic_matmul,
-    early_quantize,
-    first_token,
-    flatten,
-    fold_clip,
-    fold_transpose,
-    gather_dequantize,
-    gemm_bias,
-    mask_constants,
-    names,
-    outer_product,
-    short_chains,
-)
-
-PASSES: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        common_subexpressions,
-        constant_pads,
-        constant_reshape,
-        constants,
-        dead,
-        dynamic_matmul,
-        early_quantize,
-        first_token,
-        flatten,
-        fold_clip,
-        fold_transpose,
-        gather_dequantize,
-        gemm_bias,
-        mask_constants,
-        names,
-        outer_product,
-        short_chains,
-    )
-}
 
 LEAN = (
     "constants",
@@ -79,6 +38,8 @@ PREPARED = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", "dy
 """What makes Brevitas' nodes those that runtimes fuse."""
 
 QUANTIZED_PASSES = (*PREPARED, *LEAN, "early_quantize", "gemm_bias", *FINISH)
+
+PASSES: dict[str, ModuleType] = {name: import_module(f"{__name__}.{name}") for name in QUANTIZED_PASSES}
 
 
 def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
