@@ -180,7 +180,7 @@ def run(
         from edgekd import ship
 
         ship.refuse_to_overwrite(bundle)  # now, not when everything has been done
-    sizes.check(target, line)
+    _check_models(target, line)
     context = runner.torch_context(device, progress)
     if target.student.config is not None and any(step.name == "quantize" for step in wanted):
         from edgekd.stages import quantize
@@ -194,9 +194,9 @@ def run(
     fetched = 1 + len(target.co_teachers)
     actions = walk(wanted[:fetched])
     _check_calibration(target, line)
-    sizes.check(target, line)  # the teacher has been fetched
+    _check_models(target, line)  # the teacher has been fetched
     actions |= walk(wanted[fetched : fetched + 1])
-    sizes.check(target, line)  # what was fetched may have been a GGUF file, which is converted now
+    _check_models(target, line)  # what was fetched may have been a GGUF file, which is converted now
     actions |= walk(wanted[fetched + 1 :])
     result: dict[str, Any] = {
         "run": name,
@@ -256,6 +256,17 @@ def stage_function(name: str) -> Callable[..., None]:
     """``run`` of ``edgekd/stages/<name>.py``, imported now and not before."""
     function: Callable[..., None] = importlib.import_module(f"edgekd.stages.{name}").run
     return function
+
+
+def _check_models(target: Target, line: Sequence[Step]) -> None:
+    """Raise what ``sizes.check`` does, and ``TargetError`` for models without the signals that losses look at."""
+    from edgekd.distill import taps
+
+    sizes.check(target, line)
+    if taps.inside(target.distill.losses, 1) != taps.LOGITS and not sizes.finished(line, "distill", "student.json"):
+        from edgekd.stages import labels
+
+        labels.check(target, sizes.teacher_config(target, line))
 
 
 def _check_calibration(target: Target, line: Sequence[Step]) -> None:

@@ -10,7 +10,7 @@ from edgekd import globs, shape, store
 from edgekd.distill import taps
 from edgekd.errors import AssetError, BudgetError, TargetError
 from edgekd.runner import Step
-from edgekd.spec import Target, precision
+from edgekd.spec import Average, Mutual, Target, precision
 
 TEACHER_SLACK = 1.05
 """The teacher's ONNX file is larger than its fp32 numbers by the graph, surely less than this."""
@@ -27,7 +27,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     """
     _check_shallow(target)
     labels = label_count(target, line) or 2  # a handful of numbers either way
-    config = _teacher_config(target, line)
+    config = teacher_config(target, line)
     if config is None:
         return None, None
     layers, hidden = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
@@ -79,12 +79,14 @@ def _check_shallow(target: Target) -> None:
 
 def _smallest(target: Target, config: dict[str, Any]) -> dict[str, Any]:
     """The student's configuration, by way of the assistants'. Raises ``TargetError`` for what does not fit another."""
-    parent, small, answers = config, config, [config]
+    parent, small, answers, source = config, config, [config], target.distill.source
     for i, student in enumerate(target.learners, 1):
         small = shape.student_config(student, parent, target.task.max_length)
         taps.check_exits(target.distill.losses, small.get("model_type"), _layers(small))
+        if isinstance(source, Average) or (isinstance(source, Mutual) and not source.teacher):
+            answers = [small]  # it teaches itself
         for other in answers:
-            taps.check(target.distill, _layers(small), _layers(other))
+            taps.check(target.distill, _layers(small), _layers(other), _width(small), _width(other))
         answers = [*answers, small] if target.distill.relabel == "best" else [small]
         if i <= len(target.assistants):
             parent, answers = small, [small]
@@ -101,6 +103,11 @@ def _shipped(target: Target, config: dict[str, Any]) -> dict[str, Any]:
 def _layers(config: Mapping[str, Any]) -> int | None:
     count = config.get("num_hidden_layers", config.get("n_layers"))
     return count if isinstance(count, int) else None
+
+
+def _width(config: Mapping[str, Any]) -> int | None:
+    width = config.get("hidden_size", config.get("dim"))
+    return width if isinstance(width, int) else None
 
 
 def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping[str, Any] | None) -> list[str]:
@@ -204,7 +211,7 @@ def finished(line: Sequence[Step], stage: str, file: str) -> Any:
         return None
 
 
-def _teacher_config(target: Target, line: Sequence[Step]) -> dict[str, Any] | None:
+def teacher_config(target: Target, line: Sequence[Step]) -> dict[str, Any] | None:
     """The teacher's ``config.json``: as fine-tuned, else where its source has been fetched to; ``None`` before that."""
     found = finished(line, "teacher", "model/config.json")
     if found is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
+from edgekd.distill import data
 from edgekd.distill.data import by_length, epoch_steps, micro_batches, tokenise
 
 
@@ -67,6 +69,15 @@ def test_a_long_text_is_cut_on_the_right_whatever_the_tokenizer_did_before() -> 
     tokenizer.enable_padding(length=20, direction="left")
     tokens = tokenise(tokenizer, ["oil price bank rate", "oil"], np.zeros(2, np.int64), 4, 0)
     assert [tokenizer.id_to_token(i) for i in tokens.ids] == ["[CLS]", "oil", "price", "[SEP]", "[CLS]", "oil", "[SEP]"]
+
+
+def test_texts_encoded_in_parts_are_those_encoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = tiny.split(23, 0)
+    whole = tiny.tokens(part)
+    monkeypatch.setattr(data, "ENCODED", 5)
+    parts = tiny.tokens(part)
+    for name in ("ids", "starts", "offsets", "labels"):
+        assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
 
 
 def test_micro_batches_carry_the_totals_of_the_whole_step() -> None:

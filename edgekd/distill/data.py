@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgekd.distill.signal import Batch
 
 Ints = NDArray[np.int64]
 BUCKET_BATCHES = 50  # batches sorted by length together: enough to pad little, few enough to stay shuffled
+ENCODED = 1000  # texts encoded together: what the tokenizer says of them is far larger than what is kept of it
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,7 @@ class Tokens:
 
     def gather(self, rows: Ints) -> tuple[Ints, NDArray[np.bool_], Ints]:
         """Padded ids, token mask, and flat positions into ``ids`` for ``rows``: each (B, T)."""
-        lengths = self.lengths[rows]
-        mask = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
-        flat = np.where(mask, self.offsets[rows][:, None] + np.arange(mask.shape[1])[None, :], 0)
+        mask, flat = ragged(self.offsets, rows)
         return np.where(mask, self.ids[flat], self.pad_id).astype(np.int64), mask, flat
 
     def feed(self, rows: Ints, names: Iterable[str]) -> dict[str, Ints]:
@@ -52,19 +53,44 @@ class Tokens:
         return {name: given[name] for name in names}
 
 
+def ragged(offsets: Ints, rows: Ints) -> tuple[NDArray[np.bool_], Ints]:
+    """Which of (B, T) places are tokens of ``rows``, and each one's flat position (0 where it is none)."""
+    first_B, last_B = offsets[rows], offsets[rows + 1]
+    places_T = np.arange(int((last_B - first_B).max()))
+    mask = places_T < (last_B - first_B)[:, None]
+    return mask, np.where(mask, first_B[:, None] + places_T, 0)
+
+
+def model_inputs(ids_BT: Ints, mask_BT: NDArray[np.bool_]) -> dict[str, Tensor]:
+    """What a transformer is called with: ``input_ids`` and ``attention_mask``, (B, T) int64 each."""
+    return {"input_ids": torch.from_numpy(ids_BT), "attention_mask": torch.from_numpy(mask_BT.astype(np.int64))}
+
+
 def tokenise(tokenizer: Any, texts: list[str], labels: Ints, max_length: int, pad_id: int) -> Tokens:
     """Encode ``texts`` with a ``tokenizers.Tokenizer``, cut on the right to ``max_length`` tokens.
 
     A text of which no token is left becomes one padding token that is attended to. ``edgekd.deploy`` does all the same.
+    What grows with the tokens is kept in temporary files, memory-mapped, which go when nobody looks at them any more.
     """
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, direction="right")
-    encodings = tokenizer.encode_batch(texts)
-    ids = np.concatenate([np.asarray(e.ids or [pad_id], np.int32) for e in encodings])
-    special = np.concatenate([np.asarray(e.special_tokens_mask or [1], np.bool_) for e in encodings])
-    starts = np.concatenate([np.asarray([o[0] for o in e.offsets] or [0], np.int32) for e in encodings])
-    offsets = np.concatenate([[0], np.cumsum([max(1, len(e.ids)) for e in encodings])]).astype(np.int64)
-    return Tokens(ids, np.where(special, np.int32(-1), starts), offsets, np.asarray(labels, np.int64), pad_id)
+    counts = [np.zeros(1, np.int64)]
+    with tempfile.TemporaryFile() as ids, tempfile.TemporaryFile() as starts:
+        for i in range(0, len(texts), ENCODED):
+            encodings = tokenizer.encode_batch(texts[i : i + ENCODED])
+            for e in encodings:
+                special = np.asarray(e.special_tokens_mask or [1], np.bool_)
+                begin = np.asarray([o[0] for o in e.offsets] or [0], np.int32)
+                ids.write(np.asarray(e.ids or [pad_id], np.int32).tobytes())
+                starts.write(np.where(special, np.int32(-1), begin).tobytes())
+            counts.append(np.asarray([max(1, len(e.ids)) for e in encodings], np.int64))
+        offsets = np.cumsum(np.concatenate(counts))
+        return Tokens(_mapped(ids), _mapped(starts), offsets, np.asarray(labels, np.int64), pad_id)
+
+
+def _mapped(file: Any) -> NDArray[np.int32]:
+    file.flush()
+    return np.memmap(file, np.int32, mode="c").view(np.ndarray)
 
 
 def epoch_steps(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[Ints]:
@@ -87,14 +113,13 @@ def micro_batches(
 ) -> Iterator[Batch]:
     """The micro-batches of one step, at most ``size`` examples each; ``teacher`` is a label store's split or None."""
     size = size or len(rows)
-    total_tokens = int(tokens.lengths[rows].sum())
+    total_tokens = int((tokens.offsets[rows + 1] - tokens.offsets[rows]).sum())
     for i in range(0, len(rows), size):
         part = rows[i : i + size]
         ids, mask, flat = tokens.gather(part)
-        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         signal = teacher.signal(part, tokens, mask, flat) if teacher is not None else None
         labels = torch.from_numpy(tokens.labels[part])
-        yield Batch(inputs, labels, len(rows), total_tokens, signal, progress)
+        yield Batch(model_inputs(ids, mask), labels, len(rows), total_tokens, signal, progress)
 
 
 def by_length(tokens: Tokens, batch_size: int) -> list[Ints]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.distill.data import Tokens, by_length
+from edgekd.distill.data import Tokens, by_length, model_inputs
 from edgekd.progress import Progress
 
 
@@ -32,8 +32,8 @@ def logits(
     ):
         for rows in by_length(tokens, batch_size):
             ids, mask, _ = tokens.gather(rows)
-            inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
-            result = model(**{k: v.to(device) for k, v in inputs.items()}).logits.float().cpu().numpy()
+            inputs = {name: x.to(device) for name, x in model_inputs(ids, mask).items()}
+            result = model(**inputs).logits.float().cpu().numpy()
             if out is None:
                 out = np.empty((len(tokens), result.shape[1]), np.float32)
             out[rows] = result

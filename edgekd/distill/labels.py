@@ -13,19 +13,20 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.distill.data import Ints, Tokens, by_length
+from edgekd.distill.data import Ints, Tokens, by_length, model_inputs, ragged
 from edgekd.distill.record import record
 from edgekd.distill.signal import Signal
 from edgekd.distill.taps import LOGITS, Needs
-from edgekd.errors import DataError, TrainingError
+from edgekd.errors import DataError, StoreError, TrainingError
 from edgekd.progress import Progress
 
 TOKEN_FIELDS = {"hidden": "hidden states", "query": "queries", "key": "keys", "value": "values"}
@@ -55,12 +56,16 @@ def compute(
     ready, done_path = out / f"{split}.ready.tmp", out / f"{split}.done.tmp"  # the store drops *.tmp at the end
     model.eval()
     if rank == 0 and not ready.exists():
-        _create(out, split, tokens, _outputs(tokens, np.array([0]), model, needs, device), needs.tokens)
+        ids, mask, _ = tokens.gather(np.array([0]))
+        _create(out, split, tokens, _outputs(model_inputs(ids, mask), model, needs, device), needs.tokens)
         done_path.write_bytes(bytes(len(blocks)))
         ready.touch()
     _wait(ready.exists)
     done = np.memmap(done_path, mode="r+", dtype=np.uint8)
-    fields = {name: np.load(out / f"{split}.{name}.npy", mmap_mode="r+") for name in names(needs)}
+    fields = {name: _map(out, split, name, "r+") for name in names(needs)}
+    _refuse_damage(out, split, fields, len(tokens), len(tokens.ids))
+    if len(done) != len(blocks):
+        raise _damaged(done_path, f"{len(done)} blocks instead of {len(blocks)}")
     mine = [i for i in range(len(blocks)) if not done[i] and i % world_size == rank]
     with progress.bar(f"labels: {split}", total=len(mine), unit="block") as advance:
         for i in mine:
@@ -96,10 +101,8 @@ def whole(top_BK: Tensor, classes_BK: Tensor, rest_B1: Tensor, classes: int) -> 
     return shared_BC.scatter(1, classes_BK.long(), top_BK)
 
 
-def _outputs(tokens: Tokens, rows: Ints, model: Any, needs: Needs, device: torch.device) -> dict[str, Tensor]:
-    """The teacher's fields for ``rows``: (B, C), and (B, T, channels) of what belongs to tokens."""
-    ids, mask, _ = tokens.gather(rows)
-    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+def _outputs(inputs: dict[str, Tensor], model: Any, needs: Needs, device: torch.device) -> dict[str, Tensor]:
+    """The teacher's fields for a batch: (B, C), and (B, T, channels) of what belongs to tokens."""
     with torch.inference_mode():
         signal = record(model, {k: v.to(device) for k, v in inputs.items()}, needs)
     attention = [states for block in needs.attention for states in signal.attention[block]]
@@ -136,8 +139,8 @@ def _create(out: Path, split: str, tokens: Tokens, outputs: dict[str, Tensor], p
 
 
 def _block(fields: Any, split: str, tokens: Tokens, rows: Ints, model: Any, needs: Needs, device: torch.device) -> None:
-    _, mask, flat = tokens.gather(rows)
-    for name, field in _outputs(tokens, rows, model, needs, device).items():
+    ids, mask, flat = tokens.gather(rows)
+    for name, field in _outputs(model_inputs(ids, mask), model, needs, device).items():
         values = field.to(torch.float32 if field.ndim == 2 else torch.float16).cpu().numpy()
         bad = ~np.isfinite(values)
         if field.ndim == 2:
@@ -160,15 +163,42 @@ def _wait(ready: Any) -> None:
         time.sleep(0.05)
 
 
+def _map(folder: Path, split: str, name: str, mode: Literal["r", "r+"] = "r") -> Any:
+    path = folder / f"{split}.{name}.npy"
+    try:
+        found = np.load(path, mmap_mode="r")
+        if mode == "r+":  # alone, it would make a file that is too short longer
+            found = np.load(path, mmap_mode=mode)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from error
+    return found
+
+
+def _refuse_damage(folder: Path, split: str, fields: Mapping[str, NDArray[Any]], examples: int, tokens: int) -> None:
+    for name, field in fields.items():
+        expected = tokens if "." in name or name == "starts" else examples
+        if len(field) != expected:
+            raise _damaged(folder / f"{split}.{name}.npy", f"{len(field)} rows instead of {expected}")
+
+
+def _damaged(path: Path, why: str) -> StoreError:
+    return StoreError(f"{path} is not what the labels stage wrote ({why}): make it anew, with --fresh labels")
+
+
 class LabelStore:
-    """One split of a finished store, read through memory maps: its memory does not grow with the data."""
+    """One split of a finished store, read through memory maps: its memory does not grow with the data.
+
+    Raises ``StoreError`` for a file that is missing, truncated or of another split than the rest.
+    """
 
     def __init__(self, folder: Path, split: str, needs: Needs = LOGITS, heads: int = 0, classes: int = 0) -> None:
-        self.fields = {name: np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in names(needs)}
+        self.fields = {name: _map(folder, split, name) for name in names(needs)}
         self.needs, self.heads, self.classes = needs, heads, classes
-        self.starts = np.load(folder / f"{split}.starts.npy", mmap_mode="r") if needs.tokens else None
-        self.offsets = np.load(folder / f"{split}.offsets.npy") if needs.tokens else None
-        self._aligned: NDArray[np.int64] | None = None
+        self.examples, tokens, placed = len(next(iter(self.fields.values()))), 0, {}
+        if needs.tokens:
+            self.starts, self.offsets = (_map(folder, split, name) for name in ("starts", "offsets"))
+            tokens, placed = int(self.offsets[-1]), {"starts": self.starts, "offsets": self.offsets[1:]}
+        _refuse_damage(folder, split, self.fields | placed, self.examples, tokens)
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -186,14 +216,22 @@ class LabelStore:
         top, classes, rest = (torch.from_numpy(np.array(self.fields[n][rows])) for n in ("top", "classes", "rest"))
         return whole(top, classes, rest, self.classes)
 
+    def of(self, tokens: Tokens) -> LabelStore:
+        """Itself, if it is of that split; raises ``DataError`` if it holds another number of examples."""
+        if self.examples != len(tokens):
+            raise DataError(
+                f"the label store holds {self.examples} examples and the split {len(tokens)}: rerun the labels stage, "
+                "with --fresh labels"
+            )
+        return self
+
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The teacher's signal for ``rows``, what belongs to tokens (float16) placed at the student's tokens."""
+        self.of(tokens)
         where: Any = None
         if self.needs.tokens:
-            if self._aligned is None:
-                assert self.starts is not None and self.offsets is not None
-                self._aligned = align(tokens, self.starts, self.offsets)
-            where = np.where(mask, self._aligned[flat], 0)
+            place_BT = align(np.where(mask, tokens.starts[flat], -1), self.starts, self.offsets, rows)
+            where = self.offsets[rows][:, None] + place_BT
         read = {n: torch.from_numpy(f[where]) for n, f in self.fields.items() if "." in n}
         hidden = {layer: read[f"hidden.{layer}"] for layer in self.needs.hidden}
         attention = {n: (read[f"query.{n}"], read[f"key.{n}"], read[f"value.{n}"]) for n in self.needs.attention}
@@ -201,23 +239,22 @@ class LabelStore:
         return Signal(self._logits(rows), hidden, attention, self.heads, pooled)
 
 
-def align(tokens: Tokens, starts_P: NDArray[np.int32], offsets: Ints) -> Ints:
-    """For each of the student's tokens, the place in ``starts_P`` of the teacher's that covers its first character.
+def align(wanted_BT: NDArray[np.int32], starts_P: NDArray[np.int32], offsets: Ints, rows: Ints) -> Ints:
+    """For each of a student's tokens, the place among the teacher's tokens of its example that covers its first
+    character: (B, T).
 
-    Leading specials pair with leading ones, trailing with the last; raises ``DataError`` if the splits differ.
+    ``wanted_BT`` are the first characters, -1 for specials and padding; ``starts_P`` those of all the teacher's tokens,
+    of which ``offsets`` say which are an example's. Leading specials pair with the first token, all others with the
+    last, and so does text that the teacher, cut to fewer characters, has not seen.
     """
-    if len(offsets) != len(tokens.offsets):
-        raise DataError("the label store holds another number of examples than the split: rerun the labels stage")
-    aligned = np.empty(len(tokens.ids), np.int64)
-    for i in range(len(tokens)):  # once per run, not per step
-        mine = slice(tokens.offsets[i], tokens.offsets[i + 1])
-        first, last = int(offsets[i]), int(offsets[i + 1])
-        starts = np.asarray(starts_P[first:last])
-        text = np.flatnonzero(starts >= 0)
-        wanted = tokens.starts[mine]
-        found = np.searchsorted(starts[text], wanted, side="right") - 1
-        place = text[np.clip(found, 0, len(text) - 1)] if len(text) else np.zeros(len(wanted), np.int64)
-        special = wanted < 0
-        leading = special & (np.cumsum(~special) == 0)
-        aligned[mine] = first + np.where(special, np.where(leading, 0, last - first - 1), place)
-    return aligned
+    mask_BP, flat_BP = ragged(offsets, rows)
+    starts_BP = np.where(mask_BP, starts_P[flat_BP], -1)
+    text_BP, row_B1 = starts_BP >= 0, np.arange(len(rows), dtype=np.int64)[:, None] << 32
+    texts_B1 = text_BP.sum(1, keepdims=True)
+    first_B1 = np.cumsum(texts_B1, axis=0) - texts_B1
+    found_BT = np.searchsorted((row_B1 + starts_BP)[text_BP], row_B1 + wanted_BT, side="right") - 1
+    place_Q = np.append(np.nonzero(text_BP)[1], 0)  # one more, for examples without text at the end
+    place_BT = np.where(texts_B1 > 0, place_Q[np.maximum(found_BT, first_B1)], 0)
+    special_BT = wanted_BT < 0
+    leading_BT = np.logical_and.accumulate(special_BT, axis=1)
+    return np.where(special_BT, np.where(leading_BT, 0, mask_BP.sum(1, keepdims=True) - 1), place_BT)

@@ -16,8 +16,7 @@ from edgekd.distill.losses.exits import Exits
 from edgekd.distill.losses.feature import Compared, Hints
 from edgekd.distill.record import record, shape
 from edgekd.distill.signal import Batch, Signal
-from edgekd.distill.taps import LOGITS, needs, pairs
-from edgekd.errors import TargetError
+from edgekd.distill.taps import LOGITS, check_heads, needs, pairs
 
 BALANCE_EVERY = 50
 """Forwards between two measurements of the losses' gradients."""
@@ -151,11 +150,6 @@ def _own(loss: spec.Loss, student: Mapping[str, int], teacher: Mapping[str, int]
     if isinstance(loss, spec.HiddenMSE | spec.HiddenCosine | spec.EmbeddingMSE):
         mixed = getattr(loss, "layers", None) == "learned"
         return Hints(found, student["hidden"], teacher["hidden"], mixed)
-    if isinstance(loss, spec.Relations):
-        for who, model in (("student", student), ("teacher", teacher)):
-            if model["hidden"] % loss.heads:
-                raise TargetError(
-                    f"distill.losses: Relations(heads={loss.heads}) does not divide the {model['hidden']} channels of "
-                    f"the {who}"
-                )
+    check_heads(loss, "student", student["hidden"])
+    check_heads(loss, "teacher", teacher["hidden"])
     return Compared(found) if found else None

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.distill.data import Ints, Tokens
+from edgekd.distill.data import Ints, Tokens, model_inputs
 from edgekd.distill.labels import align
 from edgekd.distill.learner import Learner
 from edgekd.distill.record import record
@@ -37,20 +37,17 @@ class LiveTeacher:
     ) -> None:
         self.model, self.tokens, self.needs = model.eval().to(device), tokens, needs
         self.device, self.bf16, self.learns = device, bf16, learns
-        self._aligned: Ints | None = None
 
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The teacher's signal for ``rows``, what belongs to tokens placed at the student's ``tokens``."""
         ids, own_mask, _ = self.tokens.gather(rows)
-        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(own_mask.astype(np.int64))}
+        inputs = {name: x.to(self.device) for name, x in model_inputs(ids, own_mask).items()}
         with torch.set_grad_enabled(self.learns), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            signal = record(self.model, {name: x.to(self.device) for name, x in inputs.items()}, self.needs)
+            signal = record(self.model, inputs, self.needs)
         if not self.needs.tokens:
             return signal
-        if self._aligned is None:
-            self._aligned = align(tokens, self.tokens.starts, self.tokens.offsets)
-        place = np.where(mask, self._aligned[flat] - self.tokens.offsets[rows][:, None], 0)
-        where_BT = torch.from_numpy(place).to(self.device)
+        place_BT = align(np.where(mask, tokens.starts[flat], -1), self.tokens.starts, self.tokens.offsets, rows)
+        where_BT = torch.from_numpy(place_BT).to(self.device)
 
         def at_students_tokens(x: Tensor) -> Tensor:
             return x if x.ndim == 2 else x.gather(1, where_BT.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

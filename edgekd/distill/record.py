@@ -29,16 +29,28 @@ def record(model: Any, inputs: dict[str, Tensor], needs: Needs = LOGITS) -> Sign
     """The outputs of ``model`` on ``inputs``: what ``needs`` names, and the logits.
 
     Queries and keys are taken as the projections give them, before any rotation by position. Raises ``TargetError`` for
-    a family whose attention has no projections known here.
+    a family whose attention has no projections known here, or that gives no states of its layers.
     """
     if not needs.tokens and not needs.pooled:
         return Signal(model(**inputs).logits)
     with _projected(model, bool(needs.attention)) as seen:
         out = model(**inputs, output_hidden_states=bool(needs.hidden) or needs.pooled)
-    hidden = {layer: out.hidden_states[layer] for layer in needs.hidden}
+    states: Any = getattr(out, "hidden_states", None) or ()
+    layers = max(needs.hidden, default=0) + 1 if needs.hidden or needs.pooled else 0
+    _refuse_fewer(model, "hidden states", len(states), layers)
+    _refuse_fewer(model, "queries, keys and values", len(seen), max(needs.attention, default=0))
+    hidden = {layer: states[layer] for layer in needs.hidden}
     attention = {layer: seen[layer - 1] for layer in needs.attention}
-    pooled = mean(out.hidden_states[-1], inputs["attention_mask"]) if needs.pooled else None
+    pooled = mean(states[-1], inputs["attention_mask"]) if needs.pooled else None
     return Signal(out.logits, hidden, attention, heads(model), pooled)
+
+
+def _refuse_fewer(model: Any, what: str, given: int, asked: int) -> None:
+    if given < asked:
+        raise TargetError(
+            f"{type(model).__name__} gives {what} of {given} layers, and {asked} are looked at: leave the losses that "
+            "do out of distill.losses"
+        )
 
 
 def shape(model: Any) -> dict[str, int]:

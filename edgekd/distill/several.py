@@ -54,6 +54,12 @@ class Together:
         """The same as a tensor."""
         return together([Signal(store.all_logits()) for store in self.stores], self.combine).logits_BC
 
+    def of(self, tokens: Tokens) -> Together:
+        """Itself, if every store is of that split, as ``LabelStore.of``."""
+        for store in self.stores:
+            store.of(tokens)
+        return self
+
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The combined signal for ``rows``, as ``LabelStore.signal``."""
         return together([store.signal(rows, tokens, mask, flat) for store in self.stores], self.combine)

@@ -116,10 +116,36 @@ def check_exits(losses: Sequence[spec.Loss], family: object, layers: int | None)
             )
 
 
-def check(distill: spec.Distill, student_layers: int | None, teacher_layers: int | None) -> None:
-    """Raise ``TargetError`` for a pair of layers outside either model; ``None`` stands for a count not known yet."""
+def check(
+    distill: spec.Distill,
+    student_layers: int | None,
+    teacher_layers: int | None,
+    student_width: int | None = None,
+    teacher_width: int | None = None,
+) -> None:
+    """Raise ``TargetError`` for a pair of layers outside either model, and for relation heads that do not divide either
+    width; ``None`` stands for a number not known yet.
+    """
     if student_layers is not None and teacher_layers is not None:
         needs(distill.losses, student_layers, teacher_layers, 1)
+    for loss in distill.losses:
+        check_heads(loss, "student", student_width)
+        check_heads(loss, "teacher", teacher_width)
+
+
+def check_heads(loss: spec.Loss, who: str, width: int | None) -> None:
+    """Raise ``TargetError`` for a loss whose relation heads do not divide a model's ``width``."""
+    if isinstance(loss, spec.Relations) and width is not None and width % loss.heads:
+        raise TargetError(
+            f"distill.losses: Relations(heads={loss.heads}) does not divide the {width} channels of the {who}"
+        )
+
+
+def inside(losses: Sequence[spec.Loss], layers: int) -> Needs:
+    """All that ``losses`` could ask of a model with so many layers, whichever these are paired with."""
+    hidden, attention = (any(isinstance(loss, kinds) for loss in losses) for kinds in (HIDDEN, ATTENTION))
+    pooled = any(isinstance(loss, POOLED) for loss in losses)
+    return Needs(tuple(range(layers + 1)) * hidden, tuple(range(1, layers + 1)) * attention, pooled)
 
 
 def taps(distill: spec.Distill, student: spec.Student) -> tuple[str, ...]:

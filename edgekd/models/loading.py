@@ -114,10 +114,8 @@ def _check_labels(config: Any, labels: Sequence[str], folder: Path) -> None:
         )
     named = not all(str(name).startswith("LABEL_") for name in theirs)
     if named and theirs != list(labels):
-        raise DataError(
-            f"the teacher's labels {theirs} are not the data's {list(labels)} in the same order: "
-            "set task.labels to the teacher's"
-        )
+        cure = "set task.labels to the teacher's" if {*theirs} == {*labels} else "give it a finetune=Finetune(...)"
+        raise DataError(f"the teacher's labels {theirs} are not the data's {list(labels)} in the same order: {cure}")
 
 
 def _check_weights(model: Any, found: Mapping[str, Any], folder: Path, finetuned: bool) -> None:

@@ -57,7 +57,7 @@ def judge(
 ) -> dict[str, float]:
     """How a model answers on validation, beside the labels and the stored teachers."""
     found = evaluate.logits(model, tokens, progress=ctx.progress, name=f"{name}: scoring validation")
-    truth = several.read([stage.path for stage in stages(labels)], "validation", distill.combine).logits
+    truth = several.read([stage.path for stage in stages(labels)], "validation", distill.combine).of(tokens).logits
     return evaluate.compare(found, tokens.labels, truth)
 
 
@@ -91,6 +91,7 @@ def set_lesson(
     shipped = None if whole is None else student
     learner = Learner(taught, distill.losses, shape, distill.balance, shipped).to(device)
     wanted = needs(distill.losses, model_shape(taught)["layers"], shape["layers"], 1)
+    several.read(folders, "validation", distill.combine).of(tokens["validation"])  # now, not after the first epoch
     judged = partial(judge, ctx, name, student, tokens["validation"], distill, labels)
     lesson = loop.Task(name, learner, tokens["taught"], None, judged)
     if not isinstance(source, spec.Stored | spec.Live) or all(map(_needs_no_teacher, distill.losses)):
@@ -100,6 +101,7 @@ def set_lesson(
         distances = distill.select is not None and distill.select.method == "diversity"
         wanted = replace(wanted, pooled=wanted.pooled or distances, top=held.top)
         store = several.read(folders, "taught", distill.combine, wanted, shape["heads"], shape["classes"])
+        store.of(tokens["taught"])
         if distill.select is not None and rows is None:
             own = partial(evaluate.logits, taught, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
             rows = select.rows(distill.select, store, own, seed)

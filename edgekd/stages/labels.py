@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from edgekd import spec
 from edgekd.distill import labels as label_store
 from edgekd.distill import record
-from edgekd.distill.taps import LOGITS, store_bytes, stored
+from edgekd.distill.taps import LOGITS, check_heads, inside, store_bytes, stored
+from edgekd.errors import TargetError
+from edgekd.models.student import skeleton
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
@@ -63,3 +66,47 @@ def best(teachers: Sequence[Stage]) -> tuple[Stage, dict[str, float]]:
     """The stage whose model scores best on validation, the latest of equals; and the scores by the folders' names."""
     scores = {stage.path.name: read_json(stage.path / "scores.json")["validation"]["score"] for stage in teachers}
     return max(reversed(teachers), key=lambda stage: scores[stage.path.name]), scores
+
+
+def check(target: spec.Target, teacher: Mapping[str, Any] | None) -> None:
+    """Raise ``TargetError`` for a model that gives not what the target's losses look at: a student of a configuration
+    of its own, or the ``teacher``, if its configuration is known.
+    """
+    configs: dict[str, Mapping[str, Any] | None] = {"student": target.student.config}
+    configs |= {f"assistants[{i}]": assistant.config for i, assistant in enumerate(target.assistants)}
+    source = target.distill.source
+    itself = isinstance(source, spec.Average) or (isinstance(source, spec.Mutual) and not source.teacher)
+    if target.student.config is None or not itself:
+        configs["teacher"] = teacher  # what is cut out of it is like it
+    for who, config in configs.items():
+        if config is not None:
+            check_signals(config, target.distill.losses, who)
+
+
+def check_signals(config: Mapping[str, Any], losses: Sequence[spec.Loss], who: str) -> None:
+    """Raise ``TargetError`` where a model of this configuration has not, for every token, what ``losses`` look at.
+
+    Asked before anything is trained: the model is run without any numbers. Of a family that cannot be, only the
+    projections of attention are looked for; the rest is found when its labels are made.
+    """
+    ids_BT = torch.ones(1, 7, dtype=torch.long, device="meta")
+    try:
+        model = skeleton({**config, "attn_implementation": "eager"}).eval()
+    except TargetError:  # whoever builds it says so better
+        return
+    asked = inside(losses, record.shape(model)["layers"])
+    try:
+        found = record.record(model, {"input_ids": ids_BT, "attention_mask": ids_BT}, asked)
+    except (RuntimeError, ValueError):  # it looks at numbers
+        return
+    attention = [states for parts in found.attention.values() for states in parts]
+    if any(getattr(states, "shape", ())[:2] != ids_BT.shape for states in (*found.hidden.values(), *attention)):
+        raise TargetError(
+            f"{who}: {type(model).__name__} has not one state for every token in every layer: leave the losses that "
+            "look at them out of distill.losses"
+        )
+    if attention and not found.heads:
+        raise TargetError(f"{who}: the configuration of {type(model).__name__} gives no number of attention heads")
+    for loss in losses:
+        for width in {states.shape[-1] for states in attention}:
+            check_heads(loss, who, width)

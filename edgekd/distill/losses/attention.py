@@ -16,33 +16,55 @@ FAR = -1e9
 """A score, in float32, by which softmax gives padding nothing."""
 
 
-def _split(x_BTD: Tensor, heads: int) -> Tensor:
-    """(B, heads, T, D / heads), float32."""
-    return x_BTD.float().reshape(*x_BTD.shape[:2], heads, -1).transpose(1, 2)
+def _heads(x_BTD: Tensor, heads: int, mask_BT: Tensor, scale: float = 1.0) -> Tensor:
+    """(B, heads, T, D / heads), float32, contiguous: scaled, and 0 on padding, here where it is small."""
+    x = x_BTD.reshape(*x_BTD.shape[:2], heads, -1).transpose(1, 2)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    return x * (mask_BT[:, None, :, None] * scale)
 
 
-def _products(a_BTD: Tensor, b_BTD: Tensor, a_heads: int, b_heads: int) -> Tensor:
-    """Scaled products (B, A, T, T) of every position with every other; fewer heads of ``b`` serve several of ``a``."""
-    a, b = _split(a_BTD, a_heads), _split(b_BTD, b_heads)
-    if a_heads != b_heads:
-        b = b.repeat_interleave(a_heads // b_heads, dim=1)
-    return a @ b.transpose(-1, -2) / math.sqrt(a.shape[-1])
+def _queries_keys(signal: Signal, layer: int) -> tuple[Tensor, Tensor]:
+    """A block's queries and keys, (B, T, D) both: fewer heads of keys serve several of queries."""
+    q_BTD, k_BTD, _ = signal.attention[layer]
+    shared, width = q_BTD.shape[-1] // k_BTD.shape[-1], q_BTD.shape[-1] // signal.heads
+    if shared > 1:
+        k_BTD = k_BTD.reshape(*k_BTD.shape[:2], -1, width).repeat_interleave(shared, 2).flatten(2)
+    return q_BTD, k_BTD
 
 
-def _scores(signal: Signal, layer: int, groups: int, divergence: str, mask_BT: Tensor) -> Tensor:
-    """Scores (0 on padded keys), or log-weights, of a block's attention: means over ``groups`` groups of heads."""
-    q, k, _ = signal.attention[layer]
-    products_BATT = _products(q, k, signal.heads, k.shape[-1] * signal.heads // q.shape[-1])
-    padding_B11T = ~mask_BT[:, None, None, :]
-    if divergence == "mse":
-        return _grouped_heads(products_BATT, groups).masked_fill(padding_B11T, 0.0)
-    weights_BATT = F.softmax(products_BATT.masked_fill(padding_B11T, FAR), dim=-1)
-    return _grouped_heads(weights_BATT, groups).clamp_min(1e-30).log()
+def _mean_scores(signal: Signal, layer: int, groups: int, mask_BT: Tensor) -> Tensor:
+    """Scores (B, groups, T, T), means over the heads of each group, 0 for padding.
+
+    The heads of a group stand side by side, and the sum of their products is the product of all their channels.
+    """
+    q_BTD, k_BTD = _queries_keys(signal, layer)
+    scale = groups / signal.heads / math.sqrt(q_BTD.shape[-1] / signal.heads)
+    return _heads(q_BTD, groups, mask_BT, scale) @ _heads(k_BTD, groups, mask_BT).transpose(-1, -2)
 
 
-def _grouped_heads(x_BATT: Tensor, groups: int) -> Tensor:
+def _log_weights(a: Tensor, b: Tensor, mask_BT: Tensor) -> Tensor:
+    """Log-softmax of the products (B, A, T, T) of every position of ``a`` with every one of ``b``, padding aside."""
+    far_B11T = (~mask_BT[:, None, None, :]) * FAR
+    return F.log_softmax((a @ b.transpose(-1, -2)).add_(far_B11T), dim=-1)
+
+
+def _mean_log_weights(signal: Signal, layer: int, groups: int, mask_BT: Tensor) -> Tensor:
+    """Logarithms of weights (B, groups, T, T), means over the heads of each group."""
+    q_BTD, k_BTD = _queries_keys(signal, layer)
+    q = _heads(q_BTD, signal.heads, mask_BT, math.sqrt(signal.heads / q_BTD.shape[-1]))
+    log_BATT = _log_weights(q, _heads(k_BTD, signal.heads, mask_BT), mask_BT)
+    return log_BATT if groups == signal.heads else _grouped(log_BATT.exp(), groups).clamp_min(1e-30).log()
+
+
+def _grouped(x_BATT: Tensor, groups: int) -> Tensor:
     batch, heads, *rest = x_BATT.shape
     return x_BATT.reshape(batch, groups, heads // groups, *rest).mean(2)
+
+
+def _kl(p_BATT: Tensor, q_BATT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Sum over queries that are no padding of KL(p ‖ q), both given as logarithms, p without a gradient."""
+    weight_BATT = p_BATT.exp().mul_(mask_BT[:, None, :, None])
+    return torch.dot(weight_BATT.flatten(), (p_BATT - q_BATT).flatten())
 
 
 def attention_maps(loss: spec.AttentionMaps, student: Signal, teacher: Signal, batch: Batch, own: Compared) -> Tensor:
@@ -53,17 +75,15 @@ def attention_maps(loss: spec.AttentionMaps, student: Signal, teacher: Signal, b
     of queries and keys alone: biases by position, and masks other than padding, are left out on both sides.
     """
     mask_BT, teacher = batch.mask_BT, teacher.map(Tensor.detach)
-    keys_B = mask_BT.sum(1).clamp_min(1)
-    groups = math.gcd(student.heads, teacher.heads)
+    keys_B, groups = mask_BT.sum(1).clamp_min(1), math.gcd(student.heads, teacher.heads)
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
-        s_BGTT = _scores(student, s, groups, loss.divergence, mask_BT)
-        t_BGTT = _scores(teacher, t, groups, loss.divergence, mask_BT)
         if loss.divergence == "mse":
-            found_BGT = (s_BGTT - t_BGTT).square().sum(-1) / keys_B[:, None, None]
+            s_BGTT, t_BGTT = (_mean_scores(x, n, groups, mask_BT) for x, n in ((student, s), (teacher, t)))
+            total = total + ((s_BGTT - t_BGTT).square().sum((1, 2, 3)) / keys_B).sum()
         else:
-            found_BGT = F.kl_div(s_BGTT, t_BGTT, log_target=True, reduction="none").sum(-1)
-        total = total + found_BGT.masked_fill(~mask_BT[:, None], 0.0).sum()
+            s_BGTT, t_BGTT = (_mean_log_weights(x, n, groups, mask_BT) for x, n in ((student, s), (teacher, t)))
+            total = total + _kl(t_BGTT, s_BGTT, mask_BT)
     return total / (batch.total_tokens * groups * len(own.pairs))
 
 
@@ -72,20 +92,15 @@ def relations(loss: spec.Relations, student: Signal, teacher: Signal, batch: Bat
 
     A relation is softmax(A Aᵀ / √d) with A the queries, the keys or the values, split into ``heads`` heads of width d.
     """
-    mask_BT = batch.mask_BT
 
     def log_relation(x_BTD: Tensor) -> Tensor:
-        products_BATT = _products(x_BTD, x_BTD, loss.heads, loss.heads)
-        return F.log_softmax(products_BATT.masked_fill(~mask_BT[:, None, None, :], FAR), dim=-1)
+        x = _heads(x_BTD, loss.heads, batch.mask_BT, (loss.heads / x_BTD.shape[-1]) ** 0.25)
+        return _log_weights(x, x, batch.mask_BT)
 
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
         for kind in loss.of:
             which = "qkv".index(kind[0])
-            p_BATT, q_BATT = (
-                log_relation(teacher.attention[t][which].detach()),
-                log_relation(student.attention[s][which]),
-            )
-            found_BAT = F.kl_div(q_BATT, p_BATT, log_target=True, reduction="none").sum(-1)
-            total = total + found_BAT.masked_fill(~mask_BT[:, None], 0.0).sum()
+            p_BATT = log_relation(teacher.attention[t][which].detach())
+            total = total + _kl(p_BATT, log_relation(student.attention[s][which]), batch.mask_BT)
     return total / (batch.total_tokens * loss.heads * len(loss.of) * len(own.pairs))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -34,17 +35,29 @@ class Hints(nn.Module):
 
     def forward(self, student: Signal, teacher: Signal) -> Iterator[tuple[Tensor, Tensor]]:
         """(projected student states, teacher states), float32, of each comparison."""
-        project = iter(self.project)
-        for i, (s, teachers) in enumerate(self.layers.items()):
-            states = [teacher.hidden[t].detach().float() for t in teachers]
-            if self.mix is not None:
-                states = [torch.einsum("n,n...->...", self.mix[i].softmax(-1), torch.stack(states))]
-            for t_BTH in states:
-                yield next(project)(student.hidden[s].float()), t_BTH
+        targets: list[tuple[int, Tensor]]
+        if self.mix is not None:  # every layer looks at the same ones
+            states = torch.stack([teacher.hidden[t].detach().float() for t in next(iter(self.layers.values()))])
+            mixed = torch.einsum("st,t...->s...", self.mix.softmax(-1), states)
+            targets = list(zip(self.layers, mixed, strict=True))
+        else:
+            targets = [(s, teacher.hidden[t].detach()) for s, teachers in self.layers.items() for t in teachers]
+        for project, (s, t_BTH) in zip(self.project, targets, strict=True):
+            yield project(student.hidden[s].float()), t_BTH.float()
 
     def __len__(self) -> int:
         """The number of comparisons."""
         return len(self.project)
+
+
+def _of_tokens(own: Hints, student: Signal, teacher: Signal, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is compared, (N, H) each, of the N tokens alone: padding is not worth a projection."""
+    where_N = batch.mask_BT.flatten().nonzero().squeeze(1)
+
+    def packed(signal: Signal, layers: Iterable[int]) -> Signal:
+        return replace(signal, hidden={n: signal.hidden[n].flatten(0, 1).index_select(0, where_N) for n in layers})
+
+    yield from own(packed(student, own.layers), packed(teacher, {t for found in own.layers.values() for t in found}))
 
 
 def hidden_mse(
@@ -52,8 +65,8 @@ def hidden_mse(
 ) -> Tensor:
     """Mean over comparisons, tokens and channels of (projected student − teacher)² (FitNets 2015, TinyBERT 2020)."""
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
-    for s_BTH, t_BTH in own(student, teacher):
-        total = total + squared_error(s_BTH, t_BTH, batch)
+    for s_NH, t_NH in _of_tokens(own, student, teacher, batch):
+        total = total + F.mse_loss(s_NH, t_NH, reduction="sum") / t_NH.shape[-1]
     return total / (batch.total_tokens * len(own))
 
 
@@ -66,8 +79,9 @@ def squared_error(s_BTH: Tensor, t_BTH: Tensor, batch: Batch) -> Tensor:
 def hidden_cosine(loss: spec.HiddenCosine, student: Signal, teacher: Signal, batch: Batch, own: Hints) -> Tensor:
     """Mean over comparisons and tokens of 1 − cos(projected student, teacher) (DistilBERT, Sanh et al. 2019)."""
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
-    for s_BTH, t_BTH in own(student, teacher):
-        total = total + (1 - F.cosine_similarity(s_BTH, t_BTH, dim=-1))[batch.mask_BT].sum()
+    for s_NH, t_NH in _of_tokens(own, student, teacher, batch):
+        products_N = (s_NH * F.normalize(t_NH, dim=-1)).sum(-1)
+        total = total + (1 - products_N / s_NH.norm(dim=-1).clamp_min(1e-8)).sum()
     return total / (batch.total_tokens * len(own))
 
 
@@ -89,8 +103,7 @@ def attention_transfer(
     """
 
     def energy(states_BTH: Tensor) -> Tensor:
-        states_BTH = states_BTH.float().masked_fill(~batch.mask_BT.unsqueeze(-1), 0.0)
-        return F.normalize(states_BTH.square().sum(-1), dim=-1)
+        return F.normalize(states_BTH.float().square().sum(-1).masked_fill(~batch.mask_BT, 0.0), dim=-1)
 
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
