@@ -10,7 +10,7 @@ from edgekd import globs, shape, store
 from edgekd.distill import taps
 from edgekd.errors import AssetError, BudgetError, TargetError
 from edgekd.runner import Step
-from edgekd.spec import Average, Mutual, Target, precision
+from edgekd.spec import Target, precision
 
 TEACHER_SLACK = 1.05
 """The teacher's ONNX file is larger than its fp32 numbers by the graph, surely less than this."""
@@ -79,12 +79,12 @@ def _check_shallow(target: Target) -> None:
 
 def _smallest(target: Target, config: dict[str, Any]) -> dict[str, Any]:
     """The student's configuration, by way of the assistants'. Raises ``TargetError`` for what does not fit another."""
-    parent, small, answers, source = config, config, [config], target.distill.source
+    parent, small, answers = config, config, [config]
     for i, student in enumerate(target.learners, 1):
         small = shape.student_config(student, parent, target.task.max_length)
         taps.check_exits(target.distill.losses, small.get("model_type"), _layers(small))
-        if isinstance(source, Average) or (isinstance(source, Mutual) and not source.teacher):
-            answers = [small]  # it teaches itself
+        if taps.by_itself(target.distill.source):
+            answers = [small]
         for other in answers:
             taps.check(target.distill, _layers(small), _layers(other), _width(small), _width(other))
         answers = [*answers, small] if target.distill.relabel == "best" else [small]

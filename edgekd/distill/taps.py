@@ -133,6 +133,11 @@ def check(
         check_heads(loss, "teacher", teacher_width)
 
 
+def by_itself(source: spec.Source) -> bool:
+    """Whether nobody but the student, or others of its kind, teaches it."""
+    return isinstance(source, spec.Average) or (isinstance(source, spec.Mutual) and not source.teacher)
+
+
 def check_heads(loss: spec.Loss, who: str, width: int | None) -> None:
     """Raise ``TargetError`` for a loss whose relation heads do not divide a model's ``width``."""
     if isinstance(loss, spec.Relations) and width is not None and width % loss.heads:

@@ -10,7 +10,7 @@ import torch
 from edgekd import spec
 from edgekd.distill import labels as label_store
 from edgekd.distill import record
-from edgekd.distill.taps import LOGITS, check_heads, inside, store_bytes, stored
+from edgekd.distill.taps import LOGITS, by_itself, check_heads, inside, store_bytes, stored
 from edgekd.errors import TargetError
 from edgekd.models.student import skeleton
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
@@ -74,9 +74,7 @@ def check(target: spec.Target, teacher: Mapping[str, Any] | None) -> None:
     """
     configs: dict[str, Mapping[str, Any] | None] = {"student": target.student.config}
     configs |= {f"assistants[{i}]": assistant.config for i, assistant in enumerate(target.assistants)}
-    source = target.distill.source
-    itself = isinstance(source, spec.Average) or (isinstance(source, spec.Mutual) and not source.teacher)
-    if target.student.config is None or not itself:
+    if target.student.config is None or not by_itself(target.distill.source):
         configs["teacher"] = teacher  # what is cut out of it is like it
     for who, config in configs.items():
         if config is not None:
