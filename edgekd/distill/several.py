@@ -37,6 +37,8 @@ def read(
 class Together:
     """Label stores of the same examples, to be used like one: their answers combined, all else the first one's."""
 
+    known = None  # a black box, of which not all probabilities are, teaches alone
+
     def __init__(self, stores: Sequence[LabelStore], combine: spec.Combine) -> None:
         self.stores, self.combine = stores, combine
 
@@ -53,6 +55,9 @@ class Together:
     def all_logits(self) -> Tensor:
         """The same as a tensor."""
         return together([Signal(store.all_logits()) for store in self.stores], self.combine).logits_BC
+
+    def answered(self) -> None:
+        """All examples have an answer."""
 
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The combined signal for ``rows``, as ``LabelStore.signal``."""
