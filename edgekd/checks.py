@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from edgekd.spec import Student, Target
+    from edgekd.spec import Target
 
 Range = Mapping[str, float]
 
@@ -37,7 +37,15 @@ RANGES: dict[str, Range] = {
     "Optimizer.clip_norm": POSITIVE,
     "Optimizer.batch_size": COUNT,
     "Optimizer.micro_batch_size": COUNT,
-    "Finetune.epochs": POSITIVE,
+    "BlackBox.top_logprobs": {"at least": 1, "at most": 20},
+    "BlackBox.max_unlabelled": SHARE,
+    "BlackBox.concurrency": {"at least": 1, "at most": 256},
+    "BlackBox.timeout_s": POSITIVE,
+    "BlackBox.retries": {"at least": 0, "at most": 20},
+    "BlackBox.max_requests": COUNT,
+    "BlackBox.max_cost": POSITIVE,
+    "BlackBox.input_price": NOT_NEGATIVE,
+    "BlackBox.output_price": NOT_NEGATIVE,
     "Finetune.dropout": DROPOUT,
     "Student.layers": COUNT,
     "Student.layers[]": NOT_NEGATIVE,
@@ -69,7 +77,7 @@ RANGES: dict[str, Range] = {
     "RKD.angle": NOT_NEGATIVE,
     "CorrelationCongruence.gamma": POSITIVE,
     "CorrelationCongruence.order": COUNT,
-    "Distill.epochs": POSITIVE,
+    "*.epochs": POSITIVE,
     "Distill.generations": COUNT,
     "Distill.exit": COUNT,
     "Stored.top": COUNT,
@@ -79,7 +87,6 @@ RANGES: dict[str, Range] = {
     "Mutual.students": COUNT,
     "Mutual.teacher_rate": POSITIVE,
     "Quant.percentile": {"above": 0, "at most": 100},
-    "Quant.epochs": POSITIVE,
     "Quant.frozen_fraction": SHARE,
     "Quant.weights_first": {"at least": 0, "below": 1},
     "Export.opset": {"at least": 17, "at most": 20},
@@ -129,9 +136,6 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     if not target.name.isidentifier():
         yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
     positions = student.positions or task.max_length
-    learners = {"student": student, **{f"assistants[{i}]": other for i, other in enumerate(target.assistants)}}
-    for path, learner in learners.items():
-        yield from _student_contradictions(path, learner, task.max_length)
     source = type(target.distill.source).__name__
     if source != "Stored" and (target.assistants or target.distill.generations > 1):
         yield f"distill.source {source} leaves nothing for assistants or earlier generations to teach: remove either"
@@ -191,17 +195,6 @@ def _teacher_contradictions(target: Target, source: str) -> Iterator[str]:
         yield "distill.relabel 'best' chooses whose answers teach the next generation: raise distill.generations"
     if target.distill.relabel == "best" and target.co_teachers:
         yield "distill.relabel 'best' chooses one to answer, and co_teachers answer together: remove either"
-
-
-def _student_contradictions(path: str, student: Student, longest: int) -> Iterator[str]:
-    if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
-        yield f"{path}: give either a config or layers/hidden/heads/ffn, not both"
-    if student.config is not None and not student.config.get("model_type"):
-        yield f"{path}.config needs a model_type, e.g. {{'model_type': 'distilbert', ...}}"
-    if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
-        yield f"{path}.hidden {student.hidden} is not divisible by {path}.heads {student.heads}"
-    if student.positions is not None and student.positions < longest:
-        yield f"{path}.positions {student.positions} is below task.max_length {longest}"
 
 
 def _loss_contradictions(loss: Any, target: Target) -> Iterator[str]:

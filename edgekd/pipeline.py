@@ -14,7 +14,7 @@ from edgekd import runner, sizes, store
 from edgekd.errors import DataError, UsageError
 from edgekd.progress import Progress
 from edgekd.runner import After, Step
-from edgekd.spec import Target, Teacher
+from edgekd.spec import BlackBox, Target, Teacher
 
 STAGES = ("assets", "teacher", "labels", "distill", "quantize", "export", "bench")
 """The stages that the store keeps, in order."""
@@ -66,7 +66,7 @@ def graph(
         **{
             f"assets{name}": dict(
                 task=t.task,
-                teacher_source=given.source,
+                teacher_source=None if isinstance(given, BlackBox) else given.source,
                 teacher_files=given.files,
                 source_fingerprints=_fingerprints(sources, name),
                 seed=t.seed,
@@ -120,7 +120,7 @@ def graph(
     }
 
 
-def _teachers(target: Target) -> dict[str, Teacher]:
+def _teachers(target: Target) -> dict[str, Teacher | BlackBox]:
     """Every teacher by what its steps' names end in, the target's own first: by nothing."""
     return {"": target.teacher} | {f"_also{i}": given for i, given in enumerate(target.co_teachers, 1)}
 
@@ -129,6 +129,13 @@ def _fingerprints(sources: Mapping[str, str], name: str) -> dict[str, str]:
     """Those of the data and of one teacher, as if it were the only one: its stages are those of such a target."""
     teachers = {source for source in sources if source.startswith("teacher")} - {f"teacher{name}"}
     return {source.removesuffix(name): found for source, found in sources.items() if source not in teachers}
+
+
+def _fingerprint(teacher: Teacher | BlackBox) -> str:
+    from edgekd import assets
+    from edgekd.blackbox import function
+
+    return function.fingerprint(teacher) if isinstance(teacher, BlackBox) else assets.fingerprint(teacher.source)
 
 
 def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[Step]:
@@ -145,7 +152,7 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
     calibration = target.quant.calibration if target.quant.static else ""  # what nobody reads need not exist
     locators = {"train": task.train, "validation": task.validation, "test": task.test}
     sources = {name: assets.fingerprint(locator) for name, locator in locators.items() if locator is not None}
-    sources |= {f"teacher{name}": assets.fingerprint(given.source) for name, given in _teachers(target).items()}
+    sources |= {f"teacher{name}": _fingerprint(given) for name, given in _teachers(target).items()}
     ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
     here = {**machine.fingerprint(), "runtimes": runtimes.installed()}  # installing one more makes new rows
     session = result.session(folder / run_name(target), target)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import history, machine, pipeline, runner, sizes
-from edgekd.spec import Target
+from edgekd.spec import BlackBox, Target
 
 
 def plan(
@@ -16,7 +16,8 @@ def plan(
 
     ``stages``: ``{"stage", "key", "action", "seconds"}``, where action is ``reused``, ``resumed`` or ``run`` and
     seconds an estimate from earlier runs in ``folder``. ``teacher``, ``student``, ``labels_bytes`` and ``problems``
-    (the budgets that cannot be met by construction) are those of ``edgekd.sizes``.
+    (the budgets that cannot be met by construction) are those of ``edgekd.sizes``; ``black_box`` names a teacher that
+    has no size.
     """
     line = pipeline.steps(target, folder, beside=beside)
     wanted, again = pipeline.span(line, fresh, to)
@@ -36,6 +37,7 @@ def plan(
         "stages": stages,
         "seconds": None if None in times else sum(times),
         "examples": counts,
+        "black_box": target.teacher.name if isinstance(target.teacher, BlackBox) else None,
         "teacher": teacher,
         "student": student,
         "labels_bytes": sizes.labels_bytes(line, counts, teacher, sizes.label_count(target, line)),

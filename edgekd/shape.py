@@ -21,6 +21,8 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 SHALLOW = ("edgekd_text_cnn", "edgekd_text_lstm")  # students without attention
 WIDTHS = {"hidden_size": "hidden", "num_attention_heads": "heads", "intermediate_size": "ffn"}
 """The name of a width in a configuration, and that of the student's field."""
+VOCABULARY = 8192
+"""How many tokens a student's own tokenizer has, if the target does not say."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from edgekd import globs, shape, store
 from edgekd.distill import taps
 from edgekd.errors import AssetError, BudgetError, TargetError
 from edgekd.runner import Step
-from edgekd.spec import Target, precision
+from edgekd.spec import BlackBox, Target, precision
 
 TEACHER_SLACK = 1.05
 """The teacher's ONNX file is larger than its fp32 numbers by the graph, surely less than this."""
@@ -213,6 +213,8 @@ def finished(line: Sequence[Step], stage: str, file: str) -> Any:
 
 def teacher_config(target: Target, line: Sequence[Step]) -> dict[str, Any] | None:
     """The teacher's ``config.json``: as fine-tuned, else where its source has been fetched to; ``None`` before that."""
+    if isinstance(target.teacher, BlackBox):  # what the student's own tokenizer decides
+        return {"pad_token_id": 0, "vocab_size": target.student.vocabulary or shape.VOCABULARY}
     found = finished(line, "teacher", "model/config.json")
     if found is None:
         path = _fetched(target.teacher.source)

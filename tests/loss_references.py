@@ -242,8 +242,13 @@ def _exits(o: Any, s: _Plain, t: _Plain, batch: Batch) -> float:
     return total
 
 
+def _partial_kl(o: Any, s: _Plain, t: _Plain, batch: Batch) -> float:
+    return float(np.mean([kl(p, q) for p, q in zip(softmax(t.logits), softmax(s.logits), strict=True)]))
+
+
 FORMULAS: dict[type, Any] = {
     spec.KL: _kl,
+    spec.PartialKL: _partial_kl,
     spec.ReverseKL: _reverse_kl,
     spec.JS: _js,
     spec.CE: _ce,

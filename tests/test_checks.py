@@ -70,7 +70,11 @@ def classes() -> list[Any]:
             spec.CE(1.0),
             "distill.losses must be a tuple, not CE(weight=1.0, labels='data'",
         ),
-        ("distill.losses", (spec.KL(1.0), "ce"), "distill.losses[1] must be KL, ReverseKL, JS, CE, LogitMSE, DKD, "),
+        (
+            "distill.losses",
+            (spec.KL(1.0), "ce"),
+            "distill.losses[1] must be KL, PartialKL, ReverseKL, JS, CE, LogitMSE, DKD, ",
+        ),
         ("distill.losses", (spec.KL(temperature=0),), "distill.losses[0].temperature must be above 0, not 0"),
         (
             "distill.losses",
@@ -244,3 +248,56 @@ def test_a_scheme_that_the_device_has_no_kernels_for_is_refused_with_the_one_to_
         dataclasses.replace(BASE, device=device, quant=spec.Quant(calibration="base", scheme=scheme))  # type: ignore[arg-type]
     for fitting in device.schemes:
         dataclasses.replace(BASE, device=device, quant=spec.Quant(calibration="base", scheme=fitting))  # type: ignore[arg-type]
+
+
+BOX = spec.BlackBox(source="https://host/v1", model="m", probabilities=True)
+TAUGHT = dataclasses.replace(
+    BASE,
+    teacher=BOX,
+    student=spec.Student(config={"model_type": "distilbert"}),
+    distill=spec.Distill(losses=(spec.PartialKL(),)),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("teacher.source", "callable:module", "names no function: write callable:package.module:function"),
+        ("teacher.source", "host/v1", "teacher.source must be callable:package.module:function or a plain address"),
+        ("teacher.source", "https://user:key@host/v1", "without a key, user or query in it"),
+        ("teacher.source", "https://host/v1?key=abc", "a key belongs into the variable that api_key_env names"),
+        ("teacher.source", "https://[host/v1", "teacher.source must be"),
+        ("teacher.model", "", "teacher.model must name the model"),
+        ("teacher.prompt", "Which label?", "teacher.prompt must hold {text}"),
+        ("teacher.max_cost", 5, "teacher.max_cost needs teacher.input_price and teacher.output_price"),
+        ("teacher.concurrency", 0, "teacher.concurrency must be at least 1"),
+        (
+            "teacher.terms",
+            "none",
+            "teacher.terms must be one of outputs may train models, outputs may not train models",
+        ),
+        ("student", spec.Student(layers=2), "no weights to cut a student from: give the first student a config"),
+        ("student.vocabulary", 100, "a tokenizer of its own, of 260 tokens at least: raise vocabulary"),
+        ("assistants", (spec.Student(layers=2),), "give the first student a config"),
+        ("distill.source", spec.Live(), "answers once, into the store: leave distill.source as it is"),
+        ("distill.source", spec.Stored(top=3), "leave distill.source as it is"),
+        ("distill.select", spec.Select("random"), "distill.select would leave out answers that have been paid for"),
+        ("distill.losses", (spec.KL(),), "KL asks for more than this black box shows: use PartialKL and CE"),
+        ("distill.losses", (spec.CE(), spec.HiddenMSE()), "HiddenMSE asks for more than this black box shows"),
+        ("teacher.probabilities", False, "PartialKL asks for more.*: use CE.labels=.teacher"),
+        ("budget.speedup", 2, "budget.speedup compares with the teacher's own graph"),
+        ("budget.shrink", 2, "budget.shrink compares with the teacher's own graph"),
+    ],
+)
+def test_what_a_black_box_cannot_do_is_refused(path: str, value: object, message: str) -> None:
+    with pytest.raises(TargetError, match=message.replace("{", r"\{").replace("}", r"\}")):
+        changed(TAUGHT, path, value)
+
+
+@pytest.mark.parametrize("target", [BASE, TAUGHT])
+def test_terms_that_forbid_to_learn_from_answers_must_be_acknowledged(target: spec.Target) -> None:
+    teacher = dataclasses.replace(target.teacher, terms="outputs may not train models")
+    with pytest.raises(TargetError, match=r"terms of .* are that outputs may not train models: choose another teacher"):
+        dataclasses.replace(target, teacher=teacher)
+    dataclasses.replace(target, teacher=dataclasses.replace(teacher, acknowledged_terms=True))
+    dataclasses.replace(target, teacher=dataclasses.replace(teacher, terms="outputs may train models"))

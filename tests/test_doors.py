@@ -59,7 +59,7 @@ LAYERS = (
     ),
     ("store.py", "shape.py", "deploy.py"),
     ("runner.py",),
-    ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*"),
+    ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*", "blackbox/*"),
     (
         *("stages/*", "ship.py", "sizes.py", "history.py", "isa/*"),
         *("tuning/__init__.py", "tuning/candidates.py", "tuning/choose.py", "tuning/result.py"),
@@ -73,7 +73,17 @@ LAYERS = (
 IMPORT_NAMES = {"onnx-ir": "onnx_ir"}
 
 LIGHT = (
-    *("cli/*", "report/*", "assets.py", "bundle.py", "catalog.py", "checks.py", "deploy.py", "downloads.py"),
+    *(
+        "blackbox/*",
+        "cli/*",
+        "report/*",
+        "assets.py",
+        "bundle.py",
+        "catalog.py",
+        "checks.py",
+        "deploy.py",
+        "downloads.py",
+    ),
     *("history.py", "isa/*", "machine.py", "pipeline.py", "plan.py", "progress.py", "runner.py", "shape.py", "ship.py"),
     *("session.py", "sizes.py", "smoke.py", "spec/*", "store.py", "tuning/*", "wheels.py"),
 )

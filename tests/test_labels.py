@@ -262,6 +262,8 @@ def test_the_largest_logits_and_the_mass_of_the_rest_are_what_is_kept_of_many_cl
     found = batch.teacher.logits_BC.double().softmax(-1)
     top = exact.topk(5).indices
     torch.testing.assert_close(found.gather(1, top), exact.gather(1, top), rtol=1e-5, atol=1e-7)
+    assert batch.teacher.known_BC is not None
+    assert torch.equal(batch.teacher.known_BC, torch.zeros_like(exact, dtype=torch.bool).scatter(1, top, True))
     rest = (1 - exact.gather(1, top).sum(1)) / 35
     others = found.scatter(1, top, 0.0)
     torch.testing.assert_close(others.sum(1), 35 * rest, rtol=1e-4, atol=1e-6)

@@ -25,6 +25,7 @@ from edgekd.tasks import text_classification
 OPTIONS: list[Any] = [
     spec.KL(1.0, temperature=1.0),
     spec.KL(1.0, temperature=4.0),
+    spec.PartialKL(),
     spec.ReverseKL(temperature=2.0),
     spec.JS(temperature=2.0),
     spec.CE(1.0),
@@ -290,3 +291,35 @@ def test_a_learned_map_gives_each_layer_a_mixture_of_the_teachers_and_learns_it(
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
     loss.backward()
     assert own.mix.grad.abs().min() > 0
+
+
+def test_partial_kl_takes_unknown_classes_as_one_and_is_the_whole_where_all_are_known() -> None:
+    student, teacher, given = signal(0), signal(1), batch()
+    known = torch.tensor([[1, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0], [1, 1, 1, 0, 1]]).bool()
+    p, q = (softmax(x.logits_BC.detach().numpy().astype(np.float64)) for x in (teacher, student))
+    expected = 0.0
+    for row, mask in enumerate(known.numpy()):
+        bins = [(p[row, c], q[row, c]) for c in range(C) if mask[c]]
+        bins += [] if mask.all() else [(p[row][~mask].sum(), q[row][~mask].sum())]
+        expected += sum(a * np.log(a / b) for a, b in bins) / B
+    partial = dataclasses.replace(teacher, known_BC=known)
+    assert value(spec.PartialKL(), student, partial, given).item() == pytest.approx(expected, rel=1e-5)
+    assert expected < value(spec.KL(), student, teacher, given).item()
+
+
+def test_partial_kl_learns_from_answers_that_are_certain() -> None:
+    sure = torch.full((B, C), -torch.inf)
+    sure[torch.arange(B), torch.tensor([0, 1, 4, 2])] = 0.0
+    student = signal(0, grad=True)
+    for known in (torch.ones(B, C, dtype=torch.bool), sure == 0.0):  # of the others nothing is known, or that it is 0
+        loss = value(spec.PartialKL(), student, Signal(sure, known_BC=known), batch())
+        assert loss.item() == pytest.approx(value(spec.CE(), student, None, batch()).item(), rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, student.logits_BC)
+        expected = (student.logits_BC.softmax(-1) - sure.exp()) / B
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_the_answer_of_a_teacher_is_a_class_that_it_named() -> None:
+    logits = torch.tensor([[0.2, 0.1, 0.7]]).log()
+    given = Signal(logits, known_BC=torch.tensor([[True, True, False]]))
+    assert given.answers_B.tolist() == [0] and Signal(logits).answers_B.tolist() == [2]

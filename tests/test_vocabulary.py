@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from edgekd.errors import AssetError
+from edgekd.errors import AssetError, TargetError
+from edgekd.models import tokenizer as own_tokenizer
 from edgekd.models.vocabulary import trim, unknown_rate
 
 TEXTS = tiny.split(120, 5).texts
@@ -85,3 +86,16 @@ def test_a_size_below_the_alphabet_is_refused() -> None:
 def test_an_unknown_kind_of_tokenizer_is_refused_with_the_way_out() -> None:
     with pytest.raises(AssetError, match="vocabulary=None"):
         trim(Tokenizer(models.WordLevel({"[UNK]": 0, "oil": 1}, unk_token="[UNK]")), TEXTS, 2)
+
+
+def test_a_tokenizer_of_a_students_own_is_the_same_each_time_and_spells_every_text() -> None:
+    own = own_tokenizer.train(TEXTS, 290)
+    backend = own.backend_tokenizer
+    for _ in range(5):  # that of WordPiece would not be
+        assert own_tokenizer.train(TEXTS, 290).backend_tokenizer.to_str() == backend.to_str()
+    assert len(own) == 290 and own.pad_token_id == 0
+    assert unknown_rate(backend, [*TEXTS, "日本 ☃ \x00"], own.unk_token_id)["unknown_rate"] == 0
+    assert backend.encode(TEXTS[0]).tokens[0] == "[CLS]" and backend.encode(TEXTS[0]).tokens[-1] == "[SEP]"
+    assert backend.encode("Oil  PRICE").ids == backend.encode("oil  price").ids
+    with pytest.raises(TargetError, match=r"student\.vocabulary=100 is below the 260 tokens"):
+        own_tokenizer.train(TEXTS, 100)

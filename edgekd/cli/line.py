@@ -120,7 +120,9 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
     lines = [
         f"time     {'unknown until such stages have run once' if seconds is None else 'about ' + duration(seconds)}"
     ]
-    if teacher:
+    if found["black_box"]:
+        lines.append(f"teacher  {found['black_box']}: a black box, asked when the run gets there")
+    elif teacher:
         lines.append(f"teacher  {teacher['parameters']:,} parameters, {mebibytes(teacher['fp32_bytes'])} in fp32")
     else:
         lines.append("teacher  size unknown until it has been fetched (`edgekd run ... --to assets`)")

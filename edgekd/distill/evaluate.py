@@ -44,14 +44,39 @@ def logits(
 
 
 def compare(
-    student: NDArray[np.float32], labels: NDArray[np.int64], teacher: NDArray[np.float32] | None
+    student: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    teacher: NDArray[np.float32] | None,
+    known: NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
-    """Accuracy (``score``) and, with a teacher, top-1 agreement and KL(teacher ‖ student) in nats, in float64."""
+    """Accuracy (``score``) and, with a teacher, top-1 agreement and KL(teacher ‖ student) in nats, in float64.
+
+    ``known``: of which classes the teacher told the probability; the others count as one. Where its logits are NaN it
+    has no answer, and that example counts for the score alone.
+    """
     result = {"score": float((student.argmax(1) == labels).mean())}
-    if teacher is not None:
-        log_p, log_q = (
-            torch.log_softmax(torch.from_numpy(x.astype(np.float64)), 1).numpy() for x in (teacher, student)
-        )
-        result["agreement"] = float((student.argmax(1) == teacher.argmax(1)).mean())
-        result["kl"] = float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
-    return result
+    if teacher is None:
+        return result
+    best = teacher.argmax(1)
+    if known is not None:
+        told = ~np.isnan(teacher[:, 0])
+        student, teacher, known = student[told], teacher[told], known[told]
+        best = answers(teacher, known)
+    log_p, log_q = (torch.log_softmax(torch.from_numpy(x.astype(np.float64)), 1) for x in (teacher, student))
+    if known is not None:
+        log_p, log_q = (_bins(x, torch.from_numpy(known)) for x in (log_p, log_q))
+    terms = (log_p.exp() * (log_p - log_q)).where(log_p > -torch.inf, 0.0)
+    return result | {"agreement": float((student.argmax(1) == best).mean()), "kl": float(terms.sum(1).mean())}
+
+
+def _bins(log_p_NC: torch.Tensor, known_NC: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the known classes, and of all others together, (N, C + 1)."""
+    never = -torch.inf
+    others_N1 = log_p_NC.masked_fill(known_NC, never).logsumexp(1, keepdim=True)
+    return torch.cat([log_p_NC.masked_fill(~known_NC, never), others_N1], 1)
+
+
+def answers(logits: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The most probable class of those that are known, (N,); -1 where there is no answer."""
+    best = np.where(known, np.nan_to_num(logits, nan=-np.inf), -np.inf).argmax(1)
+    return np.where(np.isnan(logits[:, 0]), -1, best)

@@ -5,7 +5,8 @@ row as ``top`` (N, K) with their ``classes`` (int32) and ``rest`` (N, 1), log-su
 need them, ``train.pooled.npy`` (N, H) float32, ``train.hidden.<layer>.npy`` and ``train.query.<block>.npy``, ``key``,
 ``value`` (total teacher tokens, channels) float16 beside ``train.starts.npy`` and ``train.offsets.npy``, which say
 where each token begins. The key is the example, not the token: a student with another tokenizer finds, for each of its
-tokens, the teacher's token that covers the same character.
+tokens, the teacher's token that covers the same character. A black box leaves log-probabilities as ``logits``, NaN
+where it has no answer, and ``train.known.npy`` (N, C): of which classes it told them; the others share what is left.
 """
 
 from __future__ import annotations
@@ -78,6 +79,12 @@ def compute(
             advance(1)
     if rank == 0:
         _wait(lambda: bool(np.memmap(done_path, mode="r", dtype=np.uint8).all()))
+
+
+def write(out: Path, split: str, logits_NC: NDArray[np.float32], known_NC: NDArray[np.bool_]) -> None:
+    """Write what a black box answered about one split."""
+    np.save(out / f"{split}.logits.npy", logits_NC)
+    np.save(out / f"{split}.known.npy", known_NC)
 
 
 def names(needs: Needs) -> tuple[str, ...]:
@@ -199,6 +206,13 @@ class LabelStore:
             self.starts, self.offsets = (_map(folder, split, name) for name in ("starts", "offsets"))
             tokens, placed = int(self.offsets[-1]), {"starts": self.starts, "offsets": self.offsets[1:]}
         _refuse_damage(folder, split, self.fields | placed, self.examples, tokens)
+        known = (folder / f"{split}.known.npy").exists()
+        self.known: NDArray[np.bool_] | None = _map(folder, split, "known") if known else None
+
+    def answered(self) -> Ints | None:
+        """The rows that have an answer; ``None``: all."""
+        given = np.ones(1, np.bool_) if self.known is None else ~np.isnan(self.logits[:, 0])
+        return None if given.all() else np.flatnonzero(given)
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -225,6 +239,14 @@ class LabelStore:
             )
         return self
 
+    def _known(self, rows: Ints) -> Tensor | None:
+        if self.known is not None:
+            return torch.from_numpy(np.array(self.known[rows]))
+        if self.needs.top is None:
+            return None
+        classes = torch.from_numpy(np.array(self.fields["classes"][rows])).long()
+        return torch.zeros(len(rows), self.classes, dtype=torch.bool).scatter(1, classes, True)
+
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The teacher's signal for ``rows``, what belongs to tokens (float16) placed at the student's tokens."""
         self.of(tokens)
@@ -236,7 +258,7 @@ class LabelStore:
         hidden = {layer: read[f"hidden.{layer}"] for layer in self.needs.hidden}
         attention = {n: (read[f"query.{n}"], read[f"key.{n}"], read[f"value.{n}"]) for n in self.needs.attention}
         pooled = torch.from_numpy(self.fields["pooled"][rows]) if self.needs.pooled else None
-        return Signal(self._logits(rows), hidden, attention, self.heads, pooled)
+        return Signal(self._logits(rows), hidden, attention, self.heads, pooled, self._known(rows))
 
 
 def align(wanted_BT: NDArray[np.int32], starts_P: NDArray[np.int32], offsets: Ints, rows: Ints) -> Ints:

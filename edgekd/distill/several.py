@@ -37,6 +37,8 @@ def read(
 class Together:
     """Label stores of the same examples, to be used like one: their answers combined, all else the first one's."""
 
+    known = None  # a black box, of which not all probabilities are, teaches alone
+
     def __init__(self, stores: Sequence[LabelStore], combine: spec.Combine) -> None:
         self.stores, self.combine = stores, combine
 
@@ -59,6 +61,9 @@ class Together:
         for store in self.stores:
             store.of(tokens)
         return self
+
+    def answered(self) -> None:
+        """All examples have an answer."""
 
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The combined signal for ``rows``, as ``LabelStore.signal``."""

@@ -18,7 +18,8 @@ class Signal:
     ``hidden`` maps a layer (0: embedding output, n: output of block n) to its states. ``attention`` maps a block (from
     1) to its queries, keys and values, (B, T, channels of all heads), and ``heads`` says how many heads the queries
     have. ``pooled_BH`` is the mean of an example's last hidden states. In a teacher's signal what belongs to tokens
-    already stands at the *student's* tokens (see ``edgekd.distill.labels``).
+    already stands at the *student's* tokens (see ``edgekd.distill.labels``). ``known_BC`` says of which classes the
+    probability is known, where it is not all: the others share what is left.
     """
 
     logits_BC: Tensor
@@ -26,6 +27,13 @@ class Signal:
     attention: Mapping[int, QKV] = field(default_factory=dict)
     heads: int = 0
     pooled_BH: Tensor | None = None
+    known_BC: Tensor | None = None
+
+    @property
+    def answers_B(self) -> Tensor:
+        """The most probable class of those that are known."""
+        logits_BC = self.logits_BC
+        return (logits_BC if self.known_BC is None else logits_BC.masked_fill(~self.known_BC, -torch.inf)).argmax(-1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Signal:
         """The same with every tensor changed."""
@@ -35,6 +43,7 @@ class Signal:
             hidden={layer: change(states) for layer, states in self.hidden.items()},
             attention={n: (change(q), change(k), change(v)) for n, (q, k, v) in self.attention.items()},
             pooled_BH=None if self.pooled_BH is None else change(self.pooled_BH),
+            known_BC=None if self.known_BC is None else change(self.known_BC),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from edgekd import shape, spec
 from edgekd.distill.data import tokenise
 from edgekd.errors import TargetError
 from edgekd.models import surgery, vocabulary
+from edgekd.models import tokenizer as own_tokenizer
 from edgekd.models.loading import load_tokenizer, parameters, wrap
 from edgekd.progress import Progress
 from edgekd.tasks.sampling import stratified
@@ -24,7 +25,7 @@ SAMPLE = 256  # training examples that decide what surgery keeps
 
 def build(
     student: spec.Student,
-    teacher: Any,
+    teacher: Any | None,
     folder: Path,
     data: Any,
     max_length: int,
@@ -33,10 +34,14 @@ def build(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The student (float32, CPU), its tokenizer, and a summary of what was kept.
 
-    ``folder`` is the teacher's, ``data`` the data set whose training texts choose vocabulary and importance.
+    ``folder`` is the teacher's, ``data`` the data set whose training texts choose vocabulary and importance. Without a
+    ``teacher`` to share one with, the tokenizer is trained on those texts.
     """
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(folder)
+    if teacher is None:
+        tokenizer = own_tokenizer.train(data.train.texts, student.vocabulary or shape.VOCABULARY)
+    else:
+        tokenizer = load_tokenizer(folder)
     whole, pad_id = tokenizer.backend_tokenizer, int(tokenizer.pad_token_id)
     old_ids: list[int] | None = None
     if student.vocabulary is not None and student.vocabulary < len(tokenizer):
@@ -44,11 +49,12 @@ def build(
         tokenizer = wrap(trimmed, tokenizer)
     tokenizer.model_max_length = max_length
     positions = student.positions or max_length
-    size = len(old_ids) if old_ids is not None else teacher.config.vocab_size
+    size = len(old_ids) if old_ids is not None else len(tokenizer) if teacher is None else teacher.config.vocab_size
     if student.config is not None:
-        model = _from_config(student.config, teacher, tokenizer, size, positions)
+        model = _from_config(student.config, data.labels, tokenizer, size, positions)
         layers: tuple[int, ...] = ()
     else:
+        assert teacher is not None  # a target with a black box has a config
         config, layers = surgery.student_config(teacher.config, student, positions, size)
         config.pad_token_id = tokenizer.pad_token_id
         if student.init == "random":
@@ -90,12 +96,12 @@ def skeleton(options: Mapping[str, object]) -> Any:
         return _classifier(options, {})
 
 
-def _from_config(options: dict[str, object], teacher: Any, tokenizer: Any, size: int, positions: int) -> Any:
+def _from_config(options: dict[str, object], labels: Sequence[str], tokenizer: Any, size: int, positions: int) -> Any:
     settings: dict[str, object] = {
         "vocab_size": size,
         "pad_token_id": tokenizer.pad_token_id,
-        "id2label": teacher.config.id2label,
-        "label2id": teacher.config.label2id,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: i for i, name in enumerate(labels)},
         "max_position_embeddings": positions + shape.position_offset(options.get("model_type"), tokenizer.pad_token_id),
     }
     if fixed := sorted(options.keys() & (settings.keys() - {"max_position_embeddings"})):

@@ -18,7 +18,8 @@ from edgekd.bench.rows import Cell
 from edgekd.errors import StoreError
 from edgekd.report import headline, limits, verdicts
 from edgekd.report.schema import SCHEMA
-from edgekd.spec import Target, precision
+from edgekd.spec import BlackBox, Target, precision
+from edgekd.spec.blackbox import FORBIDDEN
 
 HISTOGRAM_STEP = 1.05
 """Each bin of a latency histogram is this much wider than the one before."""
@@ -47,11 +48,13 @@ def build(
     runtime = target.bench.runtimes[0]
     right = {name: _right(folders, name, runtime) for name in (verdicts.SHIPPED, "student_ptq")}
     bits = precision(target.quant.scheme)
-    budget = verdicts.budget_lines(target.budget, rows, runtime, bits)
+    models = _models(target, read)
+    teacher = models["teacher"]
+    black_box = {"valid": True, **teacher["scores"]["test"]} if teacher["black_box"] else None
+    budget = verdicts.budget_lines(target.budget, rows, runtime, bits, black_box)
     speed = verdicts.race(rows, "student_fp32", verdicts.SHIPPED, bits)
     today = verdicts.race(rows, "teacher_ort_dynamic", verdicts.SHIPPED, bits)
     quality = verdicts.quality(right[verdicts.SHIPPED], right["student_ptq"])
-    models = _models(target, read)
     quantize = models["training"]["quantize"]
     if not quantize["trained"]:
         quality = verdicts.UNTRAINED
@@ -68,7 +71,7 @@ def build(
         "versions": dict(versions),
         "task": _task(target, dataset),
         "headline": headline.headline(
-            target.smoke, budget, speed, today, quality, quantize["ptq"], rows, runtime, bits
+            target.smoke, budget, speed, today, quality, quantize["ptq"], rows, runtime, bits, black_box
         ),
         "budget": budget,
         "budget_met": verdicts.budget_met(budget),
@@ -89,7 +92,11 @@ def build(
         "isa": [dict(row) for row in isa],
         "session": dict(session or {}),
         "stages": {name: dict(info) for name, info in stage_info.items()},
-        "licences": {"teacher": _licence(target), "data": dataset.get("licence") or target.task.licence},
+        "licences": {
+            "teacher": _licence(target),
+            "terms": _terms(target),
+            "data": dataset.get("licence") or target.task.licence,
+        },
     }
     return report | {"limits": limits.limits(report)}
 
@@ -132,6 +139,12 @@ def _licence(target: Target) -> str | None:
     return " and ".join(dict.fromkeys(filter(None, found))) if all(found) else None
 
 
+def _terms(target: Target) -> str | None:
+    """The strictest of all teachers'. ``None`` if one is not stated."""
+    found = [teacher.terms for teacher in (target.teacher, *target.co_teachers)]
+    return FORBIDDEN if FORBIDDEN in found else None if None in found else found[0]
+
+
 def _models(target: Target, read: _Reader) -> dict[str, Any]:
     """What the training stages wrote about teacher, student and their training."""
     teacher, student = read("teacher", "scores.json"), read("distill", "student.json")
@@ -147,7 +160,8 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
     found = {name: value for name, value in quant.items() if name != "ranges"}
     return {
         "teacher": {
-            "source": target.teacher.source,
+            "source": target.teacher.name if isinstance(target.teacher, BlackBox) else target.teacher.source,
+            "black_box": isinstance(target.teacher, BlackBox),
             "licence": target.teacher.licence,
             "also": [teacher.source for teacher in target.co_teachers],
             "parameters": teacher.get("parameters"),

@@ -127,6 +127,8 @@ def _teachers(report: Report) -> str:
 def _rights(report: Report) -> list[str]:
     sources = ", ".join(code(found) for found in dict.fromkeys(report["task"]["sources"].values()) if found)
     teacher, data = (escape(report["licences"][name] or "not stated") for name in ("teacher", "data"))
-    lines = [f"Teacher {_teachers(report)}: {teacher}.", f"Data {sources}: {data}."]
+    terms = report["licences"].get("terms")
+    lines = [f"Teacher {_teachers(report)}: {teacher}" + (f"; its {escape(terms)}." if terms else ".")]
+    lines += [f"Data {sources}: {data}."]
     lines.append("What the student may be used for depends on both.")
     return ["## Licences", bullets(lines)]

@@ -36,17 +36,18 @@ def headline(
     rows: Sequence[Row],
     runtime: str,
     precision: str = "int8",
+    black_box: Row | None = None,
 ) -> list[str]:
     """The lines, worst first after the budget's.
 
     ``budget`` from ``verdicts.budget_lines``; ``speed`` is what ships against the fp32 student and ``today`` against
     the teacher with ORT's dynamic quantization, both from ``verdicts.race``; ``quality`` from ``verdicts.quality``.
     ``ptq`` says how the best PTQ was made; ``runtime`` is the one that the budget is judged in, ``precision`` what the
-    shipped student is called by.
+    shipped student is called by; ``black_box`` as in ``verdicts.budget_lines``.
     """
     like = {"runtime": runtime, "threads": 1, "workload": "real"}
     found = [*_speed(speed, like, precision), *_size(rows, like, precision), *_quality(quality, ptq, rows, like)]
-    found = [*found, *_today(today, like, precision), *_product(rows, like, precision)]
+    found = [*found, *_today(today, like, precision), *_product(rows, like, precision, black_box)]
     bad = any(rank == _BAD for rank, _ in found)
     lines = [_budget(budget, bad), *(text for _, text in sorted(found, key=lambda line: line[0]))]
     return [SMOKE, *lines] if smoke else lines
@@ -167,9 +168,10 @@ def _today(lines: Sequence[dict[str, Any]], like: Row, precision: str) -> list[_
     return [(_BAD, f"{precision} is NOT FASTER than {name}: {figures.ratio(line['ratio'])} ({_interval(line)}).")]
 
 
-def _product(rows: Sequence[Row], like: Row, precision: str) -> list[_Line]:
+def _product(rows: Sequence[Row], like: Row, precision: str, black_box: Row | None) -> list[_Line]:
     """What the shipped student costs and keeps, against the teacher in fp32."""
     mine, its = (figures.find(rows, name, like) for name in ("student_qad", "teacher_fp32"))
+    its = black_box or its
     if mine is None or its is None:
         return []
     parts = []

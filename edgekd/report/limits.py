@@ -8,6 +8,7 @@ from typing import Any
 from edgekd import session
 from edgekd.bundle import verified
 from edgekd.report import figures, headline
+from edgekd.spec.blackbox import FORBIDDEN
 
 
 def limits(report: Mapping[str, Any]) -> list[str]:
@@ -37,6 +38,15 @@ def limits(report: Mapping[str, Any]) -> list[str]:
         found.append(f"The test split has {test:,} examples: one of them is {100 / test:.2f} points of score.")
     found.append("One training run with one seed: another seed moves the scores, by how much was not measured.")
     found += _model(report)
+    if report["teacher"]["black_box"]:
+        found.append(
+            "The teacher is a black box, of which only the answers on the test split are known: how fast the student "
+            "is beside it, and how much smaller, cannot be said."
+        )
+    if report["licences"]["terms"] == FORBIDDEN:
+        found.append(f"The teacher's terms are that {FORBIDDEN}; the target says that this was acknowledged.")
+    elif not report["licences"]["terms"]:
+        found.append("Whether the teacher's outputs may train models is not stated in the target: read its terms.")
     for what, name in (("teacher", "The teacher's"), ("data", "The data's")):
         if not report["licences"][what]:
             found.append(f"{name} licence is not stated in the target: look it up before you ship.")

@@ -21,15 +21,18 @@ UNTRAINED = {"verdict": "unknown", "why": "not trained under quantization: PTQ w
 """The quality of QAD where there is none."""
 
 
-def budget_lines(budget: Budget, rows: Sequence[Row], runtime: str, precision: str = "int8") -> list[dict[str, Any]]:
+def budget_lines(
+    budget: Budget, rows: Sequence[Row], runtime: str, precision: str = "int8", black_box: Row | None = None
+) -> list[dict[str, Any]]:
     """One line per figure that ``budget`` asks for, of the shipped artifact in ``runtime``, one thread, real lengths.
 
     ``met`` is None where nothing can be said, and ``why`` says why. What comes off the clock or out of a child's memory
     needs a VALID row; bytes and scores do not become wrong because a machine was noisy. ``precision``: as in
-    ``figures.artifact``, here and below.
+    ``figures.artifact``, here and below. ``black_box`` stands for the row of a teacher that has none.
     """
     like = {"runtime": runtime, "threads": 1, "workload": "real"}
     shipped, teacher = (figures.find(rows, name, like) for name in (SHIPPED, "teacher_fp32"))
+    teacher = black_box or teacher
     lines = []
     for field in dataclasses.fields(budget):
         limit = getattr(budget, field.name)

@@ -17,6 +17,8 @@ from edgekd.devices import Device as Device
 from edgekd.errors import TargetError
 from edgekd.globs import first_match, named_in
 from edgekd.spec import contradictions
+from edgekd.spec.blackbox import *  # noqa: F403
+from edgekd.spec.blackbox import NOT_IN_KEY, BlackBox, Terms
 from edgekd.spec.losses import *  # noqa: F403
 from edgekd.spec.losses import KL, Loss
 from edgekd.spec.sources import *  # noqa: F403
@@ -88,6 +90,8 @@ class Teacher:
     finetune: Finetune | None = None
     licence: str | None = None
     gguf_file: str | None = None
+    terms: Terms | None = field(default=None, metadata=NOT_IN_KEY)
+    acknowledged_terms: bool = field(default=False, metadata=NOT_IN_KEY)  # needed where they forbid training
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -270,7 +274,7 @@ class Target:
 
     name: str
     task: Task
-    teacher: Teacher
+    teacher: Teacher | BlackBox
     co_teachers: tuple[Teacher, ...] = ()
     student: Student
     assistants: tuple[Student, ...] = ()
@@ -290,9 +294,7 @@ class Target:
 
     def __post_init__(self) -> None:
         """Raise ``TargetError`` for values of a wrong type or range, and for values that contradict each other."""
-        problems = list(checks.problems(self)) or [
-            *checks.contradictions(self, RUNTIMES),
-            *contradictions.of_teaching(self),
-        ]
+        problems = list(checks.problems(self))
+        problems = problems or [*checks.contradictions(self, RUNTIMES), *contradictions.of_teaching(self)]
         if problems:
             raise TargetError(f"target {self.name!r}: " + "; ".join(problems))

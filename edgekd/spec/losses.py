@@ -24,6 +24,7 @@ __all__ = [
     "HiddenMSE",
     "LogitMSE",
     "Loss",
+    "PartialKL",
     "Ramp",
     "Relations",
     "ReverseKL",
@@ -59,6 +60,16 @@ class KL:
 
     weight: float | Ramp = 1.0
     temperature: float | Ramp | Literal["learned"] = 1.0
+
+
+@dataclass(frozen=True)
+class PartialKL:
+    """KL divergence from teacher to student where not all of the teacher's probabilities are known.
+
+    Over the classes whose are, and all others as one: black boxes, and stores of the largest logits alone.
+    """
+
+    weight: float | Ramp = 1.0
 
 
 @dataclass(frozen=True)
@@ -244,7 +255,7 @@ class Exits:
 
 
 Loss = (
-    KL | ReverseKL | JS | CE | LogitMSE | DKD | DIST
+    KL | PartialKL | ReverseKL | JS | CE | LogitMSE | DKD | DIST
     | HiddenMSE | HiddenCosine | EmbeddingMSE | AttentionTransfer
     | AttentionMaps | Relations
     | RKD | SimilarityPreserving | CorrelationCongruence

@@ -12,7 +12,7 @@ def run(
     ctx: Context,
     *,
     task: spec.Task,
-    teacher_source: str,
+    teacher_source: str | None,
     teacher_files: tuple[str, ...],
     source_fingerprints: dict[str, str],
     seed: int,
@@ -24,7 +24,8 @@ def run(
     """
     module = tasks.TASKS[task.kind]
     data = module.load(task, seed, ctx.progress)
-    assets.resolve(teacher_source, also=teacher_files, progress=ctx.progress)
+    if teacher_source is not None:  # a black box is asked where it is
+        assets.resolve(teacher_source, also=teacher_files, progress=ctx.progress)
     module.write(data, ctx.out)
     sizes = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     ctx.progress.log(f"assets: {len(data.labels)} labels; {sizes} examples")

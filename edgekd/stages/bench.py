@@ -25,6 +25,7 @@ def artifacts(export: Path, session: Mapping[str, Any] | None = None) -> list[Ar
     return [
         Artifact(name, export / name, inputs[name.partition("_")[0]], (session or {}) if name == SHIPPED else {})
         for name in ARTIFACTS
+        if (export / name).is_dir()  # a black box has no graph
     ]
 
 

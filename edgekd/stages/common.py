@@ -41,6 +41,11 @@ def load_stage_model(stage: Stage, labels: Any, attention: str | None = None, na
     return loading.load_classifier(folder, labels, finetuned=True, attention=attention), loading.load_tokenizer(folder)
 
 
+def has_model(teacher: Stage) -> bool:
+    """Whether there is a model to be asked or cut: a black box leaves its answers alone."""
+    return (teacher.path / "model").is_dir()
+
+
 def answering(stage: Stage, data: Any, task: spec.Task, learned: Path | None = None) -> tuple[Any, Tokens]:
     """The model of a stage, to be asked, and what students are taught on by its tokenizer.
 
@@ -57,8 +62,8 @@ def judge(
 ) -> dict[str, float]:
     """How a model answers on validation, beside the labels and the stored teachers."""
     found = evaluate.logits(model, tokens, progress=ctx.progress, name=f"{name}: scoring validation")
-    truth = several.read([stage.path for stage in stages(labels)], "validation", distill.combine).of(tokens).logits
-    return evaluate.compare(found, tokens.labels, truth)
+    truth = several.read([stage.path for stage in stages(labels)], "validation", distill.combine).of(tokens)
+    return evaluate.compare(found, tokens.labels, truth.logits, truth.known)
 
 
 def set_lesson(
@@ -105,7 +110,7 @@ def set_lesson(
         if distill.select is not None and rows is None:
             own = partial(evaluate.logits, taught, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
             rows = select.rows(distill.select, store, own, seed)
-        return replace(lesson, teacher=store, rows=rows), learner
+        return replace(lesson, teacher=store, rows=store.answered() if rows is None else rows), learner
     if isinstance(source, spec.Live):
         model, its_tokens = teacher()
         return replace(lesson, teacher=live.LiveTeacher(model, its_tokens, wanted, device, ctx.bf16)), learner

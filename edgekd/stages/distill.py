@@ -17,7 +17,7 @@ from edgekd.distill.record import shape as model_shape
 from edgekd.distill.taps import check_exits
 from edgekd.models import exits, loading
 from edgekd.models import student as student_builder
-from edgekd.stages.common import answering, judge, load_stage_model, read_data, set_lesson, tokenise_splits
+from edgekd.stages.common import answering, has_model, judge, load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
 REVISION = 8
@@ -46,7 +46,7 @@ def run(
     data = read_data(task, assets)
 
     def build(seed: int) -> Any:
-        big, _ = load_stage_model(teacher, data.labels)
+        big = load_stage_model(teacher, data.labels)[0] if has_model(teacher) else None
         return student_builder.build(student, big, teacher.path / "model", data, task.max_length, seed, ctx.progress)
 
     model, tokenizer, summary = build(seed)

@@ -16,7 +16,7 @@ from edgekd.onnxio import export as exporter
 from edgekd.onnxio.signature import signature
 from edgekd.quant.calibrate import calibration_rows
 from edgekd.quant.grids import Grid
-from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
+from edgekd.stages.common import has_model, load_stage_model, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
 from edgekd.store import MANIFEST, Context, Stage, read_json, write_json
 from edgekd.tasks.sampling import stratified
@@ -42,21 +42,14 @@ def run(
     Raises ``ExportError`` where a quantized graph holds a float leftover or answers otherwise than it was trained to.
     """
     data = read_data(task, assets)
-    graphs = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", *STUDENTS)
+    teachers = ("teacher_fp32", "teacher_ort_dynamic") if has_model(teacher) else ()
+    graphs = (*teachers, "student_fp32", *STUDENTS)
     audits: dict[str, Any] = {}
     parities: dict[str, Any] = {}
     with ctx.progress.bar("export", total=len(graphs), unit="graph") as advance:
-        model, tokenizer = load_stage_model(teacher, data.labels, "eager")
-        model.config.pad_token_id = tokenizer.pad_token_id
-        write_inputs(ctx.out / "inputs" / "teacher.npz", _tokens(tokenizer, data, task)["test"])
-        written = exporter.export_float(model.eval(), _place(ctx, "teacher_fp32", teacher, data), opset=export.opset)
-        if (node := branches.left(written)) is not None:
-            ctx.progress.log(f"export: the teacher's graph branches on data at {node}: left as traced, without passes")
-        advance(1)
-        dynamic.quantize_dynamic(
-            ctx.out / "teacher_fp32" / "model.onnx", _place(ctx, "teacher_ort_dynamic", teacher, data)
-        )
-        advance(1)
+        if teachers:
+            _teachers(ctx, task, export, teacher, data)
+            advance(2)
         model, tokenizer = load_stage_model(distill, data.labels, "eager")
         tokens = _tokens(tokenizer, data, task)
         write_inputs(ctx.out / "inputs" / "student.npz", tokens["test"])
@@ -88,6 +81,17 @@ def run(
     write_json(ctx.out / "parity.json", parities)
     write_json(ctx.out / "sizes.json", {name: sizes.table(ctx.out / name / "model.onnx") for name in graphs})
     write_json(ctx.out / "signature.json", signature(ctx.out / "student_qad" / "model.onnx"))
+
+
+def _teachers(ctx: Context, task: spec.Task, export: spec.Export, teacher: Stage, data: Any) -> None:
+    """The teacher's graph, and the one that users make of it today."""
+    model, tokenizer = load_stage_model(teacher, data.labels, "eager")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    write_inputs(ctx.out / "inputs" / "teacher.npz", _tokens(tokenizer, data, task)["test"])
+    written = exporter.export_float(model.eval(), _place(ctx, "teacher_fp32", teacher, data), opset=export.opset)
+    if (node := branches.left(written)) is not None:
+        ctx.progress.log(f"export: the teacher's graph branches on data at {node}: left as traced, without passes")
+    dynamic.quantize_dynamic(ctx.out / "teacher_fp32" / "model.onnx", _place(ctx, "teacher_ort_dynamic", teacher, data))
 
 
 def _tokens(tokenizer: Any, data: Any, task: spec.Task) -> dict[str, Tokens]:

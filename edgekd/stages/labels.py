@@ -13,7 +13,8 @@ from edgekd.distill import record
 from edgekd.distill.taps import LOGITS, by_itself, check_heads, inside, store_bytes, stored
 from edgekd.errors import TargetError
 from edgekd.models.student import skeleton
-from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
+from edgekd.stages import black_box
+from edgekd.stages.common import has_model, load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 3
@@ -31,6 +32,8 @@ def run(
     if isinstance(teacher, tuple):
         teacher, scores = best(teacher)
         chosen = {"by": teacher.path.name, "scores": scores}
+    if not has_model(teacher):
+        return black_box.label(ctx, teacher, taps, len(data.labels), chosen)
     model, tokenizer = load_stage_model(teacher, data.labels)
     shape = record.shape(model) | {"classes": len(data.labels)}
     needs = stored(taps, shape["layers"], shape["classes"])

@@ -9,15 +9,21 @@ from edgekd import spec
 from edgekd.distill import evaluate, loop
 from edgekd.distill.learner import Learner
 from edgekd.models import loading
+from edgekd.stages import black_box
 from edgekd.stages.common import read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
 REVISION = 4
 
 
-def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, seed: int) -> None:
-    """Write ``model/`` (a Hugging Face folder), ``scores.json`` and, if it was trained, ``history.jsonl``."""
+def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher | spec.BlackBox, assets: Stage, seed: int) -> None:
+    """Write ``model/`` (a Hugging Face folder), ``scores.json`` and, if it was trained, ``history.jsonl``.
+
+    Of a black box: its scores, and its answers.
+    """
     data = read_data(task, assets)
+    if isinstance(teacher, spec.BlackBox):
+        return black_box.ask(ctx, teacher, data)
     folder = asset_cache.resolve(teacher.source, also=teacher.files, progress=ctx.progress)
     torch.manual_seed(seed)
     fresh = teacher.finetune is not None

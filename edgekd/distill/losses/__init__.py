@@ -16,6 +16,7 @@ from edgekd.distill.losses import attention, exits, feature, relation, response
 
 LOSSES: dict[type, Callable[..., Tensor]] = {
     spec.KL: response.kl,
+    spec.PartialKL: response.partial_kl,
     spec.ReverseKL: response.reverse_kl,
     spec.JS: response.js,
     spec.CE: response.ce,

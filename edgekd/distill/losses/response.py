@@ -13,6 +13,9 @@ from edgekd import spec
 from edgekd.distill.losses.groups import centred, grouped
 from edgekd.distill.signal import Batch, Signal
 
+NEVER = -1e4
+"""A log-probability whose exponential is 0 in float32, and whose gradients are finite."""
+
 
 def _log_probabilities(loss: Any, student: Signal, teacher: Signal) -> tuple[Tensor, Tensor]:
     """Log-softmax of the teacher's and of the student's logits over the temperature, float32."""
@@ -40,6 +43,23 @@ def kl(loss: spec.KL, student: Signal, teacher: Signal, batch: Batch, own: Any =
     return _scaled(loss, _divergence(log_p_BC, log_q_BC), batch)
 
 
+def partial_kl(loss: spec.PartialKL, student: Signal, teacher: Signal, batch: Batch, own: Any = None) -> Tensor:
+    """KL(teacher ‖ student) over the classes that the teacher knows and one bin for all others, mean over examples.
+
+    What coarser bins cannot tell apart counts as equal, so it is never more than the whole KL; that is what it is
+    where all classes are known.
+    """
+    log_p_BC = F.log_softmax(teacher.logits_BC.detach().float(), dim=-1).clamp_min(NEVER)
+    log_q_BC = F.log_softmax(student.logits_BC.float(), dim=-1)
+    if teacher.known_BC is not None:
+        known_BC = teacher.known_BC
+        log_p_BC, log_q_BC = (
+            torch.cat([x.masked_fill(~known_BC, NEVER), x.masked_fill(known_BC, NEVER).logsumexp(-1, keepdim=True)], -1)
+            for x in (log_p_BC, log_q_BC)
+        )
+    return _divergence(log_p_BC, log_q_BC) / batch.total_examples
+
+
 def reverse_kl(loss: spec.ReverseKL, student: Signal, teacher: Signal, batch: Batch, own: Any = None) -> Tensor:
     """T² · KL(softmax(student / T) ‖ softmax(teacher / T)), mean over examples (Gu et al., MiniLLM, 2024)."""
     log_p_BC, log_q_BC = _log_probabilities(loss, student, teacher)
@@ -61,7 +81,7 @@ def ce(loss: spec.CE, student: Signal, teacher: Signal | None, batch: Batch, own
     labels_B = batch.labels_B
     if loss.labels == "teacher":
         assert teacher is not None
-        labels_B = teacher.logits_BC.argmax(-1)
+        labels_B = teacher.answers_B
     s_BC = student.logits_BC.float()
     total = F.cross_entropy(s_BC, labels_B, ignore_index=-1, reduction="sum", label_smoothing=loss.smoothing)
     return total / batch.total_examples
