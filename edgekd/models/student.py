@@ -1,4 +1,4 @@
-"""Build the student that a target asks for: cut from the teacher, or fresh from a configuration."""
+"""Build the student that a target asks for: cut from a backbone, or fresh from a configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def build(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The student (float32, CPU), its tokenizer, and a summary of what was kept.
 
-    ``folder`` is the teacher's, ``data`` the data set whose training texts choose vocabulary and importance.
+    ``teacher`` is the classifier that it is cut from, ``folder`` holds its tokenizer; ``data`` is the data set whose
+    training texts choose vocabulary and importance.
     """
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(folder)

@@ -37,9 +37,10 @@ def limits(report: Mapping[str, Any]) -> list[str]:
         found.append(f"The test split has {test:,} examples: one of them is {100 / test:.2f} points of score.")
     found.append("One training run with one seed: another seed moves the scores, by how much was not measured.")
     found += _model(report)
-    for what, name in (("teacher", "The teacher's"), ("data", "The data's")):
-        if not report["licences"][what]:
-            found.append(f"{name} licence is not stated in the target: look it up before you ship.")
+    whose = {"teacher": "The teacher's", "data": "The data's", "student": "The student's backbone's"}
+    for what, licence in report["licences"].items():
+        if not licence:
+            found.append(f"{whose[what]} licence is not stated in the target: look it up before you ship.")
     return found
 
 

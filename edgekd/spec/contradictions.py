@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from edgekd.spec.losses import Exits
 from edgekd.spec.sources import Mutual
+from edgekd.spec.training import Finetune
 
 if TYPE_CHECKING:
     from edgekd.spec import Target
 
 
 def of_teaching(target: Target) -> Iterator[str]:
-    """The exits that a student is to have, and who is there to learn from."""
+    """The exits that a student is to have, who is there to learn from, and how the teacher is fine-tuned."""
     distill = target.distill
     layers = [layer for loss in distill.losses if isinstance(loss, Exits) for layer in loss.at]
     if len(set(layers)) < len(layers):
@@ -24,3 +25,9 @@ def of_teaching(target: Target) -> Iterator[str]:
         yield "distill.exit leaves a student that nobody goes on from: remove assistants and generations"
     if isinstance(distill.source, Mutual) and distill.source.students == 1 and not distill.source.teacher:
         yield "distill.source Mutual(students=1) leaves nobody to learn from: raise students, or set teacher=True"
+    finetune, usual = target.teacher.finetune, Finetune()
+    if finetune is not None and finetune.train != "lora":
+        if (finetune.rank, finetune.alpha) != (usual.rank, usual.alpha):
+            yield f"teacher.finetune.rank and alpha are for train 'lora', not {finetune.train!r}: remove them"
+        if finetune.train == "head" and finetune.dropout is not None:
+            yield "teacher.finetune.dropout changes nothing in a backbone that stands still (train 'head'): remove it"
