@@ -14,7 +14,7 @@ Facts = Mapping[str, Any]
 
 ALIKE: dict[str, tuple[str, ...]] = {
     "assets": ("task",),
-    "teacher": ("task", "teacher_source", "device"),
+    "teacher": ("task", "teacher_source", "trained", "device"),
     "labels": ("task", "teacher_source", "taps", "device"),
     "distill": ("task", "student", "teacher_source", "device"),
     "quantize": ("task", "student", "device"),
@@ -78,6 +78,7 @@ class History:
             facts.pop("source_fingerprints", None)
         if isinstance(facts.get("teacher"), Mapping):
             facts["teacher_source"] = facts["teacher"]["source"]
+            facts["trained"] = (facts["teacher"]["finetune"] or {}).get("train")
         return facts
 
     def _upstream(self, name: str, key: str) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from edgekd.spec import BlackBox, Target, Teacher
 STAGES = ("assets", "teacher", "labels", "distill", "quantize", "export", "bench")
 """The stages that the store keeps, in order."""
 
+STUDENT = "student:"
+"""Before the locator of a backbone that students are cut from in place of the teacher, among the sources."""
+
 ENDS = (*STAGES, "verdict", "ship")
 """Where a run may stop. The last two are cheap, always run again, and are not kept in the store."""
 
@@ -34,7 +37,7 @@ def graph(
 
     Co-teachers have steps of their own beside the teacher's. Assistants and earlier generations of the student stand
     before ``distill``, each with the labels that it gives. ``sources`` are the fingerprints of the data and the
-    teachers, ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
+    models, ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
     """
     from edgekd.distill.taps import taps
 
@@ -68,6 +71,7 @@ def graph(
                 task=t.task,
                 teacher_source=None if isinstance(given, BlackBox) else given.source,
                 teacher_files=given.files,
+                student_sources={} if name else _starting(sources, STUDENT),
                 source_fingerprints=_fingerprints(sources, name),
                 seed=t.seed,
             )
@@ -127,8 +131,12 @@ def _teachers(target: Target) -> dict[str, Teacher | BlackBox]:
 
 def _fingerprints(sources: Mapping[str, str], name: str) -> dict[str, str]:
     """Those of the data and of one teacher, as if it were the only one: its stages are those of such a target."""
-    teachers = {source for source in sources if source.startswith("teacher")} - {f"teacher{name}"}
-    return {source.removesuffix(name): found for source, found in sources.items() if source not in teachers}
+    models = {source for source in sources if source.startswith(("teacher", STUDENT))} - {f"teacher{name}"}
+    return {source.removesuffix(name): found for source, found in sources.items() if source not in models}
+
+
+def _starting(sources: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): found for name, found in sources.items() if name.startswith(prefix)}
 
 
 def _fingerprint(teacher: Teacher | BlackBox) -> str:
@@ -153,6 +161,8 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
     locators = {"train": task.train, "validation": task.validation, "test": task.test}
     sources = {name: assets.fingerprint(locator) for name, locator in locators.items() if locator is not None}
     sources |= {f"teacher{name}": _fingerprint(given) for name, given in _teachers(target).items()}
+    backbones = [student.source for student in target.learners if student.source is not None]
+    sources |= {f"{STUDENT}{locator}": assets.fingerprint(locator) for locator in backbones}
     ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
     here = {**machine.fingerprint(), "runtimes": runtimes.installed()}  # installing one more makes new rows
     session = result.session(folder / run_name(target), target)

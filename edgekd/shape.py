@@ -109,7 +109,10 @@ def check_cut(student: spec.Student, teacher: Mapping[str, Any], positions: int)
     """
     kind = teacher.get("model_type")
     if kind not in BERTS:
-        raise TargetError(f"surgery knows {', '.join(BERTS)} teachers, not {kind!r}: give student.config instead")
+        raise TargetError(
+            f"surgery knows {', '.join(BERTS)} teachers, not {kind!r}: name another backbone in student.source, or "
+            "give student.config instead"
+        )
     layers = _number(teacher, "num_hidden_layers")
     if layers is not None:
         if isinstance(student.layers, int) and not 1 <= student.layers <= layers:

@@ -28,15 +28,15 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     _check_shallow(target)
     labels = label_count(target, line) or 2  # a handful of numbers either way
     config = teacher_config(target, line)
-    if config is None:
-        return None, None
-    layers, hidden = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
     small = _smallest(target, config)
-    whole = shape.tensors(config, labels)
+    whole = shape.tensors(config or {}, labels)
     teacher: dict[str, Any] | None = None
-    if whole is not None:
+    if config is not None and whole is not None:
+        layers, hidden = (config.get(name) for name in ("num_hidden_layers", "hidden_size"))
         count = shape.parameters(whole)
         teacher = {"parameters": count, "fp32_bytes": 4 * count, "layers": layers, "hidden": hidden}
+    if small is None:
+        return teacher, None
     built = finished(line, "distill", "student.json")
     if built:  # the corpus may have had fewer tokens than the target allowed
         small["vocab_size"] = built["vocabulary"]["size"]
@@ -77,20 +77,26 @@ def _check_shallow(target: Target) -> None:
             raise TargetError(f"{layer} is a convolution, which {scheme} does not quantize: choose a static scheme")
 
 
-def _smallest(target: Target, config: dict[str, Any]) -> dict[str, Any]:
-    """The student's configuration, by way of the assistants'. Raises ``TargetError`` for what does not fit another."""
+def _smallest(target: Target, config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The student's configuration, by way of the assistants'; ``None`` while that of a backbone is not known.
+
+    ``config`` is the teacher's. Raises ``TargetError`` for what does not fit another.
+    """
     parent, small, answers = config, config, [config]
     for i, student in enumerate(target.learners, 1):
-        small = shape.student_config(student, parent, target.task.max_length)
+        backbone = parent if student.source is None else _source_config(student.source)
+        if backbone is None:
+            return None
+        small = shape.student_config(student, backbone, target.task.max_length)
         taps.check_exits(target.distill.losses, small.get("model_type"), _layers(small))
         if taps.by_itself(target.distill.source):
             answers = [small]
         for other in answers:
-            taps.check(target.distill, _layers(small), _layers(other), _width(small), _width(other))
+            taps.check(target.distill, _layers(small), _layers(other or {}), _width(small), _width(other or {}))
         answers = [*answers, small] if target.distill.relabel == "best" else [small]
         if i <= len(target.assistants):
             parent, answers = small, [small]
-    return _shipped(target, small)
+    return None if small is None else _shipped(target, small)
 
 
 def _shipped(target: Target, config: dict[str, Any]) -> dict[str, Any]:
@@ -216,10 +222,13 @@ def teacher_config(target: Target, line: Sequence[Step]) -> dict[str, Any] | Non
     if isinstance(target.teacher, BlackBox):  # what the student's own tokenizer decides
         return {"pad_token_id": 0, "vocab_size": target.student.vocabulary or shape.VOCABULARY}
     found = finished(line, "teacher", "model/config.json")
-    if found is None:
-        path = _fetched(target.teacher.source)
-        found = _read_config(path, target.teacher.source) if path is not None and path.is_file() else None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else _source_config(target.teacher.source)
+
+
+def _source_config(source: str) -> dict[str, Any] | None:
+    """The ``config.json`` of a locator's folder, where it has been fetched to; ``None`` before that."""
+    path = _fetched(source)
+    return _read_config(path, source) if path is not None and path.is_file() else None
 
 
 def _read_config(path: Path, source: str) -> dict[str, Any] | None:
@@ -228,9 +237,9 @@ def _read_config(path: Path, source: str) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         if source.startswith("pypi:"):  # damaged in the cache: `run` notices, and unpacks it anew
             return None
-        raise AssetError(f"{path} cannot be read ({error}); mend the teacher's folder, or fetch it again") from error
+        raise AssetError(f"{path} cannot be read ({error}); mend that folder, or fetch it again") from error
     if not isinstance(found, dict):
-        raise AssetError(f"{path} holds no configuration of a model; mend the teacher's folder, or fetch it again")
+        raise AssetError(f"{path} holds no configuration of a model; mend that folder, or fetch it again")
     return found
 
 

@@ -203,6 +203,21 @@ def test_a_smoke_run_never_has_more_examples_than_the_target_asks_for() -> None:
     assert smoke(changed(BASE, "task.limit", 20)).task.limit == 20
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": "head", "dropout": 0.1}, "dropout changes nothing in a backbone that stands still"),
+        ({"train": "head", "rank": 4}, "rank and alpha are for train 'lora', not 'head'"),
+        ({"alpha": 4}, "rank and alpha are for train 'lora', not 'all'"),
+        ({"train": "lora", "rank": 0}, r"teacher\.finetune\.rank must be at least 1, not 0"),
+        ({"train": "tail"}, r"teacher\.finetune\.train must be one of all, lora, head, not 'tail'"),
+    ],
+)
+def test_what_of_a_teacher_is_trained_is_said_without_contradiction(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        dataclasses.replace(BASE, teacher=dataclasses.replace(BASE.teacher, finetune=spec.Finetune(**options)))
+
+
 def test_training_only_if_needed_needs_a_budget_to_tell() -> None:
     quant = dataclasses.replace(BASE.quant, train="if_needed")
     with pytest.raises(TargetError, match=r"trains where PTQ keeps less than budget\.score_kept: set it"):

@@ -166,7 +166,7 @@ def test_an_unknown_teacher_leaves_the_sizes_unknown(workplace: Path) -> None:
 def test_a_configuration_that_is_no_json_is_an_asset_error_that_names_it(workplace: Path) -> None:
     for content in (b'{"model_type": ', b"[]", b"\xff\xfe"):
         (workplace / "teacher" / "config.json").write_bytes(content)
-        with pytest.raises(AssetError, match=r"config\.json .*teacher's folder"):
+        with pytest.raises(AssetError, match=r"config\.json .*mend that folder"):
             made(target())
 
 
@@ -286,6 +286,22 @@ def test_a_shrinkage_beyond_the_teachers_own_bytes_cannot_be_met() -> None:
     most = found["teacher"]["fp32_bytes"] / found["student"]["int8_bytes_least"]
     assert made(target(budget=spec.Budget(shrink=most * 0.99)))["problems"] == []
     assert "budget.shrink" in made(target(budget=spec.Budget(shrink=most * 1.2)))["problems"][0]
+
+
+def test_a_student_of_another_backbone_than_the_teacher_is_sized_by_that_one(workplace: Path) -> None:
+    unknown = spec.Teacher(source=f"pypi:some-model==1.0#sha256={'0' * 64}/some/model")
+    student = dataclasses.replace(target().student, source="dir:teacher")
+    found = made(target(teacher=unknown, student=student))
+    assert (found["teacher"], found["student"]) == (None, made(target())["student"])
+    (workplace / "decoder").mkdir()
+    (workplace / "decoder" / "config.json").write_text(json.dumps(TEACHER | {"model_type": "llama"}))
+    decoder = spec.Teacher(source="dir:decoder")
+    assert made(target(teacher=decoder, student=student))["student"] == found["student"]
+    with pytest.raises(TargetError, match=r"not 'llama': name another backbone in student\.source"):
+        made(target(teacher=decoder))
+    with pytest.raises(TargetError, match=r"the teacher 0\.\.4"):  # layers are paired with the teacher's all the same
+        losses = (spec.HiddenMSE(layers=((2, 5),)),)
+        made(target(teacher=decoder, student=student, distill=spec.Distill(losses=losses)))
 
 
 def test_what_only_a_measurement_can_say_is_no_problem_of_the_plan() -> None:

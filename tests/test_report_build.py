@@ -143,3 +143,21 @@ def test_a_teacher_taken_as_it_comes_has_no_training(tmp_path: Path) -> None:
     path = folders["teacher"] / "scores.json"
     write_json(path, read_json(path) | {"training": None})
     assert built(folders)["training"]["teacher"] is None
+
+
+def test_a_student_of_another_backbone_than_its_teacher_names_it_with_its_licence(tmp_path: Path) -> None:
+    given = dict(teacher=spec.Teacher(source="dir:x", licence="MIT"))
+    manifest = {"labels": ["a"], "scheme": "u8s8_static", "max_length": 8, "model": "m", "opset": 17, "inputs": []}
+    manifest["minimum_onnxruntime"] = "1"
+    plain = made.report(**given)
+    assert "student" not in plain["licences"] and "cut from" not in card.render(plain, manifest)
+    report = made.report(**given, student=spec.Student(source="dir:bert", licence="Apache-2.0"))
+    schema.validate(report)
+    report["training"]["teacher"] = {"train": "head", "epochs": None, "steps": None, "seconds": 2.5, "step_ms": None}
+    said = card.render(report, manifest)
+    assert "cut from `dir:bert`, distilled from `dir:x`" in said and "Backbone `dir:bert`: Apache-2.0" in said
+    assert "data: Reuters-21578, free for research; student: Apache-2.0" in said
+    assert "The teacher's head was trained on the training split, its backbone taken as it comes." in said
+    assert "backbone: Apache-2.0" in html.render(report)
+    report = made.report(**given, student=spec.Student(source="dir:bert"))
+    assert "The student's backbone's licence is not stated" in " ".join(report["limits"])

@@ -132,7 +132,7 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
         lines.append(f"student  {student['parameters']:,} parameters ({shape}, {student['vocabulary']:,} tokens)")
         lines.append(f"         about {mebibytes(student['int8_bytes'])} as {student['scheme']}")
     else:
-        lines.append("student  size unknown until the teacher is known")
+        lines.append("student  size unknown until what it is cut from is known")
     size = found["labels_bytes"]
     lines.append(
         f"labels   {'unknown until the data have been read' if size is None else 'at most ' + mebibytes(size)}"

@@ -46,12 +46,14 @@ def compute(
     rank: int = 0,
     world_size: int = 1,
     bf16: bool = False,
+    who: str = "labels",
 ) -> None:
     """Run the teacher over one split and write its logits, and what else ``needs`` names, into ``out``.
 
     Ranks share the work block by block; each block is marked done after it is on disk, so a killed run goes on where
-    it stopped, also with another number of ranks. ``bf16``: matrix products in bfloat16. A full disk is an ``OSError``
-    before any work is done; ``TrainingError`` for an output that is not finite, or too large for float16.
+    it stopped, also with another number of ranks. ``bf16``: matrix products in bfloat16; ``who`` is told on the bar.
+    A full disk is an ``OSError`` before any work is done; ``TrainingError`` for an output that is not finite, or too
+    large for float16.
     """
     blocks = by_length(tokens, BLOCK)
     ready, done_path = out / f"{split}.ready.tmp", out / f"{split}.done.tmp"  # the store drops *.tmp at the end
@@ -68,7 +70,7 @@ def compute(
     if len(done) != len(blocks):
         raise _damaged(done_path, f"{len(done)} blocks instead of {len(blocks)}")
     mine = [i for i in range(len(blocks)) if not done[i] and i % world_size == rank]
-    with progress.bar(f"labels: {split}", total=len(mine), unit="block") as advance:
+    with progress.bar(f"{who}: {split}", total=len(mine), unit="block") as advance:
         for i in mine:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 _block(fields, split, tokens, blocks[i], model, needs, device)

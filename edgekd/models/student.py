@@ -1,4 +1,4 @@
-"""Build the student that a target asks for: cut from the teacher, or fresh from a configuration."""
+"""Build the student that a target asks for: cut from a backbone, or fresh from a configuration."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def build(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The student (float32, CPU), its tokenizer, and a summary of what was kept.
 
-    ``folder`` is the teacher's, ``data`` the data set whose training texts choose vocabulary and importance. Without a
-    ``teacher`` to share one with, the tokenizer is trained on those texts.
+    ``teacher`` is the classifier that it is cut from, ``folder`` holds its tokenizer; ``data`` is the data set whose
+    training texts choose vocabulary and importance. Without a ``teacher`` the tokenizer is trained on those texts.
     """
     torch.manual_seed(seed)
     if teacher is None:

@@ -58,6 +58,10 @@ def build(
     quantize = models["training"]["quantize"]
     if not quantize["trained"]:
         quality = verdicts.UNTRAINED
+    data = dataset.get("licence") or target.task.licence
+    licences = {"teacher": _licence(target), "terms": _terms(target), "data": data}
+    if target.student.source is not None:
+        licences["student"] = target.student.licence
     report = {
         "schema": SCHEMA,
         "edgekd_version": edgekd.__version__,
@@ -92,11 +96,7 @@ def build(
         "isa": [dict(row) for row in isa],
         "session": dict(session or {}),
         "stages": {name: dict(info) for name, info in stage_info.items()},
-        "licences": {
-            "teacher": _licence(target),
-            "terms": _terms(target),
-            "data": dataset.get("licence") or target.task.licence,
-        },
+        "licences": licences,
     }
     return report | {"limits": limits.limits(report)}
 
@@ -167,7 +167,7 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
             "parameters": teacher.get("parameters"),
             "scores": {split: teacher[split] for split in ("validation", "test") if split in teacher},
         },
-        "student": {**student, "scores": {"validation": distill["validation"]}},
+        "student": {"source": target.student.source, **student, "scores": {"validation": distill["validation"]}},
         "training": {
             "teacher": teacher.get("training"),
             "distill": distill["training"],

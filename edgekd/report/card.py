@@ -28,14 +28,13 @@ def _front(report: Report) -> str:
     source = report["teacher"]["source"]
     if source.startswith("hf:"):
         given["base_model"] = source.removeprefix("hf:").partition("@")[0]
-    teacher, data = (report["licences"][name] for name in ("teacher", "data"))
-    if teacher and teacher == data:
-        given["license"] = teacher.lower()
-    elif teacher or data:
-        given |= {
-            "license": "other",
-            "license_name": f"teacher: {teacher or 'not stated'}; data: {data or 'not stated'}",
-        }
+    licences = report["licences"]
+    if len(set(licences.values())) == 1:
+        if licences["teacher"]:
+            given["license"] = licences["teacher"].lower()
+    else:
+        said = "; ".join(f"{what}: {licence or 'not stated'}" for what, licence in licences.items())
+        given |= {"license": "other", "license_name": said}
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in given.items()), "---"])
 
 
@@ -43,9 +42,11 @@ def _what(report: Report, manifest: Mapping[str, Any]) -> list[str]:
     labels = ", ".join(code(label) for label in manifest["labels"])
     kind = escape(report["task"]["kind"].replace("_", " "))
     trained = " and trained under quantization" if figures.trained(report["training"]["quantize"]) else ""
+    source = report["student"].get("source")
+    cut = f"cut from {code(source)}, " if source else ""
     about = (
         f"A student of {figures.plain(report['student']['parameters'])} parameters for {kind}, quantized "
-        f"({code(manifest['scheme'])}), distilled from {_teachers(report)}{trained} "
+        f"({code(manifest['scheme'])}), {cut}distilled from {_teachers(report)}{trained} "
         f"for {escape(report['device']['name'])} by edgekd {report['edgekd_version']}. It reads "
         f"{manifest['max_length']} tokens at most and answers with one of {len(manifest['labels'])} labels: {labels}."
     )
@@ -96,8 +97,12 @@ def _use(manifest: Mapping[str, Any]) -> list[str]:
 def _made(report: Report) -> list[str]:
     training = report["training"]
     steps = []
-    if training.get("teacher"):
-        steps.append(f"The teacher was fine-tuned on the training split ({_length(training['teacher'])}).")
+    part = (training.get("teacher") or {}).get("train")
+    if part == "head":
+        steps.append("The teacher's head was trained on the training split, its backbone taken as it comes.")
+    elif training.get("teacher"):
+        how = "fine-tuned by LoRA" if part == "lora" else "fine-tuned"
+        steps.append(f"The teacher was {how} on the training split ({_length(training['teacher'])}).")
     else:
         steps.append("The teacher was taken as it comes.")
     steps.append(f"The student learned from the teacher's stored answers ({_length(training['distill'])}).")
@@ -130,5 +135,7 @@ def _rights(report: Report) -> list[str]:
     terms = report["licences"].get("terms")
     lines = [f"Teacher {_teachers(report)}: {teacher}" + (f"; its {escape(terms)}." if terms else ".")]
     lines += [f"Data {sources}: {data}."]
-    lines.append("What the student may be used for depends on both.")
+    if source := report["student"].get("source"):
+        lines.append(f"Backbone {code(source)}: {escape(report['licences']['student'] or 'not stated')}.")
+    lines.append(f"What the student may be used for depends on {'all three' if source else 'both'}.")
     return ["## Licences", bullets(lines)]

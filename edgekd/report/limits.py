@@ -43,12 +43,14 @@ def limits(report: Mapping[str, Any]) -> list[str]:
             "The teacher is a black box, of which only the answers on the test split are known: how fast the student "
             "is beside it, and how much smaller, cannot be said."
         )
-    if report["licences"]["terms"] == FORBIDDEN:
+    licences = report["licences"]
+    if licences["terms"] == FORBIDDEN:
         found.append(f"The teacher's terms are that {FORBIDDEN}; the target says that this was acknowledged.")
-    elif not report["licences"]["terms"]:
+    elif not licences["terms"]:
         found.append("Whether the teacher's outputs may train models is not stated in the target: read its terms.")
-    for what, name in (("teacher", "The teacher's"), ("data", "The data's")):
-        if not report["licences"][what]:
+    whose = {"teacher": "The teacher's", "data": "The data's", "student": "The student's backbone's"}
+    for what, name in whose.items():
+        if what in licences and not licences[what]:
             found.append(f"{name} licence is not stated in the target: look it up before you ship.")
     return found
 

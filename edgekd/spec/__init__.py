@@ -23,6 +23,8 @@ from edgekd.spec.losses import *  # noqa: F403
 from edgekd.spec.losses import KL, Loss
 from edgekd.spec.sources import *  # noqa: F403
 from edgekd.spec.sources import MEAN, STORED, Combine, Select, Source
+from edgekd.spec.training import *  # noqa: F403
+from edgekd.spec.training import GENTLE, OPTIMIZER, Finetune, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,28 +60,6 @@ Task = TextClassification
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """AdamW with linear warm-up, then linear or cosine decay to zero, and gradient clipping by global norm."""
-
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_fraction: float = 0.1
-    decay: Literal["linear", "cosine"] = "linear"
-    clip_norm: float = 1.0
-    batch_size: int = 32
-    micro_batch_size: int | None = None  # gradient accumulation: examples per forward; None: the whole batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetune:
-    """Fine-tune the teacher's backbone on the task before it teaches (cross-entropy on the labels)."""
-
-    epochs: float = 3
-    optimizer: Optimizer = Optimizer(learning_rate=5e-5)
-    dropout: float | None = None  # None: as the model's configuration says
-
-
-@dataclass(frozen=True, kw_only=True)
 class Teacher:
     """A Hugging Face sequence classifier as it comes, or (with ``finetune``) any encoder or decoder backbone.
 
@@ -103,6 +83,9 @@ class Teacher:
 class Student:
     """A smaller copy of the teacher by surgery, or (with ``config``) any architecture with fresh weights.
 
+    ``source`` is the locator of another backbone (``licence`` is that one's) to take the teacher's place here: the
+    student is cut from it as it comes, and reads its tokens, whatever architecture and tokenizer its teacher has.
+
     Surgery keeps ``layers`` (a count, spread evenly over the teacher's, or explicit indices), ``hidden`` channels,
     ``heads`` and ``ffn`` neurons: those most active on training examples. ``init`` says what becomes of the hidden
     width: the most active channels stay (``importance``), or the principal directions of the hidden states
@@ -124,6 +107,8 @@ class Student:
     init: Literal["principal", "importance", "random"] = "principal"
     dropout: float | None = None
     config: dict[str, object] | None = None
+    source: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +134,7 @@ class Distill:
     select: Select | None = None
     exit: int | None = None
     epochs: float = 10
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = OPTIMIZER
 
 
 Scheme = Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block"]
@@ -188,7 +173,7 @@ class Quant:
     percentile: float = 99.99
     train: Literal["always", "if_needed"] = "always"
     epochs: float = 2
-    optimizer: Optimizer = Optimizer(learning_rate=3e-4)
+    optimizer: Optimizer = GENTLE
     frozen_fraction: float = 0.5
     weights_first: float = 0.0
     scales: Literal["statistics", "learned"] = "statistics"

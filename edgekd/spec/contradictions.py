@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from edgekd.spec import blackbox
 from edgekd.spec.losses import Exits
 from edgekd.spec.sources import Mutual
+from edgekd.spec.training import Finetune
 
 if TYPE_CHECKING:
     from edgekd.spec import Student, Target
 
 
 def of_teaching(target: Target) -> Iterator[str]:
-    """Students, the exits that one is to have, and who is there to learn from."""
+    """Students, the exits that one is to have, who is there to learn from, and how the teacher is fine-tuned."""
     student, task, distill = target.student, target.task, target.distill
     learners = {"student": student, **{f"assistants[{i}]": other for i, other in enumerate(target.assistants)}}
     for path, learner in learners.items():
@@ -29,6 +30,12 @@ def of_teaching(target: Target) -> Iterator[str]:
         yield "distill.exit leaves a student that nobody goes on from: remove assistants and generations"
     if isinstance(distill.source, Mutual) and distill.source.students == 1 and not distill.source.teacher:
         yield "distill.source Mutual(students=1) leaves nobody to learn from: raise students, or set teacher=True"
+    finetune, usual = getattr(target.teacher, "finetune", None), Finetune()
+    if finetune is not None and finetune.train != "lora":
+        if (finetune.rank, finetune.alpha) != (usual.rank, usual.alpha):
+            yield f"teacher.finetune.rank and alpha are for train 'lora', not {finetune.train!r}: remove them"
+        if finetune.train == "head" and finetune.dropout is not None:
+            yield "teacher.finetune.dropout changes nothing in a backbone that stands still (train 'head'): remove it"
 
 
 def _student_contradictions(path: str, student: Student, longest: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The fp32 student: built from the teacher, taught from the label store."""
+"""The fp32 student: built from the teacher or another backbone, taught from the label store."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
+from edgekd import assets as asset_cache
 from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
@@ -46,8 +48,14 @@ def run(
     data = read_data(task, assets)
 
     def build(seed: int) -> Any:
-        big = load_stage_model(teacher, data.labels)[0] if has_model(teacher) else None
-        return student_builder.build(student, big, teacher.path / "model", data, task.max_length, seed, ctx.progress)
+        folder = teacher.path / "model"
+        if student.source is not None:
+            folder = asset_cache.resolve(student.source, progress=ctx.progress)
+        torch.manual_seed(seed)  # a backbone gets a fresh head
+        big = None
+        if student.source is not None or has_model(teacher):
+            big = loading.load_classifier(folder, data.labels, finetuned=student.source is None)
+        return student_builder.build(student, big, folder, data, task.max_length, seed, ctx.progress)
 
     model, tokenizer, summary = build(seed)
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))

@@ -6,9 +6,9 @@ import torch
 
 from edgekd import assets as asset_cache
 from edgekd import spec
-from edgekd.distill import evaluate, loop
+from edgekd.distill import evaluate, head, loop
 from edgekd.distill.learner import Learner
-from edgekd.models import loading
+from edgekd.models import loading, lora
 from edgekd.stages import black_box
 from edgekd.stages.common import read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
@@ -36,6 +36,8 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher | spec.BlackBox,
     )
     tokenizer = loading.load_tokenizer(folder, teacher.gguf_file)
     model.config.pad_token_id = tokenizer.pad_token_id
+    if teacher.finetune is not None and teacher.finetune.train == "lora":
+        lora.attach(model, teacher.finetune.rank, teacher.finetune.alpha)
     model.to(ctx.device)
     tokens = tokenise_splits(tokenizer, data, task.max_length)
 
@@ -46,7 +48,10 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher | spec.BlackBox,
         return evaluate.compare(found, tokens[split].labels, None)
 
     training = None
-    if teacher.finetune is not None:
+    if teacher.finetune is not None and teacher.finetune.train == "head":
+        device = torch.device(ctx.device)
+        training = head.fit(model, tokens, out=ctx.out, device=device, bf16=ctx.bf16, progress=ctx.progress)
+    elif teacher.finetune is not None:
         training = loop.fit(
             loop.Task(
                 "teacher",
@@ -62,9 +67,13 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher | spec.BlackBox,
             out=ctx.out,
             progress=ctx.progress,
         )
+        lora.merge(model)
+    if training is not None and teacher.finetune is not None:
+        training["train"] = teacher.finetune.train
     scores = {split: judge(split) for split in ("validation", "test")}
     ctx.progress.log(f"teacher: validation {scores['validation']['score']:.4f}, test {scores['test']['score']:.4f}")
     summary = {"parameters": loading.parameters(model), "model_type": model.config.model_type, "training": training}
     loading.save_model(model, tokenizer, ctx.out / "model")
     write_json(ctx.out / "scores.json", scores | summary)
     loop.clean(ctx.out)
+    head.clean(ctx.out)
