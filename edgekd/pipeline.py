@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekd import runner, sizes, store
+from edgekd import phases, runner, sizes, store
 from edgekd.errors import DataError, UsageError
 from edgekd.progress import Progress
 from edgekd.runner import After, Step
@@ -33,33 +33,38 @@ def graph(
     """Each stage's keyword arguments, which are also what its key is made of. Nothing else reaches a stage.
 
     Co-teachers have steps of their own beside the teacher's. Assistants and earlier generations of the student stand
-    before ``distill``, each with the labels that it gives. ``sources`` are the fingerprints of the data and the
-    teachers, ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
+    before ``distill``, each with the labels that it gives; before them what ``edgekd.phases`` adds. Students are taught
+    on ``data``: what ``assets`` wrote, or ``augment``. ``sources`` are the fingerprints of the data and the teachers,
+    ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
     """
     from edgekd.distill.taps import taps
 
     t, best = target, target.distill.relabel == "best"
     assets, teacher, distill, quantize, export = (After(name) for name in STAGES[:-1] if name != "labels")
     teachers = _teachers(t)
+    copies, general = phases.changed_copies(t), phases.before_the_task(t)
+    data, begin = After("augment") if copies else assets, After(list(general)[-1]) if general else None
     stored = tuple(After(f"labels{name}") for name in teachers)
     labels: After | tuple[After, ...] = stored if t.co_teachers else stored[0]
     asked = taps(t.distill, t.learners[0])
     parent: After = teacher
     before: tuple[After, ...] = (teacher,)
     chain: dict[str, dict[str, object]] = {}
+    task_sources = {name: source for name, source in sources.items() if name != phases.GENERAL}
     for i, student in enumerate(t.learners):
         if i:
             made, labels = After(f"distill_{i}"), After(f"labels_{i}")
             parent, before = (made, (made,)) if i <= len(t.assistants) else (parent, (*before, made))
             by = before if best else made
-            chain[labels.stage] = dict(task=t.task, taps=taps(t.distill, student), assets=assets, teacher=by)
+            chain[labels.stage] = dict(task=t.task, taps=taps(t.distill, student), assets=data, teacher=by)
         chain["distill" if i + 1 == len(t.learners) else f"distill_{i + 1}"] = dict(
             task=t.task,
             student=student,
             distill=t.distill,
-            assets=assets,
+            assets=data,
             teacher=parent,
             labels=labels,
+            begin=begin,
             seed=t.seed + (i if best else 0),
         )
     return {
@@ -68,20 +73,23 @@ def graph(
                 task=t.task,
                 teacher_source=given.source,
                 teacher_files=given.files,
-                source_fingerprints=_fingerprints(sources, name),
+                source_fingerprints=_fingerprints(task_sources, name),
                 seed=t.seed,
             )
             for name, given in teachers.items()
         },
+        **phases.read_apart(t, _fingerprints(sources, "")),
         **{
             f"teacher{name}": dict(task=t.task, teacher=given, assets=After(f"assets{name}"), seed=t.seed)
             for name, given in teachers.items()
         },
+        **copies,
+        **general,
         **{
             f"labels{name}": dict(
                 task=t.task,
                 taps=asked[:1] if name else asked,
-                assets=After(f"assets{name}"),
+                assets=data if copies else After(f"assets{name}"),
                 teacher=After(f"teacher{name}"),
             )
             for name in teachers
@@ -92,7 +100,7 @@ def graph(
             distill_spec=t.distill,
             quant=t.quant,
             score_kept=t.budget.score_kept if t.quant.train == "if_needed" else None,
-            assets=assets,
+            assets=data,
             teacher=teacher,
             labels=labels,
             distill=distill,
@@ -143,7 +151,9 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
 
     task = target.task
     calibration = target.quant.calibration if target.quant.static else ""  # what nobody reads need not exist
-    locators = {"train": task.train, "validation": task.validation, "test": task.test}
+    locators = {"train": task.train, "validation": task.validation, "test": task.test, "transfer": task.transfer}
+    if target.distill.general is not None:
+        locators[phases.GENERAL] = target.distill.general.text
     sources = {name: assets.fingerprint(locator) for name, locator in locators.items() if locator is not None}
     sources |= {f"teacher{name}": assets.fingerprint(given.source) for name, given in _teachers(target).items()}
     ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
@@ -191,13 +201,13 @@ def run(
             store.discard(folder, step.stage.name, step.stage.key)
     runner.meet()
     walk = partial(runner.walk, folder=folder, function=stage_function, context=context, progress=progress)
-    fetched = 1 + len(target.co_teachers)
+    fetched, loaded = 1 + len(target.co_teachers), [step.name for step in line].index("teacher") + 1
     actions = walk(wanted[:fetched])
     _check_calibration(target, line)
     _check_models(target, line)  # the teacher has been fetched
-    actions |= walk(wanted[fetched : fetched + 1])
+    actions |= walk(wanted[fetched:loaded])
     _check_models(target, line)  # what was fetched may have been a GGUF file, which is converted now
-    actions |= walk(wanted[fetched + 1 :])
+    actions |= walk(wanted[loaded:])
     result: dict[str, Any] = {
         "run": name,
         "folder": str(folder / name),

@@ -61,7 +61,7 @@ LAYERS = (
     ("runner.py",),
     ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*"),
     (
-        *("stages/*", "ship.py", "sizes.py", "history.py", "isa/*"),
+        *("stages/*", "ship.py", "phases.py", "sizes.py", "history.py", "isa/*"),
         *("tuning/__init__.py", "tuning/candidates.py", "tuning/choose.py", "tuning/result.py"),
     ),
     ("pipeline.py",),
@@ -75,7 +75,7 @@ IMPORT_NAMES = {"onnx-ir": "onnx_ir"}
 LIGHT = (
     *("cli/*", "report/*", "assets.py", "bundle.py", "catalog.py", "checks.py", "deploy.py", "downloads.py"),
     *("history.py", "isa/*", "machine.py", "pipeline.py", "plan.py", "progress.py", "runner.py", "shape.py", "ship.py"),
-    *("session.py", "sizes.py", "smoke.py", "spec/*", "store.py", "tuning/*", "wheels.py"),
+    *("phases.py", "session.py", "sizes.py", "smoke.py", "spec/*", "store.py", "tuning/*", "wheels.py"),
 )
 
 

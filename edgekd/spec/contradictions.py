@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from edgekd.spec.losses import Exits
 from edgekd.spec.sources import Mutual
 
 if TYPE_CHECKING:
-    from edgekd.spec import Target
+    from edgekd.spec import Optimizer, Target
 
 
 def of_teaching(target: Target) -> Iterator[str]:
-    """The exits that a student is to have, and who is there to learn from."""
+    """The losses, the exits that a student is to have, and who is there to learn from."""
     distill = target.distill
+    for loss in distill.losses:
+        yield from of_loss(loss, {"distill": distill.optimizer, "quant": target.quant.optimizer})
     layers = [layer for loss in distill.losses if isinstance(loss, Exits) for layer in loss.at]
     if len(set(layers)) < len(layers):
         yield f"distill.losses: Exits name a layer twice, of {layers}: one exit a layer"
@@ -24,3 +26,43 @@ def of_teaching(target: Target) -> Iterator[str]:
         yield "distill.exit leaves a student that nobody goes on from: remove assistants and generations"
     if isinstance(distill.source, Mutual) and distill.source.students == 1 and not distill.source.teacher:
         yield "distill.source Mutual(students=1) leaves nobody to learn from: raise students, or set teacher=True"
+
+
+def of_phases(target: Target) -> Iterator[str]:
+    """What a target says of its texts and of the time before the task that contradicts something else in it."""
+    task, distill, source = target.task, target.distill, target.distill.source
+    augment, general = distill.augment, distill.general
+    locators = (task.transfer, general and general.text)
+    if task.transfer_column is not None and not any(locators):
+        yield "task.transfer_column is a column of task.transfer or distill.general.text: name one of these, too"
+    if augment is not None and not 0 < augment.mask + augment.replace <= 1:
+        yield (
+            f"distill.augment masks {augment.mask:g} and replaces {augment.replace:g} of the words: "
+            "the two must be above 0 and at most 1 together"
+        )
+    if general is None:
+        return
+    if target.assistants:
+        yield "distill.general begins with a student cut from the teacher, assistants with another: remove either"
+    if isinstance(source, Mutual) and source.students > 1:
+        yield "distill.general gives one student, and distill.source Mutual teaches several of their own: remove either"
+    for loss in general.losses:
+        yield from of_loss(loss, {"distill.general": general.optimizer})
+
+
+def of_loss(loss: Any, optimizers: Mapping[str, Optimizer]) -> Iterator[str]:
+    """What in a loss contradicts itself, or the batches of the trainings that it is in."""
+    name, group = type(loss).__name__, getattr(loss, "group", None)
+    ramps = {field: value for field, value in vars(loss).items() if hasattr(value, "until")}
+    for field, ramp in ramps.items():
+        if ramp.begin >= ramp.until:
+            yield f"{name}.{field}: a ramp must begin ({ramp.begin}) before it ends ({ramp.until})"
+        if field == "temperature" and min(ramp.start, ramp.end) <= 0:
+            yield f"{name}.temperature must stay above 0: its ramp goes from {ramp.start} to {ramp.end}"
+    for where, optimizer in optimizers.items():
+        size = optimizer.micro_batch_size
+        if group is not None and size is not None and size % group:
+            yield (
+                f"{name} compares examples in groups of {group}: make {where}.optimizer.micro_batch_size ({size}) a "
+                "multiple of that, or choose another group"
+            )

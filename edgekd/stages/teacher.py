@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
-from edgekd import assets as asset_cache
 from edgekd import spec
 from edgekd.distill import evaluate, loop
 from edgekd.distill.learner import Learner
 from edgekd.models import loading
+from edgekd.stages.backbone import fetched
 from edgekd.stages.common import read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
@@ -18,18 +16,7 @@ REVISION = 4
 def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher, assets: Stage, seed: int) -> None:
     """Write ``model/`` (a Hugging Face folder), ``scores.json`` and, if it was trained, ``history.jsonl``."""
     data = read_data(task, assets)
-    folder = asset_cache.resolve(teacher.source, also=teacher.files, progress=ctx.progress)
-    torch.manual_seed(seed)
-    fresh = teacher.finetune is not None
-    model = loading.load_classifier(
-        folder,
-        data.labels,
-        finetuned=not fresh,
-        gguf_file=teacher.gguf_file,
-        dropout=teacher.finetune.dropout if teacher.finetune else None,
-    )
-    tokenizer = loading.load_tokenizer(folder, teacher.gguf_file)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model, tokenizer = fetched(ctx, teacher, data.labels, seed)
     model.to(ctx.device)
     tokens = tokenise_splits(tokenizer, data, task.max_length)
 
