@@ -82,6 +82,11 @@ RANGES: dict[str, Range] = {
     "*.epochs": POSITIVE,
     "Distill.generations": COUNT,
     "Distill.exit": COUNT,
+    "Augment.copies": COUNT,
+    "Augment.mask": SHARE,
+    "Augment.replace": SHARE,
+    "Augment.neighbours": COUNT,
+    "General.epochs": POSITIVE,
     "Stored.top": COUNT,
     "Combine.weights[]": POSITIVE,
     "Select.share": {"above": 0, "at most": 1},
@@ -110,7 +115,7 @@ RANGES: dict[str, Range] = {
 }
 """``Class.field``: what its number must be (``*``: of any class). ``Class.field[]``: what each in its tuple must be."""
 
-NOT_EMPTY = ("*.layers", "Relations.of", "Exits.at", "Distill.losses", "Bench.runtimes", "Bench.threads")
+NOT_EMPTY = ("*.layers", "Relations.of", "Exits.at", "*.losses", "Bench.runtimes", "Bench.threads")
 
 _COMPARE = {"above": operator.gt, "at least": operator.ge, "below": operator.lt, "at most": operator.le}
 _NAMES = {
@@ -144,8 +149,6 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     if target.distill.select is not None and source != "Stored":
         yield "distill.select chooses by the stored teacher's answers: leave distill.source as it is"
     yield from _teacher_contradictions(target, source)
-    for loss in target.distill.losses:
-        yield from _loss_contradictions(loss, target)
     if quant.static and not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
     departs = (quant.weights_first, quant.scales != "statistics", quant.weight_bits, quant.activation_bits)
@@ -197,23 +200,6 @@ def _teacher_contradictions(target: Target, source: str) -> Iterator[str]:
         yield "distill.relabel 'best' chooses whose answers teach the next generation: raise distill.generations"
     if target.distill.relabel == "best" and target.co_teachers:
         yield "distill.relabel 'best' chooses one to answer, and co_teachers answer together: remove either"
-
-
-def _loss_contradictions(loss: Any, target: Target) -> Iterator[str]:
-    name, group = type(loss).__name__, getattr(loss, "group", None)
-    ramps = {field: value for field, value in vars(loss).items() if hasattr(value, "until")}
-    for field, ramp in ramps.items():
-        if ramp.begin >= ramp.until:
-            yield f"{name}.{field}: a ramp must begin ({ramp.begin}) before it ends ({ramp.until})"
-        if field == "temperature" and min(ramp.start, ramp.end) <= 0:
-            yield f"{name}.temperature must stay above 0: its ramp goes from {ramp.start} to {ramp.end}"
-    for where, optimizer in (("distill", target.distill.optimizer), ("quant", target.quant.optimizer)):
-        size = optimizer.micro_batch_size
-        if group is not None and size is not None and size % group:
-            yield (
-                f"{name} compares examples in groups of {group}: make {where}.optimizer.micro_batch_size ({size}) a "
-                "multiple of that, or choose another group"
-            )
 
 
 def _wrong(value: Any, wanted: Any, place: str, rule: str) -> Iterator[str]:

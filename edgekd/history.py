@@ -15,6 +15,8 @@ Facts = Mapping[str, Any]
 ALIKE: dict[str, tuple[str, ...]] = {
     "assets": ("task",),
     "teacher": ("task", "teacher_source", "trained", "device"),
+    "augment": ("task", "teacher_source"),
+    "backbone": ("teacher_source",),
     "labels": ("task", "teacher_source", "taps", "device"),
     "distill": ("task", "student", "teacher_source", "device"),
     "quantize": ("task", "student", "device"),
@@ -70,7 +72,7 @@ class History:
     def _facts(self, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs of a stage, over those of all that it was made from."""
         facts: dict[str, Any] = {}
-        for upstream, value in inputs.items():
+        for upstream, value in sorted(inputs.items(), key=lambda item: item[0] == "assets"):  # its own data count
             if upstream in ALIKE and isinstance(value, str):  # the key of a stage, not a value of the target
                 facts |= self._upstream(upstream, value)
         facts |= {k: v for k, v in inputs.items() if not (k in ALIKE and isinstance(v, str))}
@@ -88,8 +90,12 @@ class History:
             facts = self._facts(name, store.canonical(step.inputs))
         elif f"{name}-{key}" in self._manifests:
             facts = self._facts(name, self._manifests[f"{name}-{key}"]["inputs"])
+        elif name == "assets":  # or the copies that stand for it
+            return self._upstream("augment", key)
         if name == "assets":
             facts["counts"] = self._counts(f"{name}-{key}") or self._counts_of_alike(facts)
+        elif name == "augment" and facts.get("counts"):
+            facts["counts"] = sizes.augmented(facts["counts"], facts["augment"]["copies"])
         return facts
 
     def _counts(self, folder: str) -> dict[str, int] | None:

@@ -1,149 +1,24 @@
-"""The line from teacher to shipped student: which stages there are, and exactly what each is given."""
+"""The line from teacher to shipped student: its stages with their keys, and the walk along them."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekd import runner, sizes, store
+from edgekd import phases, runner, sizes, store
 from edgekd.errors import DataError, UsageError
+from edgekd.graph import STAGES, STUDENT, graph, teachers
 from edgekd.progress import Progress
-from edgekd.runner import After, Step
+from edgekd.runner import Step
 from edgekd.spec import BlackBox, Target, Teacher
-
-STAGES = ("assets", "teacher", "labels", "distill", "quantize", "export", "bench")
-"""The stages that the store keeps, in order."""
-
-STUDENT = "student:"
-"""Before the locator of a backbone that students are cut from in place of the teacher, among the sources."""
 
 ENDS = (*STAGES, "verdict", "ship")
 """Where a run may stop. The last two are cheap, always run again, and are not kept in the store."""
-
-
-def graph(
-    target: Target,
-    sources: Mapping[str, str],
-    calibration_ids: tuple[str, ...],
-    machine: Mapping[str, object],
-    session: Mapping[str, object] | None = None,
-) -> dict[str, dict[str, object]]:
-    """Each stage's keyword arguments, which are also what its key is made of. Nothing else reaches a stage.
-
-    Co-teachers have steps of their own beside the teacher's. Assistants and earlier generations of the student stand
-    before ``distill``, each with the labels that it gives. ``sources`` are the fingerprints of the data and the
-    models, ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
-    """
-    from edgekd.distill.taps import taps
-
-    t, best = target, target.distill.relabel == "best"
-    assets, teacher, distill, quantize, export = (After(name) for name in STAGES[:-1] if name != "labels")
-    teachers = _teachers(t)
-    stored = tuple(After(f"labels{name}") for name in teachers)
-    labels: After | tuple[After, ...] = stored if t.co_teachers else stored[0]
-    asked = taps(t.distill, t.learners[0])
-    parent: After = teacher
-    before: tuple[After, ...] = (teacher,)
-    chain: dict[str, dict[str, object]] = {}
-    for i, student in enumerate(t.learners):
-        if i:
-            made, labels = After(f"distill_{i}"), After(f"labels_{i}")
-            parent, before = (made, (made,)) if i <= len(t.assistants) else (parent, (*before, made))
-            by = before if best else made
-            chain[labels.stage] = dict(task=t.task, taps=taps(t.distill, student), assets=assets, teacher=by)
-        chain["distill" if i + 1 == len(t.learners) else f"distill_{i + 1}"] = dict(
-            task=t.task,
-            student=student,
-            distill=t.distill,
-            assets=assets,
-            teacher=parent,
-            labels=labels,
-            seed=t.seed + (i if best else 0),
-        )
-    return {
-        **{
-            f"assets{name}": dict(
-                task=t.task,
-                teacher_source=None if isinstance(given, BlackBox) else given.source,
-                teacher_files=given.files,
-                student_sources={} if name else _starting(sources, STUDENT),
-                source_fingerprints=_fingerprints(sources, name),
-                seed=t.seed,
-            )
-            for name, given in teachers.items()
-        },
-        **{
-            f"teacher{name}": dict(task=t.task, teacher=given, assets=After(f"assets{name}"), seed=t.seed)
-            for name, given in teachers.items()
-        },
-        **{
-            f"labels{name}": dict(
-                task=t.task,
-                taps=asked[:1] if name else asked,
-                assets=After(f"assets{name}"),
-                teacher=After(f"teacher{name}"),
-            )
-            for name in teachers
-        },
-        **chain,
-        "quantize": dict(
-            task=t.task,
-            distill_spec=t.distill,
-            quant=t.quant,
-            score_kept=t.budget.score_kept if t.quant.train == "if_needed" else None,
-            assets=assets,
-            teacher=teacher,
-            labels=labels,
-            distill=distill,
-            calibration_ids=calibration_ids,
-            seed=t.seed,
-        ),
-        "export": dict(
-            task=t.task,
-            quant=t.quant,
-            export=t.export,
-            assets=assets,
-            teacher=teacher,
-            distill=distill,
-            quantize=quantize,
-        ),
-        "bench": dict(
-            task=t.task,
-            bench=t.bench,
-            device=t.device,
-            export=export,
-            assets=assets,
-            machine=machine,
-            session=dict(session or {}),
-        ),
-    }
-
-
-def _teachers(target: Target) -> dict[str, Teacher | BlackBox]:
-    """Every teacher by what its steps' names end in, the target's own first: by nothing."""
-    return {"": target.teacher} | {f"_also{i}": given for i, given in enumerate(target.co_teachers, 1)}
-
-
-def _fingerprints(sources: Mapping[str, str], name: str) -> dict[str, str]:
-    """Those of the data and of one teacher, as if it were the only one: its stages are those of such a target."""
-    models = {source for source in sources if source.startswith(("teacher", STUDENT))} - {f"teacher{name}"}
-    return {source.removesuffix(name): found for source, found in sources.items() if source not in models}
-
-
-def _starting(sources: Mapping[str, str], prefix: str) -> dict[str, str]:
-    return {name.removeprefix(prefix): found for name, found in sources.items() if name.startswith(prefix)}
-
-
-def _fingerprint(teacher: Teacher | BlackBox) -> str:
-    from edgekd import assets
-    from edgekd.blackbox import function
-
-    return function.fingerprint(teacher) if isinstance(teacher, BlackBox) else assets.fingerprint(teacher.source)
 
 
 def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[Step]:
@@ -158,9 +33,11 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
 
     task = target.task
     calibration = target.quant.calibration if target.quant.static else ""  # what nobody reads need not exist
-    locators = {"train": task.train, "validation": task.validation, "test": task.test}
+    locators = {"train": task.train, "validation": task.validation, "test": task.test, "transfer": task.transfer}
+    if target.distill.general is not None:
+        locators[phases.GENERAL] = target.distill.general.text
     sources = {name: assets.fingerprint(locator) for name, locator in locators.items() if locator is not None}
-    sources |= {f"teacher{name}": _fingerprint(given) for name, given in _teachers(target).items()}
+    sources |= {f"teacher{name}": _fingerprint(given) for name, given in teachers(target).items()}
     backbones = [student.source for student in target.learners if student.source is not None]
     sources |= {f"{STUDENT}{locator}": assets.fingerprint(locator) for locator in backbones}
     ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
@@ -208,13 +85,13 @@ def run(
             store.discard(folder, step.stage.name, step.stage.key)
     runner.meet()
     walk = partial(runner.walk, folder=folder, function=stage_function, context=context, progress=progress)
-    fetched = 1 + len(target.co_teachers)
+    fetched, loaded = 1 + len(target.co_teachers), [step.name for step in line].index("teacher") + 1
     actions = walk(wanted[:fetched])
     _check_calibration(target, line)
     _check_models(target, line)  # the teacher has been fetched
-    actions |= walk(wanted[fetched : fetched + 1])
+    actions |= walk(wanted[fetched:loaded])
     _check_models(target, line)  # what was fetched may have been a GGUF file, which is converted now
-    actions |= walk(wanted[fetched + 1 :])
+    actions |= walk(wanted[loaded:])
     result: dict[str, Any] = {
         "run": name,
         "folder": str(folder / name),
@@ -304,3 +181,10 @@ def _check_calibration(target: Target, line: Sequence[Step]) -> None:
 def _summary(step: Step, action: str) -> dict[str, object]:
     seconds = store.read_json(step.stage.path / store.MANIFEST)["seconds"]
     return {"key": step.stage.key, "folder": str(step.stage.path), "action": action, "seconds": seconds}
+
+
+def _fingerprint(teacher: Teacher | BlackBox) -> str:
+    from edgekd import assets
+    from edgekd.blackbox import function
+
+    return function.fingerprint(teacher) if isinstance(teacher, BlackBox) else assets.fingerprint(teacher.source)

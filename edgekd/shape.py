@@ -286,13 +286,12 @@ def _decoder(config: Mapping[str, Any], labels: int) -> Iterator[Tensor]:
 
 
 def _shallow(config: Mapping[str, Any], labels: int) -> Iterator[Tensor]:
-    hidden = int(config["hidden_size"])
+    hidden, widths = int(config["hidden_size"]), config.get("widths", ())
     yield Tensor("embeddings.weight", "embedding", int(config["vocab_size"]), hidden)
     if config["model_type"] == "edgekd_text_cnn":
-        each = hidden // len(config["widths"])
-        for i, width in enumerate(config["widths"]):
-            yield Tensor(f"convolutions.{i}.weight", "convolution", each, hidden * width)
-            yield Tensor(f"convolutions.{i}.bias", "bias", each)
+        for i, width in enumerate(widths):
+            yield Tensor(f"convolutions.{i}.weight", "convolution", hidden // len(widths), hidden * width)
+            yield Tensor(f"convolutions.{i}.bias", "bias", hidden // len(widths))
     else:
         for i, way in product(range(int(config["num_hidden_layers"])), ("forwards", "backwards")):
             for part, columns in (("ih", hidden), ("hh", hidden // 2)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd import globs, shape, store
+from edgekd import globs, phases, shape, store
 from edgekd.distill import taps
 from edgekd.errors import AssetError, BudgetError, TargetError
 from edgekd.runner import Step
@@ -96,6 +96,8 @@ def _smallest(target: Target, config: dict[str, Any] | None) -> dict[str, Any] |
         answers = [*answers, small] if target.distill.relabel == "best" else [small]
         if i <= len(target.assistants):
             parent, answers = small, [small]
+    if target.distill.general is not None:
+        taps.check(phases.lesson(target.distill.general), _layers(small or {}), _layers(config or {}))
     return None if small is None else _shipped(target, small)
 
 
@@ -167,8 +169,9 @@ def labels_bytes(
 ) -> int | None:
     """The label stores' size, at most: of the tokens it is only known that there are ``max_length`` an example or less.
 
-    ``counts``: examples per split; ``teacher`` from ``sizes``, than which none is taken to be larger; ``classes``: how
-    many labels. The formula is that of ``edgekd.distill.labels``. ``None`` while something that it needs is unknown.
+    ``counts``: examples per split that ``assets`` wrote; ``teacher`` from ``sizes``, than which none is taken to be
+    larger; ``classes``: how many labels. The formula is that of ``edgekd.distill.labels``. ``None`` while something it
+    needs is unknown.
     """
     found = [_store_bytes(line, step, counts, teacher, classes) for step in line if step.stage.name == "labels"]
     known = [size for size in found if size is not None]
@@ -185,6 +188,7 @@ def _store_bytes(
     built = finished(line, step.name, "index.json")
     if built:
         return int(built["bytes"])
+    counts = _examples(line, step, counts)
     if counts is None or classes is None:
         return None
     wanted: Any = step.inputs["taps"]
@@ -193,13 +197,32 @@ def _store_bytes(
     task: Any = step.inputs["task"]
     known = teacher if len(wanted) > 1 and teacher else {"layers": 1, "hidden": 0}
     needs = taps.stored(wanted, known["layers"], classes)
-    found = [(needs, taught(counts) if wanted else 0), (taps.LOGITS, counts["validation"])]
+    judged = needs if taps.VALIDATION in wanted else taps.LOGITS
+    found = [(needs, taught(counts) if wanted else 0), (judged, counts["validation"])]
     return sum(taps.store_bytes(n, c, c * task.max_length, classes, known["hidden"]) for n, c in found)
+
+
+def _examples(line: Sequence[Step], step: Step, counts: Mapping[str, int] | None) -> Mapping[str, int] | None:
+    """Examples per split that the step is given, at most; ``counts`` are those that ``assets`` wrote."""
+    given: Any = step.inputs["assets"]
+    source = next(step for step in line if step.stage.key == given.key)
+    built = finished(line, source.name, "dataset.json")
+    if built:
+        return dict(built["counts"])
+    if source.name == "augment" and counts is not None:
+        augment: Any = source.inputs["augment"]
+        return augmented(counts, augment.copies)
+    return None if source.name == f"assets_{phases.GENERAL}" else counts
 
 
 def taught(counts: Mapping[str, int]) -> int:
     """How many examples a student is taught on: the training split's, and the transfer set's."""
     return counts["train"] + counts.get("transfer", 0)
+
+
+def augmented(counts: Mapping[str, int], copies: int) -> dict[str, int]:
+    """Examples per split once changed copies are among them, at most."""
+    return {**counts, "transfer": counts.get("transfer", 0) + copies * counts["train"]}
 
 
 def label_count(target: Target, line: Sequence[Step]) -> int | None:

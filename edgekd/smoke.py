@@ -10,13 +10,16 @@ from edgekd.spec import Target, Teacher
 
 def smoke(target: Target) -> Target:
     """The same line on few examples and steps, every stage real. Its report is stamped SMOKE."""
+    general = target.distill.general
+    if general:
+        general = replace(general, epochs=min(1.0, general.epochs))
     return replace(
         target,
         smoke=True,
         task=replace(target.task, limit=min(256, target.task.limit or 256)),
         teacher=_short(target.teacher),
         co_teachers=tuple(map(_short, target.co_teachers)),
-        distill=replace(target.distill, epochs=min(2.0, target.distill.epochs)),
+        distill=replace(target.distill, epochs=min(2.0, target.distill.epochs), general=general),
         quant=replace(target.quant, epochs=min(1.0, target.quant.epochs)),
         export=replace(target.export, parity_examples=128, min_agreement=0.98, max_score_gap=0.02),
         bench=replace(target.bench, workloads=dict.fromkeys(target.bench.runtimes, ("real",)), rounds=3, calls=50),

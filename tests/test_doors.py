@@ -61,9 +61,10 @@ LAYERS = (
     ("runner.py",),
     ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*", "blackbox/*"),
     (
-        *("stages/*", "ship.py", "sizes.py", "history.py", "isa/*"),
+        *("stages/*", "ship.py", "phases.py", "sizes.py", "history.py", "isa/*"),
         *("tuning/__init__.py", "tuning/candidates.py", "tuning/choose.py", "tuning/result.py"),
     ),
+    ("graph.py",),
     ("pipeline.py",),
     ("plan.py", "doctor.py", "diagnose.py", "tuning/tune.py"),
     ("cli/*", "__main__.py"),
@@ -84,8 +85,19 @@ LIGHT = (
         "deploy.py",
         "downloads.py",
     ),
-    *("history.py", "isa/*", "machine.py", "pipeline.py", "plan.py", "progress.py", "runner.py", "shape.py", "ship.py"),
-    *("session.py", "sizes.py", "smoke.py", "spec/*", "store.py", "tuning/*", "wheels.py"),
+    *(
+        "graph.py",
+        "history.py",
+        "isa/*",
+        "machine.py",
+        "pipeline.py",
+        "plan.py",
+        "progress.py",
+        "runner.py",
+        "shape.py",
+        "ship.py",
+    ),
+    *("graph.py", "phases.py", "session.py", "sizes.py", "smoke.py", "spec/*", "store.py", "tuning/*", "wheels.py"),
 )
 
 

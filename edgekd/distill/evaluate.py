@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.distill.data import Tokens, by_length, model_inputs
+from edgekd.distill.data import Tokens, by_length, micro_batches, model_inputs
 from edgekd.progress import Progress
 
 
@@ -41,6 +41,21 @@ def logits(
     model.train(training)
     assert out is not None
     return out
+
+
+def loss(learner: Any, tokens: Tokens, teacher: Any, batch_size: int = 64) -> float:
+    """The weighted loss of a ``Learner`` over all of ``tokens`` as one batch, with the weights at the training's end.
+
+    ``teacher`` is a label store's split. A loss within groups has others where they do not divide ``batch_size``.
+    """
+    device = next(learner.parameters()).device
+    order = np.argsort(tokens.lengths, kind="stable")
+    training = learner.training
+    learner.eval()
+    with torch.inference_mode():
+        parts = [learner(batch.to(device)) for batch in micro_batches(tokens, order, batch_size, teacher, 1.0)]
+    learner.train(training)
+    return float(torch.stack(parts).double().sum())
 
 
 def compare(

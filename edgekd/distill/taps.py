@@ -39,6 +39,9 @@ class Needs:
 LOGITS = Needs()
 """Nothing else."""
 
+VALIDATION = "validation"
+"""What ``taps`` hold where validation, too, is asked for all of it, so that the losses themselves can judge there."""
+
 
 def layer_map(layers: Layers, student_layers: int, teacher_layers: int) -> Pairs:
     """(student layer, teacher layer) pairs; 0 is the embedding output, n the output of block n.

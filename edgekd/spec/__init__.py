@@ -25,6 +25,8 @@ from edgekd.spec.sources import *  # noqa: F403
 from edgekd.spec.sources import MEAN, STORED, Combine, Select, Source
 from edgekd.spec.training import *  # noqa: F403
 from edgekd.spec.training import GENTLE, OPTIMIZER, Finetune, Optimizer
+from edgekd.spec.transfer import *  # noqa: F403
+from edgekd.spec.transfer import Augment, General
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class TextClassification:
     ``labels`` fixes the label names and their order; by default they are the sorted names found in the training split.
     ``transfer_words`` adds a transfer set: unlabelled text that student and teacher go through together, beside the
     training split. It is what training documents say beyond their first so many words, in windows of as many.
+    ``transfer`` locates more of it, in ``transfer_column`` (by default the ``text_column``), without labels: each text
+    once, and none that the splits have.
     """
 
     train: str
@@ -51,6 +55,8 @@ class TextClassification:
     labels: tuple[str, ...] | None = None
     max_length: int = 128
     transfer_words: int | None = None
+    transfer: str | None = None
+    transfer_column: str | None = None
     licence: str | None = None
     limit: int | None = None  # at most this many examples per split (a smoke run's)
     kind: Literal["text_classification"] = "text_classification"
@@ -122,7 +128,8 @@ class Distill:
     answers of several teachers one. With ``relabel="best"`` each generation has a seed of its own and is taught by
     whichever scores best on validation: the model that it is cut from, or an earlier generation. ``exit`` names
     the layer of an ``Exits`` loss whose early exit is judged, quantized and shipped; the deeper layers are only taught
-    along.
+    along. ``augment`` adds changed copies of the training texts, ``general`` a time before, in which the student learns
+    without the task.
     """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
@@ -133,6 +140,8 @@ class Distill:
     combine: Combine = MEAN
     select: Select | None = None
     exit: int | None = None
+    augment: Augment | None = None
+    general: General | None = None
     epochs: float = 10
     optimizer: Optimizer = OPTIMIZER
 

@@ -49,8 +49,8 @@ class BlackBox:
     environment variable that holds the key. At most ``concurrency`` requests are under way; one that fails is made
     again ``retries`` times, after longer and longer pauses. Answers are kept in the store, whatever happens.
 
-    Its first student has a ``config``, and a tokenizer of its own: of ``Student.vocabulary`` tokens (8,192 by default),
-    trained on the training split.
+    Its first student is cut from another backbone, its ``source``, or has a ``config`` and a tokenizer of its own, of
+    ``Student.vocabulary`` tokens (8,192 by default), trained on the training split.
 
     ``max_requests`` and ``max_cost`` hold for all that one store has ever asked of this model, and are never exceeded;
     the prices are those of a million tokens, in the currency of ``max_cost``. An answer that is no label leaves its
@@ -136,12 +136,14 @@ def _line(target: Target, box: BlackBox) -> Iterator[str]:
     first = target.learners[0]
     if target.co_teachers:
         yield "a black box teaches alone: remove co_teachers"
-    if first.config is None:
-        yield "a black box has no weights to cut a student from: give the first student a config"
-    if (first.vocabulary or LEAST_VOCABULARY) < LEAST_VOCABULARY:
+    if first.config is None and first.source is None:
+        yield "a black box has no weights to cut a student from: give the first student a source, or a config"
+    if first.source is None and (first.vocabulary or LEAST_VOCABULARY) < LEAST_VOCABULARY:
         yield f"the first student has a tokenizer of its own, of {LEAST_VOCABULARY} tokens at least: raise vocabulary"
     if distill.source != STORED:
         yield "a black box answers once, into the store: leave distill.source as it is"
+    if distill.augment is not None or distill.general is not None:
+        yield "distill.augment and distill.general look into the teacher, and a black box shows nothing: remove them"
     if distill.select is not None:
         yield "distill.select would leave out answers that have been paid for: lower task.limit instead"
     shown = ("CE", "PartialKL") if box.probabilities else ("CE",)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from edgekd.spec import blackbox
 from edgekd.spec.losses import Exits
@@ -11,16 +11,18 @@ from edgekd.spec.sources import Mutual
 from edgekd.spec.training import Finetune
 
 if TYPE_CHECKING:
-    from edgekd.spec import Student, Target
+    from edgekd.spec import Optimizer, Student, Target
 
 
 def of_teaching(target: Target) -> Iterator[str]:
-    """Students, the exits that one is to have, who is there to learn from, and how the teacher is fine-tuned."""
+    """Students, losses, exits, who teaches and is fine-tuned how, what comes before the task."""
     student, task, distill = target.student, target.task, target.distill
     learners = {"student": student, **{f"assistants[{i}]": other for i, other in enumerate(target.assistants)}}
     for path, learner in learners.items():
-        yield from _student_contradictions(path, learner, task.max_length)
+        yield from _student(path, learner, task.max_length)
     yield from blackbox.contradictions(target)
+    for loss in distill.losses:
+        yield from _loss(loss, {"distill": distill.optimizer, "quant": target.quant.optimizer})
     layers = [layer for loss in distill.losses if isinstance(loss, Exits) for layer in loss.at]
     if len(set(layers)) < len(layers):
         yield f"distill.losses: Exits name a layer twice, of {layers}: one exit a layer"
@@ -36,9 +38,10 @@ def of_teaching(target: Target) -> Iterator[str]:
             yield f"teacher.finetune.rank and alpha are for train 'lora', not {finetune.train!r}: remove them"
         if finetune.train == "head" and finetune.dropout is not None:
             yield "teacher.finetune.dropout changes nothing in a backbone that stands still (train 'head'): remove it"
+    yield from _phases(target)
 
 
-def _student_contradictions(path: str, student: Student, longest: int) -> Iterator[str]:
+def _student(path: str, student: Student, longest: int) -> Iterator[str]:
     if student.config is not None and (student.layers, student.hidden, student.heads, student.ffn) != (None,) * 4:
         yield f"{path}: give either a config or layers/hidden/heads/ffn, not both"
     if student.config is not None and not student.config.get("model_type"):
@@ -47,3 +50,43 @@ def _student_contradictions(path: str, student: Student, longest: int) -> Iterat
         yield f"{path}.hidden {student.hidden} is not divisible by {path}.heads {student.heads}"
     if student.positions is not None and student.positions < longest:
         yield f"{path}.positions {student.positions} is below task.max_length {longest}"
+
+
+def _phases(target: Target) -> Iterator[str]:
+    """What a target says of its texts and of the time before the task that contradicts something else in it."""
+    task, distill, source = target.task, target.distill, target.distill.source
+    augment, general = distill.augment, distill.general
+    locators = (task.transfer, general and general.text)
+    if task.transfer_column is not None and not any(locators):
+        yield "task.transfer_column is a column of task.transfer or distill.general.text: name one of these, too"
+    if augment is not None and not 0 < augment.mask + augment.replace <= 1:
+        yield (
+            f"distill.augment masks {augment.mask:g} and replaces {augment.replace:g} of the words: "
+            "the two must be above 0 and at most 1 together"
+        )
+    if general is None:
+        return
+    if target.assistants:
+        yield "distill.general begins with a student cut from the teacher, assistants with another: remove either"
+    if isinstance(source, Mutual) and source.students > 1:
+        yield "distill.general gives one student, and distill.source Mutual teaches several of their own: remove either"
+    for loss in general.losses:
+        yield from _loss(loss, {"distill.general": general.optimizer})
+
+
+def _loss(loss: Any, optimizers: Mapping[str, Optimizer]) -> Iterator[str]:
+    """What in a loss contradicts itself, or the batches of the trainings that it is in."""
+    name, group = type(loss).__name__, getattr(loss, "group", None)
+    ramps = {field: value for field, value in vars(loss).items() if hasattr(value, "until")}
+    for field, ramp in ramps.items():
+        if ramp.begin >= ramp.until:
+            yield f"{name}.{field}: a ramp must begin ({ramp.begin}) before it ends ({ramp.until})"
+        if field == "temperature" and min(ramp.start, ramp.end) <= 0:
+            yield f"{name}.temperature must stay above 0: its ramp goes from {ramp.start} to {ramp.end}"
+    for where, optimizer in optimizers.items():
+        size = optimizer.micro_batch_size
+        if group is not None and size is not None and size % group:
+            yield (
+                f"{name} compares examples in groups of {group}: make {where}.optimizer.micro_batch_size ({size}) a "
+                "multiple of that, or choose another group"
+            )

@@ -16,7 +16,7 @@ from edgekd.distill import evaluate, live, loop, select, several
 from edgekd.distill.data import Ints, Tokens, tokenise
 from edgekd.distill.learner import Learner
 from edgekd.distill.record import shape as model_shape
-from edgekd.distill.taps import LOGITS, needs, stored
+from edgekd.distill.taps import LOGITS, VALIDATION, needs, stored
 from edgekd.models import loading
 from edgekd.store import Context, Stage, read_json, stages
 
@@ -84,9 +84,10 @@ def set_lesson(
     ``teacher()`` gives the teacher and the taught examples by its tokenizer, and is called only where it answers live;
     ``peers`` are the other students, where these teach each other; ``rows`` the chosen examples, where they are known
     already; ``whole`` is who is taught, where the student is an early exit of it and shares its blocks. Judged against
-    the stored teacher where that one teaches, else by score; of its answers only what the losses look at is read. Of
-    several teachers ``labels`` holds all stores, and the student is taught and judged by their combined answers. The
-    same in fp32 and under quantization, whose matrix products must not be cast to bf16.
+    the stored teacher where that one teaches (by the losses, where it was asked on validation for what they look at),
+    else by score; of its answers only what the losses look at is read. Of several teachers ``labels`` holds all stores,
+    and the student is taught and judged by their combined answers. The same in fp32 and under quantization, whose
+    matrix products must not be cast to bf16.
     """
     folders, device = [stage.path for stage in stages(labels)], torch.device(ctx.device)
     index = read_json(folders[0] / "index.json")
@@ -107,6 +108,13 @@ def set_lesson(
         wanted = replace(wanted, pooled=wanted.pooled or distances, top=held.top)
         store = several.read(folders, "taught", distill.combine, wanted, shape["heads"], shape["classes"])
         store.of(tokens["taught"])
+        if VALIDATION in index["taps"]:
+            answers = several.read(folders, "validation", distill.combine, wanted, shape["heads"], shape["classes"])
+            lesson = replace(
+                lesson,
+                evaluate=lambda: {"validation_loss": evaluate.loss(learner, tokens["validation"], answers)},
+                rank=lambda result: -result["validation_loss"],
+            )
         if distill.select is not None and rows is None:
             own = partial(evaluate.logits, taught, tokens["taught"], progress=ctx.progress, name=f"{name}: choosing")
             rows = select.rows(distill.select, store, own, seed)

@@ -20,7 +20,7 @@ from edgekd.distill.taps import check_exits
 from edgekd.models import exits, loading
 from edgekd.models import student as student_builder
 from edgekd.stages.common import answering, has_model, judge, load_stage_model, read_data, set_lesson, tokenise_splits
-from edgekd.store import Context, Stage, write_json
+from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 8
 LEARNED, PEERS, TEACHER, ROWS = "learned.safetensors", "peer-{}.safetensors", "teacher.safetensors", "rows.npy"
@@ -39,15 +39,19 @@ def run(
     assets: Stage,
     teacher: Stage,
     labels: Stage | tuple[Stage, ...],
+    begin: Stage | None,
     seed: int,
 ) -> None:
     """Write ``model/``, ``student.json`` (what was kept), ``scores.json`` (validation) and ``history.jsonl``.
 
-    Of a student with early exits also ``exit-<layer>/``; and ``whole/``, where ``model/`` is one of them.
+    The student is cut from ``teacher``, or is that of ``begin``, a distill stage, and goes on from there. Of one with
+    early exits also ``exit-<layer>/``; and ``whole/``, where ``model/`` is one of them.
     """
     data = read_data(task, assets)
 
     def build(seed: int) -> Any:
+        if begin is not None:
+            return *load_stage_model(begin, data.labels), read_json(begin.path / "student.json")
         folder = teacher.path / "model"
         if student.source is not None:
             folder = asset_cache.resolve(student.source, progress=ctx.progress)
@@ -78,7 +82,8 @@ def run(
         progress=ctx.progress,
     )
     scores = lesson.evaluate()
-    ctx.progress.log(f"distill: {summary['parameters']:,} parameters, validation {scores['score']:.4f}")
+    judged = f"{scores['score']:.4f}" if "score" in scores else f"loss {scores['validation_loss']:.4f}"
+    ctx.progress.log(f"distill: {summary['parameters']:,} parameters, validation {judged}")
     found: dict[str, Any] = {"validation": scores, "training": training}
     classifiers = {n: exits.shallower(learner.model, n, head) for n, head in learner.exits().items()}
     if classifiers:

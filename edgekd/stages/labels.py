@@ -10,7 +10,7 @@ import torch
 from edgekd import spec
 from edgekd.distill import labels as label_store
 from edgekd.distill import record
-from edgekd.distill.taps import LOGITS, by_itself, check_heads, inside, store_bytes, stored
+from edgekd.distill.taps import LOGITS, VALIDATION, by_itself, check_heads, inside, store_bytes, stored
 from edgekd.errors import TargetError
 from edgekd.models.student import skeleton
 from edgekd.stages import black_box
@@ -41,7 +41,7 @@ def run(
     model.to(device)
     splits = ("taught", "validation") if taps else ("validation",)
     tokens = tokenise_splits(tokenizer, data, task.max_length, splits)
-    wanted = {"taught": needs, "validation": LOGITS}
+    wanted = {"taught": needs, "validation": needs if VALIDATION in taps else LOGITS}
     size = sum(
         store_bytes(wanted[name], len(t), len(t.ids), len(data.labels), shape["hidden"]) for name, t in tokens.items()
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from edgekd import assets as asset_cache
 from edgekd import spec
 from edgekd.distill import evaluate, head, loop
 from edgekd.distill.learner import Learner
 from edgekd.models import loading, lora
 from edgekd.stages import black_box
+from edgekd.stages.backbone import fetched
 from edgekd.stages.common import read_data, tokenise_splits
 from edgekd.store import Context, Stage, write_json
 
@@ -24,18 +24,7 @@ def run(ctx: Context, *, task: spec.Task, teacher: spec.Teacher | spec.BlackBox,
     data = read_data(task, assets)
     if isinstance(teacher, spec.BlackBox):
         return black_box.ask(ctx, teacher, data)
-    folder = asset_cache.resolve(teacher.source, also=teacher.files, progress=ctx.progress)
-    torch.manual_seed(seed)
-    fresh = teacher.finetune is not None
-    model = loading.load_classifier(
-        folder,
-        data.labels,
-        finetuned=not fresh,
-        gguf_file=teacher.gguf_file,
-        dropout=teacher.finetune.dropout if teacher.finetune else None,
-    )
-    tokenizer = loading.load_tokenizer(folder, teacher.gguf_file)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model, tokenizer = fetched(ctx, teacher, data.labels, seed)
     if teacher.finetune is not None and teacher.finetune.train == "lora":
         lora.attach(model, teacher.finetune.rank, teacher.finetune.alpha)
     model.to(ctx.device)

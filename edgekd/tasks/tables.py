@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgekd import assets
 from edgekd.errors import AssetError, DataError, MissingDependencyError
@@ -72,6 +72,11 @@ def check_columns(name: str, wanted: tuple[str, ...], present: list[str]) -> Non
             raise DataError(f"{name} has no column {column!r}; it has {', '.join(map(repr, present)) or 'none'}{hint}")
         if present.count(column) > 1:
             raise DataError(f"{name} has {present.count(column)} columns named {column!r}; rename all but one")
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether a cell is text that can be stored: JSON may hold half of a surrogate pair, which is no character."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= x <= "\udfff" for x in value))
 
 
 # -------------------------------------------------------------------------------------------------------- text formats

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,33 +19,14 @@ from edgekd.progress import Progress
 from edgekd.spec import TextClassification
 from edgekd.store import read_json, write_json
 from edgekd.tasks import tables
+from edgekd.tasks.examples import Examples, join
 from edgekd.tasks.sampling import Ints, holdout, stratified
+from edgekd.tasks.transfer import elsewhere, windows
 
 SPLITS = ("train", "validation", "test")
 SCHEMA = "edgekd.dataset/1"
-UNLABELLED = -1
 TEST_SEED = 0
 """Draws a test split that no source has: not the target's seed, so that every seed is scored on the same examples."""
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """``ids[i]`` is ``source/row``: the task's source (``train``, ``validation``, ``test``) and the 0-based row in it.
-
-    A window of its text has ``#n`` behind that. ``labels`` are int64 indices into the data set's ``labels``, or
-    ``UNLABELLED``, shape (N,).
-    """
-
-    ids: list[str]
-    texts: list[str]
-    labels: Ints
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: Ints) -> Examples:
-        """The examples at ``rows``, in that order."""
-        return Examples([self.ids[row] for row in rows], [self.texts[row] for row in rows], self.labels[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +54,7 @@ class Dataset:
     @property
     def taught(self) -> Examples:
         """What a student is taught on: the training split, and behind it the transfer set."""
-        first, more = self.train, self.transfer
-        if more is None:
-            return first
-        labels = np.concatenate([first.labels, more.labels])
-        return Examples(first.ids + more.ids, first.texts + more.texts, labels)
+        return join(self.train, self.transfer)
 
     @property
     def fingerprint(self) -> str:
@@ -124,13 +100,19 @@ def load(task: TextClassification, seed: int, progress: Progress | None = None) 
         )
     if "validation" not in splits:
         splits |= _hold_out("validation", splits["train"], task.validation_fraction, seed)
+    known = [text for split in splits.values() for text in split.texts]
     uncut_ids = None
     if task.limit is not None:
         uncut_ids = splits["train"].ids
         for name, split in splits.items():
             count = max(task.limit, len(np.unique(split.labels)))
             splits[name] = split.take(stratified(split.labels, count, seed))
-    transfer = None if task.transfer_words is None else windows(splits["train"], task.transfer_words)
+    more = [] if task.transfer_words is None else [windows(splits["train"], task.transfer_words)]
+    if task.transfer is not None:
+        unlabelled = elsewhere(task.transfer, task, known, progress)
+        count = len(unlabelled) if task.limit is None else task.limit
+        more.append(unlabelled.take(stratified(unlabelled.labels, count, seed)))
+    transfer = join(*more) if more else None
     return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence, uncut_ids, transfer)
 
 
@@ -149,20 +131,15 @@ def _read(
     if not ids:
         raise DataError(f"the {name} split is empty: {locator} holds no labelled rows")
     for place, text, label in zip(ids, texts, labels, strict=True):
-        if not isinstance(text, str) or not _is_unicode(text):
+        if not tables.is_text(text):
             raise DataError(
                 f"{place}: column {task.text_column!r} of {locator} holds {text!r}, which is no text; mend it"
             )
-        if label == "" or isinstance(label, bool) or not isinstance(label, str | int) or not _is_unicode(str(label)):
+        if label == "" or isinstance(label, bool) or not isinstance(label, str | int) or not tables.is_text(str(label)):
             raise DataError(
                 f"{place}: column {task.label_column!r} of {locator} holds {label!r}; a label is a name or an integer"
             )
     return ids, texts, labels
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it can be stored: JSON may hold half of a surrogate pair, which is no character."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _sorted_names(labels: Iterable[str | int]) -> tuple[str, ...]:
@@ -192,23 +169,6 @@ def _index(ids: list[str], names: list[str | int], labels: tuple[str, ...], posi
 
 
 # ------------------------------------------------------------------------------------------------------------- sampling
-
-
-def windows(examples: Examples, words: int) -> Examples:
-    """What each text says beyond its first ``words`` words, in windows of as many, without labels.
-
-    Words are what white space parts. A last window of less than a fifth of ``words`` is left out.
-    """
-    ids: list[str] = []
-    texts: list[str] = []
-    for name, text in zip(examples.ids, examples.texts, strict=True):
-        spans = [match.span() for match in re.finditer(r"\S+", text)]
-        for number, first in enumerate(range(words, len(spans), words), 1):
-            window = spans[first : first + words]
-            if 5 * len(window) >= words:
-                ids.append(f"{name}#{number}")
-                texts.append(text[window[0][0] : window[-1][1]])
-    return Examples(ids, texts, np.full(len(ids), UNLABELLED, np.int64))
 
 
 def draw_calibration(dataset: Dataset, count: int, seed: int) -> tuple[str, ...]:

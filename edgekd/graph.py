@@ -1,0 +1,136 @@
+"""Which stages a target has, and exactly what each is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgekd import phases
+from edgekd.runner import After
+from edgekd.spec import BlackBox, Target, Teacher
+
+STAGES = ("assets", "teacher", "labels", "distill", "quantize", "export", "bench")
+"""Those that every target has, in order; the store keeps them."""
+
+STUDENT = "student:"
+"""Before the locator of a backbone that students are cut from in place of the teacher, among the sources."""
+
+
+def graph(
+    target: Target,
+    sources: Mapping[str, str],
+    calibration_ids: tuple[str, ...],
+    machine: Mapping[str, object],
+    session: Mapping[str, object] | None = None,
+) -> dict[str, dict[str, object]]:
+    """Each stage's keyword arguments, which are also what its key is made of. Nothing else reaches a stage.
+
+    Co-teachers have steps of their own beside the teacher's. Assistants and earlier generations of the student stand
+    before ``distill``, each with the labels that it gives; before them what ``edgekd.phases`` adds. Students are taught
+    on ``data``: what ``assets`` wrote, or ``augment``. ``sources`` are the fingerprints of the data and the models,
+    ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
+    """
+    from edgekd.distill.taps import taps
+
+    t, best = target, target.distill.relabel == "best"
+    assets, teacher, distill, quantize, export = (After(name) for name in STAGES[:-1] if name != "labels")
+    asked_of = teachers(t)
+    copies, general = phases.changed_copies(t), phases.before_the_task(t)
+    data, begin = After("augment") if copies else assets, After(list(general)[-1]) if general else None
+    stored = tuple(After(f"labels{name}") for name in asked_of)
+    labels: After | tuple[After, ...] = stored if t.co_teachers else stored[0]
+    asked = taps(t.distill, t.learners[0])
+    parent: After = teacher
+    before: tuple[After, ...] = (teacher,)
+    chain: dict[str, dict[str, object]] = {}
+    task_sources = {name: source for name, source in sources.items() if name != phases.GENERAL}
+    for i, student in enumerate(t.learners):
+        if i:
+            made, labels = After(f"distill_{i}"), After(f"labels_{i}")
+            parent, before = (made, (made,)) if i <= len(t.assistants) else (parent, (*before, made))
+            by = before if best else made
+            chain[labels.stage] = dict(task=t.task, taps=taps(t.distill, student), assets=data, teacher=by)
+        chain["distill" if i + 1 == len(t.learners) else f"distill_{i + 1}"] = dict(
+            task=t.task,
+            student=student,
+            distill=t.distill,
+            assets=data,
+            teacher=parent,
+            labels=labels,
+            begin=begin,
+            seed=t.seed + (i if best else 0),
+        )
+    return {
+        **{
+            f"assets{name}": dict(
+                task=t.task,
+                teacher_source=None if isinstance(given, BlackBox) else given.source,
+                teacher_files=given.files,
+                student_sources={} if name else _starting(sources, STUDENT),
+                source_fingerprints=_fingerprints(task_sources, name),
+                seed=t.seed,
+            )
+            for name, given in asked_of.items()
+        },
+        **phases.read_apart(t, _fingerprints(sources, "")),
+        **{
+            f"teacher{name}": dict(task=t.task, teacher=given, assets=After(f"assets{name}"), seed=t.seed)
+            for name, given in asked_of.items()
+        },
+        **copies,
+        **general,
+        **{
+            f"labels{name}": dict(
+                task=t.task,
+                taps=asked[:1] if name else asked,
+                assets=data if copies else After(f"assets{name}"),
+                teacher=After(f"teacher{name}"),
+            )
+            for name in asked_of
+        },
+        **chain,
+        "quantize": dict(
+            task=t.task,
+            distill_spec=t.distill,
+            quant=t.quant,
+            score_kept=t.budget.score_kept if t.quant.train == "if_needed" else None,
+            assets=data,
+            teacher=teacher,
+            labels=labels,
+            distill=distill,
+            calibration_ids=calibration_ids,
+            seed=t.seed,
+        ),
+        "export": dict(
+            task=t.task,
+            quant=t.quant,
+            export=t.export,
+            assets=assets,
+            teacher=teacher,
+            distill=distill,
+            quantize=quantize,
+        ),
+        "bench": dict(
+            task=t.task,
+            bench=t.bench,
+            device=t.device,
+            export=export,
+            assets=assets,
+            machine=machine,
+            session=dict(session or {}),
+        ),
+    }
+
+
+def teachers(target: Target) -> dict[str, Teacher | BlackBox]:
+    """Every teacher by what its steps' names end in, the target's own first: by nothing."""
+    return {"": target.teacher} | {f"_also{i}": given for i, given in enumerate(target.co_teachers, 1)}
+
+
+def _fingerprints(sources: Mapping[str, str], name: str) -> dict[str, str]:
+    """Those of the data and of one teacher, as if it were the only one: its stages are those of such a target."""
+    models = {source for source in sources if source.startswith(("teacher", STUDENT))} - {f"teacher{name}"}
+    return {source.removesuffix(name): found for source, found in sources.items() if source not in models}
+
+
+def _starting(sources: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): found for name, found in sources.items() if name.startswith(prefix)}
