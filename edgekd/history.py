@@ -80,7 +80,7 @@ class History:
             facts.pop("source_fingerprints", None)
         if isinstance(facts.get("teacher"), Mapping):
             facts["teacher_source"] = facts["teacher"]["source"]
-            facts["trained"] = (facts["teacher"]["finetune"] or {}).get("train")
+            facts["trained"] = (facts["teacher"].get("finetune") or {}).get("train")
         return facts
 
     def _upstream(self, name: str, key: str) -> dict[str, Any]:
