@@ -58,11 +58,15 @@ STATES = {
 REGIMES = {
     "average of the student": Recipe((spec.KL(), spec.CE()), {"source": spec.Average(0.99)}),
     "two students": Recipe((spec.KL(), spec.CE()), {"source": spec.Mutual(2)}),
+    "the teacher learns on": Recipe((spec.KL(), spec.CE()), {"source": spec.Mutual(students=1, teacher=True)}),
+    "KL + an early exit": beside(spec.Exits(at=(1,))),
     "born again": Recipe(distill={"generations": 2}),
     "an assistant of 4x128": Recipe(assistants=({"layers": 4, "hidden": 128, "heads": 4, "ffn": 512},)),
 }
 EXAMPLES = {
     **{f"half, by {method}": chosen(method) for method in ("random", "entropy", "margin", "gap", "diversity")},
     "windows of the documents as well": Recipe(task={"transfer_words": 50}),
+    "changed copies as well": Recipe(distill={"augment": spec.Augment()}),
+    "the backbone first": Recipe(distill={"general": spec.General()}),
 }
 RECIPES = BASELINES | ANSWERS | STATES | REGIMES | EXAMPLES

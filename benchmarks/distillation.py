@@ -103,8 +103,9 @@ def taught(name: str, recipe: Recipe, seed: int, rate: float, given: Any) -> dic
     sources: Any = planned["assets"].inputs["source_fingerprints"]
     ids: Any = planned["quantize"].inputs["calibration_ids"]
     walk([planned["assets"], planned["teacher"]], given)
-    share = 1.0 if target.distill.select is None else target.distill.select.share
-    examples = max(1, round(share * len(read_data(target.task, planned["assets"].stage).taught)))
+    data, how = read_data(target.task, planned["assets"].stage), target.distill
+    examples = len(data.taught) + len(data.train) * (how.augment.copies if how.augment else 0)
+    examples = max(1, round(examples * (how.select.share if how.select else 1.0)))
     options = spec.Optimizer(learning_rate=rate, batch_size=BATCH)
     epochs = STEPS / math.ceil(examples / BATCH)
     target = replace(target, distill=replace(target.distill, epochs=epochs, optimizer=options))
