@@ -40,7 +40,6 @@ TARGET = Target(
         scheme="u8s8_static",
         calibration="newsgroups",
         epochs=1,
-        optimizer=Optimizer(learning_rate=1e-4),
         keep_float=("*.attention.self.MatMul*", "classifier"),
     ),
     device=X86_VNNI,

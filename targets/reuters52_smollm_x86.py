@@ -36,6 +36,7 @@ TARGET = Target(
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
         finetune=Finetune(train="head"),
         licence="Apache-2.0",
+        terms="outputs may train models",
     ),
     student=Student(
         source=MINILM, licence="Apache-2.0", layers=4, hidden=128, heads=4, ffn=512, vocabulary=8000, dropout=0.0
@@ -44,7 +45,6 @@ TARGET = Target(
     quant=Quant(
         calibration="reuters_r52",
         epochs=1,
-        optimizer=Optimizer(learning_rate=1e-4),
         keep_float=("*.attention.self.MatMul*", "classifier"),
     ),
     device=X86_VNNI,

@@ -43,7 +43,6 @@ TARGET = Target(
         scheme="u8s8_static",
         calibration="reuters_r52",
         epochs=1,
-        optimizer=Optimizer(learning_rate=1e-4),
         keep_float=("*.attention.self.MatMul*", "classifier"),
     ),
     export=Export(opset=17),

