@@ -239,7 +239,8 @@ def test_a_run_that_is_killed_pays_for_no_answer_twice(server: Any, tmp_path: Pa
     requests, _ = answers.spent()
     kept = answers._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
     answers.close()
-    assert before - 4 <= kept <= requests <= before  # at most those under way were lost, and they stay on the bill
+    # Of the four under way some answers were lost, and some were not sent yet; all of them stay on the bill.
+    assert before - 4 <= kept <= requests <= before + 4
     server.pause_s = 0.0
     logits, _ = asked(box(server), tmp_path)
     assert logits.argmax(1).tolist() == RIGHT and len(server.bodies) == before + COUNT - kept

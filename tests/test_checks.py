@@ -291,7 +291,11 @@ TAUGHT = dataclasses.replace(
             "none",
             "teacher.terms must be one of outputs may train models, outputs may not train models",
         ),
-        ("student", spec.Student(layers=2), "no weights to cut a student from: give the first student a source, or a config"),
+        (
+            "student",
+            spec.Student(layers=2),
+            "no weights to cut a student from: give the first student a source, or a config",
+        ),
         ("student.vocabulary", 100, "a tokenizer of its own, of 260 tokens at least: raise vocabulary"),
         ("assistants", (spec.Student(layers=2),), "give the first student a source, or a config"),
         ("distill.source", spec.Live(), "answers once, into the store: leave distill.source as it is"),

@@ -70,7 +70,7 @@ def test_training_moves_scales_and_they_are_not_decayed():
     model = learned()
     scales = [name for name, _ in model.named_parameters() if name.endswith("_impl.value")]
     assert len(scales) == (4 * 4 + 1) * 2 + 6 * 4 + 1  # range and shift of each input; a weight's
-    optimizer = loop._adamw(model, spec.Optimizer(), torch.device("cpu"))
+    optimizer = loop._adamw(model, spec.Optimizer(), torch.device("cpu"), ())
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     before = {name: value.clone() for name, value in model.state_dict().items() if name in scales}
     model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[:, 0].sum().mul(1e3).backward()

@@ -20,7 +20,7 @@ from edgekd.distill.losses import LOSSES
 from edgekd.distill.losses.exits import Exits
 from edgekd.distill.losses.feature import Hints
 from edgekd.distill.signal import Batch, Signal
-from edgekd.tasks import text_classification
+from edgekd.tasks import examples
 
 OPTIONS: list[Any] = [
     spec.KL(1.0, temperature=1.0),
@@ -148,7 +148,7 @@ def test_relations_and_examples_are_compared_across_widths() -> None:
 
 def test_an_example_without_a_label_adds_nothing_to_the_cross_entropy() -> None:
     student, given = signal(0, grad=True), batch()
-    given.labels_B[1] = text_classification.UNLABELLED
+    given.labels_B[1] = examples.UNLABELLED
     loss = value(spec.CE(), student, None, given)
     loss.backward()
     log_q = np.log(softmax(student.logits_BC.detach().numpy().astype(np.float64)))
@@ -159,7 +159,7 @@ def test_an_example_without_a_label_adds_nothing_to_the_cross_entropy() -> None:
 
 def test_an_example_without_a_label_is_decoupled_at_the_teachers_answer() -> None:
     given, option = batch(), spec.DKD()
-    given.labels_B[1] = text_classification.UNLABELLED
+    given.labels_B[1] = examples.UNLABELLED
     expected = reference(option, signal(0), signal(1), given)
     assert value(option, signal(0), signal(1), given).item() == pytest.approx(expected, rel=1e-5)
 

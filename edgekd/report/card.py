@@ -28,7 +28,7 @@ def _front(report: Report) -> str:
     source = report["teacher"]["source"]
     if source.startswith("hf:"):
         given["base_model"] = source.removeprefix("hf:").partition("@")[0]
-    licences = report["licences"]
+    licences = {what: licence for what, licence in report["licences"].items() if what != "terms"}
     if len(set(licences.values())) == 1:
         if licences["teacher"]:
             given["license"] = licences["teacher"].lower()
