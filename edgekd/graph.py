@@ -40,7 +40,7 @@ def graph(
     labels: After | tuple[After, ...] = stored if t.co_teachers else stored[0]
     asked = taps(t.distill, t.learners[0])
     parent: After = teacher
-    before: tuple[After, ...] = (teacher,)
+    before: tuple[After, ...] = ()
     chain: dict[str, dict[str, object]] = {}
     task_sources = {name: source for name, source in sources.items() if name != phases.GENERAL}
     for i, student in enumerate(t.learners):

@@ -157,7 +157,7 @@ def _check_models(target: Target, line: Sequence[Step]) -> None:
     from edgekd.distill import taps
 
     sizes.check(target, line)
-    if taps.inside(target.distill.losses, 1) != taps.LOGITS and not sizes.finished(line, "distill", "student.json"):
+    if taps.inside(target.distill.all_losses, 1) != taps.LOGITS and not sizes.finished(line, "distill", "student.json"):
         from edgekd.stages import labels
 
         labels.check(target, sizes.teacher_config(target, line))

@@ -65,7 +65,7 @@ def _check_shallow(target: Target) -> None:
     config = target.student.config or {}
     if config.get("model_type") not in shape.SHALLOW:
         return
-    for loss in target.distill.losses:
+    for loss in target.distill.all_losses:
         if isinstance(loss, taps.ATTENTION):
             raise TargetError(f"distill.losses: {type(loss).__name__}: {config['model_type']} has no attention")
     for part in shape.tensors({"vocab_size": 1, **config}, 2) or ():
@@ -93,11 +93,12 @@ def _smallest(target: Target, config: dict[str, Any] | None) -> dict[str, Any] |
             answers = [small]
         for other in answers:
             taps.check(target.distill, _layers(small), _layers(other or {}), _width(small), _width(other or {}))
-        answers = [*answers, small] if target.distill.relabel == "best" else [small]
+        answers = [*(answers if i > 1 else ()), small] if target.distill.relabel == "best" else [small]
         if i <= len(target.assistants):
             parent, answers = small, [small]
     if target.distill.general is not None:
-        taps.check(phases.lesson(target.distill.general), _layers(small or {}), _layers(config or {}))
+        first, ours, theirs = phases.lesson(target.distill.general), small or {}, config or {}
+        taps.check(first, _layers(ours), _layers(theirs), _width(ours), _width(theirs))
     return None if small is None else _shipped(target, small)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,7 +216,7 @@ def test_balanced_losses_have_gradients_in_proportion_to_their_weights(tmp_path:
     module.training = True
     (batch,) = micro_batches(tokens, np.arange(16), None, store)
     module(batch)
-    factors = module.norms.mean() / module.norms
+    factors = module.factors()
     norms = []
     for value, factor, loss in zip(
         module.values(record(student, batch.inputs, module.needs), batch), factors, losses, strict=True
@@ -277,3 +278,20 @@ def test_what_the_student_needs_is_its_own_side_of_the_pairs() -> None:
     wanted = taps(spec.Distill(losses=losses), spec.Student(layers=2))
     assert wanted == ("logits", "attention:final/2", "hidden:0", "hidden:last/2", "pooled")
     assert stored(wanted, 4, 3) == needs(losses, 2, 4, 1)
+
+
+def test_a_loss_without_a_gradient_is_not_made_loud_by_the_balance(tmp_path: Path) -> None:
+    student, teacher = tiny.bert(0, num_hidden_layers=2), tiny.bert(1)
+    losses = (spec.KL(), spec.CE())
+    tokens, store = lesson(tmp_path, losses, student, teacher)
+    module = Learner(student.train(), losses, shape(teacher), "gradients")
+    (batch,) = micro_batches(tokens, np.arange(8), None, store)
+    unlabelled = dataclasses.replace(batch, labels_B=torch.full_like(batch.labels_B, -1))
+    silent = module(unlabelled)
+    torch.testing.assert_close(module.factors(), torch.ones(2))
+    torch.testing.assert_close(silent, module.values(record(student, batch.inputs), batch)[0])
+    module.forwards.zero_()
+    module(batch)
+    factors, norms = module.factors(), module.norms
+    assert (norms > 0).all() and factors.max() < 1000
+    torch.testing.assert_close(factors * norms, norms.mean().expand(2))

@@ -24,6 +24,7 @@ from edgekd.errors import TargetError
 from edgekd.models import exits
 from edgekd.models.vocabulary import trim
 from edgekd.progress import Progress
+from edgekd.stages import distill as distill_stage
 from edgekd.stages.common import answering, read_data
 from edgekd.store import Stage, read_json
 
@@ -228,3 +229,31 @@ def test_nobody_is_left_for_assistants_to_teach_where_the_teacher_answers_live(f
         dataclasses.replace(
             base, assistants=(spec.Student(layers=3),), distill=dataclasses.replace(base.distill, source=spec.Live())
         )
+
+
+@pytest.mark.parametrize("source", ["average", "cohort"])
+def test_students_answer_at_the_layers_that_explicit_pairs_name(source: str) -> None:
+    losses = (spec.HiddenMSE(layers=((1, 2),)), spec.Relations(heads=2, layers=((1, 2),)))
+    taught = (
+        live.SelfTaught(learner(0, losses), 0.9)
+        if source == "average"
+        else live.Cohort([learner(0, losses), learner(1, losses)])
+    )
+    if isinstance(taught, live.SelfTaught):
+        taught.follow()
+    (batch,) = micro_batches(tiny.tokens(tiny.split(8, 0)), np.arange(8), None)
+    loss = taught(batch)
+    loss.backward()
+    assert torch.isfinite(loss) and loss > 0
+
+
+def test_peers_cut_from_one_teacher_differ_from_the_student() -> None:
+    model, peer = tiny.bert(0), distill_stage.differing(tiny.bert(0), seed=1000)
+    (batch,) = micro_batches(tiny.tokens(tiny.split(8, 0)), np.arange(8), None)
+    with torch.no_grad():
+        own, other = (record(m.eval(), batch.inputs).logits_BC for m in (model, peer))
+    for mine, theirs in zip(model.parameters(), peer.parameters(), strict=True):
+        assert torch.equal(mine, theirs) == (mine.ndim == 1)
+        if mine.ndim > 1:
+            assert 0.05 < float((theirs - mine).std() / mine.std()) < 0.15
+    assert (own - other).abs().max() > 1e-3

@@ -21,6 +21,8 @@ from edgekd.spec import BlackBox
 MOST_BYTES = 2**22
 """No answer of a few tokens is longer."""
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+UNBILLED = (409, 425, 429, 503)
+"""Of those: what no model has worked on. Behind the others one may have."""
 """What HTTP statuses may go away by themselves."""
 LONGEST_PAUSE_S = 60.0
 
@@ -101,7 +103,7 @@ def complete(box: BlackBox, body: Mapping[str, Any]) -> dict[str, Any]:
         why = f"{box.source} did not answer within {box.timeout_s:g} s; raise teacher.timeout_s if it is slow"
         raise TryAgain(why, billed=True) from None
     except (OSError, HTTPException) as error:
-        raise TryAgain(f"{box.source} broke off: {error!r}", billed=True) from None
+        raise TryAgain(f"{box.source} broke off: {type(error).__name__}", billed=True) from None
     return _read(box, content)
 
 
@@ -112,7 +114,7 @@ def _refused(box: BlackBox, error: HTTPError, secret: str | None) -> Exception:
         said = ""
     what = f"{box.source} answered HTTP {error.code}: {said}"
     if error.code in AGAIN and "insufficient_quota" not in said:
-        return TryAgain(what, billed=False, wait_s=_wait(error.headers.get("Retry-After")))
+        return TryAgain(what, billed=error.code not in UNBILLED, wait_s=_wait(error.headers.get("Retry-After")))
     if error.code in (401, 403):
         where = f"the key in {box.api_key_env}" if box.api_key_env else "teacher.api_key_env, which names no key"
         return AssetError(f"{what}; look at {where}, and at what it may use")
@@ -181,7 +183,9 @@ def _log_probability(value: Any) -> float:
 
 def _without(secret: str | None, content: bytes) -> bytes:
     """Some endpoints repeat the key in their complaint about it."""
-    return content.replace(secret.encode(), b"[key]") if secret else content
+    for form in (secret, json.dumps(secret)[1:-1], (secret or "").replace("/", "\\/")) if secret else ():
+        content = content.replace(str(form).encode(), b"[key]")
+    return content
 
 
 def _line(text: str) -> str:

@@ -21,6 +21,10 @@ from edgekd.distill.taps import LOGITS, check_heads, needs, pairs
 BALANCE_EVERY = 50
 """Forwards between two measurements of the losses' gradients."""
 BALANCE_MOMENTUM = 0.7
+FAINT = 1e-4
+"""Of the largest gradient: less says nothing, as that of a loss at its minimum, or without labels in a batch."""
+MOST_BALANCE = 1000.0
+"""No loss is made louder than so many times its weight."""
 
 
 class Learner(nn.Module):
@@ -45,11 +49,11 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.shipped = model, shipped
         self.losses = tuple(losses)
-        self.needs = LOGITS
+        self.needs = self.asked = LOGITS
         found: list[Any] = [None] * len(self.losses)
         if teacher is not None:
             own = shape(model)
-            self.needs = needs(losses, own["layers"], teacher["layers"], 0)
+            self.needs, self.asked = (needs(losses, own["layers"], teacher["layers"], of) for of in (0, 1))
             found = [
                 Exits(model, loss, shipped) if isinstance(loss, spec.Exits) else _own(loss, own, teacher)
                 for loss in self.losses
@@ -57,7 +61,7 @@ class Learner(nn.Module):
         self.own = nn.ModuleList(nn.Module() if part is None else part for part in found)
         self.balanced = balance == "gradients" and len(self.losses) > 1
         if self.balanced:
-            self.register_buffer("norms", torch.ones(len(self.losses)))
+            self.register_buffer("norms", torch.zeros(len(self.losses)))  # 0: not heard yet
             self.register_buffer("forwards", torch.zeros((), dtype=torch.long))
 
     def forward(self, batch: Batch) -> Tensor:
@@ -72,8 +76,14 @@ class Learner(nn.Module):
             if self.training and int(self.forwards) % BALANCE_EVERY == 0:
                 self._measure(found)
             self.forwards += self.training
-            weights = weights * self.norms.mean() / self.norms
+            weights = weights * self.factors()
         return (weights * found).sum()
+
+    def factors(self) -> Tensor:
+        """What each loss's weight is multiplied by, so that the gradients of all would be alike."""
+        heard = self.norms > 0
+        mean = self.norms.sum() / heard.sum().clamp_min(1)
+        return torch.where(heard, mean / self.norms.clamp_min(1e-30), 1.0).clamp_max(MOST_BALANCE)
 
     def values(self, student: Signal, batch: Batch) -> list[Tensor]:
         """Each loss by itself, without its weight."""
@@ -92,10 +102,11 @@ class Learner(nn.Module):
         norms = []
         for value in found:
             grads = torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True)
-            norms.append(torch.stack([g.float().norm() for g in grads if g is not None]).norm())
-        fresh = torch.stack(norms).clamp_min(1e-12)
-        first = int(self.forwards) == 0
-        self.norms.copy_(fresh if first else BALANCE_MOMENTUM * self.norms + (1 - BALANCE_MOMENTUM) * fresh)
+            heard = [g.float().norm() for g in grads if g is not None]
+            norms.append(torch.stack(heard).norm() if heard else found.new_zeros(()))
+        fresh = torch.stack(norms)
+        mixed = torch.where(self.norms > 0, self.norms.lerp(fresh, 1 - BALANCE_MOMENTUM), fresh)
+        self.norms.copy_(torch.where(fresh > FAINT * fresh.max(), mixed, self.norms))
 
 
 def at(number: float | spec.Ramp, progress: float) -> float:

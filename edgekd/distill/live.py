@@ -85,7 +85,7 @@ class SelfTaught(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The weighted loss of one micro-batch, the average its teacher."""
         with torch.no_grad():
-            signal = record(self.average.eval(), batch.inputs, self.learner.needs)
+            signal = record(self.average.eval(), batch.inputs, self.learner.asked)
         loss: Tensor = self.learner(batch.by(signal))
         return loss
 
@@ -105,7 +105,7 @@ class Cohort(nn.Module):
         """The sum of the members' weighted losses on one micro-batch."""
         given = [batch.teacher] if batch.teacher is not None else []
         students = self._members()[: len(self.learners) - len(given)]
-        signals = [record(learner.model, batch.inputs, learner.needs) for learner in students] + given
+        signals = [record(one.model, batch.inputs, one.needs | one.asked) for one in students] + given
         total = batch.labels_B.new_zeros((), dtype=torch.float32)
         for i, learner in enumerate(self._members()):
             others = [signal.map(Tensor.detach) for j, signal in enumerate(signals) if j != i]

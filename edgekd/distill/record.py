@@ -21,8 +21,8 @@ PROJECTIONS = (
     ("q", "k", "v"),
 )
 """What families call the layers that make queries, keys and values."""
-FUSED = ("Wqkv", "c_attn", "qkv", "query_key_value")
-"""What they call one layer that makes all three, one after the other."""
+FUSED = ("Wqkv", "c_attn", "qkv")
+"""What they call one layer that makes all three, one after the other; ``query_key_value`` takes turns by head."""
 
 
 def record(model: Any, inputs: dict[str, Tensor], needs: Needs = LOGITS) -> Signal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Together:
 def together(signals: list[Signal], combine: spec.Combine) -> Signal:
     """The answers of K teachers as one, log-probabilities, by ``combine``; all else of the first."""
     logits_KBC = torch.stack([signal.logits_BC for signal in signals])
-    return mean(signals, weights(combine, logits_KBC))
+    return replace(mean(signals, weights(combine, logits_KBC)), known_BC=None)  # what one cut, another may have
 
 
 def weights(combine: spec.Combine, logits_KBC: Tensor) -> Tensor:

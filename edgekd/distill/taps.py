@@ -35,6 +35,11 @@ class Needs:
         """Whether any of it belongs to tokens."""
         return bool(self.hidden or self.attention)
 
+    def __or__(self, other: Needs) -> Needs:
+        """What either names."""
+        hidden, attention = {*self.hidden, *other.hidden}, {*self.attention, *other.attention}
+        return Needs(tuple(sorted(hidden)), tuple(sorted(attention)), self.pooled or other.pooled, self.top)
+
 
 LOGITS = Needs()
 """Nothing else."""

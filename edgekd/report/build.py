@@ -58,7 +58,7 @@ def build(
     quantize = models["training"]["quantize"]
     if not quantize["trained"]:
         quality = verdicts.UNTRAINED
-    data = dataset.get("licence") or target.task.licence
+    data = target.task.licence or dataset.get("licence")
     licences = {"teacher": _licence(target), "terms": _terms(target), "data": data}
     if target.student.source is not None:
         licences["student"] = target.student.licence

@@ -57,7 +57,7 @@ class TextClassification:
     transfer_words: int | None = None
     transfer: str | None = None
     transfer_column: str | None = None
-    licence: str | None = None
+    licence: str | None = field(default=None, metadata=NOT_IN_KEY)
     limit: int | None = None  # at most this many examples per split (a smoke run's)
     kind: Literal["text_classification"] = "text_classification"
 
@@ -74,7 +74,7 @@ class Teacher:
 
     source: str
     finetune: Finetune | None = None
-    licence: str | None = None
+    licence: str | None = field(default=None, metadata=NOT_IN_KEY)
     gguf_file: str | None = None
     terms: Terms | None = field(default=None, metadata=NOT_IN_KEY)
     acknowledged_terms: bool = field(default=False, metadata=NOT_IN_KEY)  # needed where they forbid training
@@ -114,7 +114,7 @@ class Student:
     dropout: float | None = None
     config: dict[str, object] | None = None
     source: str | None = None
-    licence: str | None = None
+    licence: str | None = field(default=None, metadata=NOT_IN_KEY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +126,9 @@ class Distill:
     taught that many times, each time by the one before (born-again networks, Furlanello et al. 2018). ``source`` is
     where the teacher's signal comes from, ``select`` which examples are taught on, if not all. ``combine`` makes the
     answers of several teachers one. With ``relabel="best"`` each generation has a seed of its own and is taught by
-    whichever scores best on validation: the model that it is cut from, or an earlier generation. ``exit`` names
-    the layer of an ``Exits`` loss whose early exit is judged, quantized and shipped; the deeper layers are only taught
-    along. ``augment`` adds changed copies of the training texts, ``general`` a time before, in which the student learns
-    without the task.
+    whichever student so far scores best on validation. ``exit`` names the layer of an ``Exits`` loss whose early exit
+    is judged, quantized and shipped; the deeper layers are only taught along. ``augment`` adds changed copies of the
+    training texts, ``general`` a time before, in which the student learns without the task.
     """
 
     losses: tuple[Loss, ...] = (KL(1.0, temperature=1.0),)
@@ -144,6 +143,11 @@ class Distill:
     general: General | None = None
     epochs: float = 10
     optimizer: Optimizer = OPTIMIZER
+
+    @property
+    def all_losses(self) -> tuple[Loss, ...]:
+        """Those before the task as well."""
+        return (*self.losses, *(self.general.losses if self.general else ()))
 
 
 Scheme = Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w4_block"]

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekd.spec import blackbox
-from edgekd.spec.losses import Exits
-from edgekd.spec.sources import Mutual
+from edgekd.spec.losses import CE, DIST, DKD, JS, KL, Exits, LogitMSE, PartialKL, ReverseKL
+from edgekd.spec.sources import Average, Mutual
 from edgekd.spec.training import Finetune
+
+ANSWERS = (KL, ReverseKL, JS, CE, LogitMSE, DKD, DIST, PartialKL)
+"""Losses on a teacher's answers (``CE`` where its labels are the teacher's)."""
 
 if TYPE_CHECKING:
     from edgekd.spec import Optimizer, Student, Target
@@ -32,6 +35,7 @@ def of_teaching(target: Target) -> Iterator[str]:
         yield "distill.exit leaves a student that nobody goes on from: remove assistants and generations"
     if isinstance(distill.source, Mutual) and distill.source.students == 1 and not distill.source.teacher:
         yield "distill.source Mutual(students=1) leaves nobody to learn from: raise students, or set teacher=True"
+    yield from _idle(target)
     finetune, usual = getattr(target.teacher, "finetune", None), Finetune()
     if finetune is not None and finetune.train != "lora":
         if (finetune.rank, finetune.alpha) != (usual.rank, usual.alpha):
@@ -39,6 +43,23 @@ def of_teaching(target: Target) -> Iterator[str]:
         if finetune.train == "head" and finetune.dropout is not None:
             yield "teacher.finetune.dropout changes nothing in a backbone that stands still (train 'head'): remove it"
     yield from _phases(target)
+
+
+def _idle(target: Target) -> Iterator[str]:
+    """What a target asks for that none of its losses would notice."""
+    distill = target.distill
+    judged = [loss for loss in distill.losses if not (isinstance(loss, CE) and loss.labels == "data")]
+    answers = any(isinstance(loss, ANSWERS) for loss in judged)
+    teachers = {
+        "distill.source": isinstance(distill.source, Average | Mutual),
+        "distill.generations": distill.generations > 1,
+        "distill.augment": distill.augment is not None,
+    }
+    for name, asked in teachers.items():
+        if asked and all(isinstance(loss, Exits) for loss in judged):
+            yield f"{name} changes nothing: no loss looks at a teacher; add one to distill.losses"
+    if target.co_teachers and not answers:
+        yield "co_teachers give answers, and no loss looks at any: add KL, or another loss on answers"
 
 
 def _student(path: str, student: Student, longest: int) -> Iterator[str]:
@@ -59,6 +80,8 @@ def _phases(target: Target) -> Iterator[str]:
     locators = (task.transfer, general and general.text)
     if task.transfer_column is not None and not any(locators):
         yield "task.transfer_column is a column of task.transfer or distill.general.text: name one of these, too"
+    if augment is not None and augment.mask and (target.student.source or target.co_teachers):
+        yield "distill.augment masks by the teacher's own token, which other tokenizers read as text: set mask=0"
     if augment is not None and not 0 < augment.mask + augment.replace <= 1:
         yield (
             f"distill.augment masks {augment.mask:g} and replaces {augment.replace:g} of the words: "

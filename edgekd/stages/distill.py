@@ -28,6 +28,8 @@ WHOLE, EXIT = "whole", "exit-{}"
 """The student where an early exit of it is ``model/``; and its other exits, each a folder as that one."""
 PEER = 1000
 """Between the seeds of two students that teach each other."""
+PEER_NOISE = 0.1
+"""Of a matrix's deviation: what is cut from one teacher, whatever the seed, has next to nothing to tell its like."""
 
 
 def run(
@@ -64,7 +66,7 @@ def run(
     model, tokenizer, summary = build(seed)
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     count = distill.source.students - 1 if isinstance(distill.source, spec.Mutual) else 0
-    peers = [build(seed + (i + 1) * PEER)[0] for i in range(count)]
+    peers = [differing(build(seed + i * PEER)[0], seed + i * PEER) for i in range(1, count + 1)]
     asked = cache(partial(answering, teacher, data, task))
     check_exits(distill.losses, model.config.model_type, model.config.num_hidden_layers)
     whole = None
@@ -111,6 +113,16 @@ def run(
     write_json(ctx.out / "student.json", summary)
     write_json(ctx.out / "scores.json", found)
     loop.clean(ctx.out)
+
+
+def differing(model: Any, seed: int) -> Any:
+    """``model`` with noise in its matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight += PEER_NOISE * weight.std() * torch.randn(weight.shape, generator=generator)
+    return model
 
 
 def load_whole(distill: Stage, labels: Any) -> Any:

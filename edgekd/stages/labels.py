@@ -81,7 +81,7 @@ def check(target: spec.Target, teacher: Mapping[str, Any] | None) -> None:
         configs["teacher"] = teacher  # what is cut out of it is like it
     for who, config in configs.items():
         if config is not None:
-            check_signals(config, target.distill.losses, who)
+            check_signals(config, target.distill.all_losses, who)
 
 
 def check_signals(config: Mapping[str, Any], losses: Sequence[spec.Loss], who: str) -> None:
