@@ -41,7 +41,8 @@ def test_the_steps_stand_in_order_and_the_student_begins_where_the_time_before_t
 
 
 def test_every_teacher_is_asked_about_the_copies() -> None:
-    several = target(co_teachers=(spec.Teacher(source="dir:other"),), distill=spec.Distill(augment=AUGMENT))
+    copies = spec.Augment(copies=2, mask=0.0)
+    several = target(co_teachers=(spec.Teacher(source="dir:other"),), distill=spec.Distill(augment=copies))
     graph = pipeline.graph(several, SOURCES, (), {})
     assert {graph[name]["assets"] for name in ("labels", "labels_also1", "distill")} == {runner.After("augment")}
 

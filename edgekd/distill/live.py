@@ -105,7 +105,8 @@ class Cohort(nn.Module):
         """The sum of the members' weighted losses on one micro-batch."""
         given = [batch.teacher] if batch.teacher is not None else []
         students = self._members()[: len(self.learners) - len(given)]
-        signals = [record(one.model, batch.inputs, one.needs | one.asked) for one in students] + given
+        wanted = [one.needs | one.asked if len(students) > 1 else one.needs for one in students]
+        signals = [record(one.model, batch.inputs, n) for one, n in zip(students, wanted, strict=True)] + given
         total = batch.labels_B.new_zeros((), dtype=torch.float32)
         for i, learner in enumerate(self._members()):
             others = [signal.map(Tensor.detach) for j, signal in enumerate(signals) if j != i]
