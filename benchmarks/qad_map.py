@@ -69,7 +69,7 @@ def main() -> None:
     rows = table(recorded())
     for row in rows:
         print(told(row))
-    draw([row for row in rows if row["seeds"] > 1], RESULTS.with_suffix(".svg"))
+    draw([row for row in rows if row["seeds"] > 2], RESULTS.with_suffix(".svg"))
 
 
 def recorded() -> list[dict[str, Any]]:
