@@ -86,7 +86,6 @@ RANGES: dict[str, Range] = {
     "Augment.mask": SHARE,
     "Augment.replace": SHARE,
     "Augment.neighbours": COUNT,
-    "General.epochs": POSITIVE,
     "Stored.top": COUNT,
     "Combine.weights[]": POSITIVE,
     "Select.share": {"above": 0, "at most": 1},
@@ -143,12 +142,6 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     if not target.name.isidentifier():
         yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
     positions = student.positions or task.max_length
-    source = type(target.distill.source).__name__
-    if source != "Stored" and (target.assistants or target.distill.generations > 1):
-        yield f"distill.source {source} leaves nothing for assistants or earlier generations to teach: remove either"
-    if target.distill.select is not None and source != "Stored":
-        yield "distill.select chooses by the stored teacher's answers: leave distill.source as it is"
-    yield from _teacher_contradictions(target, source)
     if quant.static and not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
     departs = (quant.weights_first, quant.scales != "statistics", quant.weight_bits, quant.activation_bits)
@@ -183,23 +176,6 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
             yield f"unknown workload {workload!r}: use 'real' or 'fixed<tokens>'"
         elif workload != "real" and int(workload[5:]) > positions:
             yield f"workload {workload} is longer than the student's {positions} positions: raise student.positions"
-
-
-def _teacher_contradictions(target: Target, source: str) -> Iterator[str]:
-    combine, teachers = target.distill.combine, 1 + len(target.co_teachers)
-    if target.co_teachers and source != "Stored":
-        yield f"co_teachers answer into label stores, and distill.source {source} reads none: remove either"
-    if teachers == 1 and (combine.method, combine.weights) != ("mean", ()):
-        yield "distill.combine makes one answer of several teachers' and there is one: add co_teachers, or remove it"
-    elif len(combine.weights) != (teachers if combine.method == "weights" else 0):
-        yield (
-            f"distill.combine {combine.method!r} with {len(combine.weights)} weights for {teachers} teachers: give "
-            "'weights' one for each, target.teacher first, and no other method any"
-        )
-    if target.distill.relabel == "best" and target.distill.generations == 1:
-        yield "distill.relabel 'best' chooses whose answers teach the next generation: raise distill.generations"
-    if target.distill.relabel == "best" and target.co_teachers:
-        yield "distill.relabel 'best' chooses one to answer, and co_teachers answer together: remove either"
 
 
 def _wrong(value: Any, wanted: Any, place: str, rule: str) -> Iterator[str]:

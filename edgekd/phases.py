@@ -38,8 +38,9 @@ def read_apart(target: spec.Target, sources: Mapping[str, str]) -> dict[str, dic
 def before_the_task(target: spec.Target) -> dict[str, dict[str, object]]:
     """The steps of the time before the task, in order; the student of the last begins the task. None without one."""
     general = target.distill.general
-    if general is None or isinstance(target.teacher, spec.BlackBox):
+    if general is None:
         return {}
+    assert not isinstance(target.teacher, spec.BlackBox)  # such a target is refused: nobody sees into one
     task, first, trained = target.task, lesson(general), target.teacher.finetune
     raw = replace(target.teacher, finetune=trained and spec.Finetune(dropout=trained.dropout))  # however it is trained
     assets = After("assets" if general.text is None else f"assets_{GENERAL}")
@@ -63,5 +64,14 @@ def before_the_task(target: spec.Target) -> dict[str, dict[str, object]]:
 
 def changed_copies(target: spec.Target) -> dict[str, dict[str, object]]:
     """The step that adds changed copies to the data, if the target asks for any."""
-    augment, given = target.distill.augment, dict(assets=After("assets"), teacher=After("teacher"))
-    return {} if augment is None else {"augment": dict(task=target.task, augment=augment, seed=target.seed) | given}
+    if target.distill.augment is None:
+        return {}
+    return {
+        "augment": dict(
+            task=target.task,
+            augment=target.distill.augment,
+            assets=After("assets"),
+            teacher=After("teacher"),
+            seed=target.seed,
+        )
+    }

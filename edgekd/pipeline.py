@@ -38,7 +38,7 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
         locators[phases.GENERAL] = target.distill.general.text
     sources = {name: assets.fingerprint(locator) for name, locator in locators.items() if locator is not None}
     sources |= {f"teacher{name}": _fingerprint(given) for name, given in teachers(target).items()}
-    backbones = [student.source for student in target.learners if student.source is not None]
+    backbones = {student.source for student in target.learners if student.source is not None}
     sources |= {f"{STUDENT}{locator}": assets.fingerprint(locator) for locator in backbones}
     ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
     here = {**machine.fingerprint(), "runtimes": runtimes.installed()}  # installing one more makes new rows

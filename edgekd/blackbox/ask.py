@@ -84,7 +84,7 @@ class Asker:
         Whatever is raised, and after ctrl-C too, what was answered is kept, and is not asked again.
         """
         order = [cache.key(self._question(text)) for text in texts]
-        asked = self._questions(texts)
+        asked = dict(zip(order, texts, strict=True))
         found = self.answers.get(list(asked))
         rows = {key: self._row(answer) for key, answer in found.items()}
         self._judge(asked, found, rows)

@@ -21,9 +21,9 @@ from edgekd.spec import BlackBox
 MOST_BYTES = 2**22
 """No answer of a few tokens is longer."""
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""What HTTP statuses may go away by themselves."""
 UNBILLED = (409, 425, 429, 503)
 """Of those: what no model has worked on. Behind the others one may have."""
-"""What HTTP statuses may go away by themselves."""
 LONGEST_PAUSE_S = 60.0
 
 

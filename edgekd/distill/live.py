@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -105,13 +107,17 @@ class Cohort(nn.Module):
         """The sum of the members' weighted losses on one micro-batch."""
         given = [batch.teacher] if batch.teacher is not None else []
         students = self._members()[: len(self.learners) - len(given)]
-        wanted = [one.needs | one.asked if len(students) > 1 else one.needs for one in students]
-        signals = [record(one.model, batch.inputs, n) for one, n in zip(students, wanted, strict=True)] + given
+        signals = [record(one.model, batch.inputs, self._wanted(one)) for one in students] + given
         total = batch.labels_B.new_zeros((), dtype=torch.float32)
         for i, learner in enumerate(self._members()):
             others = [signal.map(Tensor.detach) for j, signal in enumerate(signals) if j != i]
             total = total + learner.weighted(signals[i], batch.by(mean(others)))
         return total
+
+    def _wanted(self, member: Any) -> Needs:
+        """What its own losses look at, and those of the others."""
+        found: Needs = reduce(or_, (other.asked for other in self._members() if other is not member), member.needs)
+        return found
 
     def _members(self) -> list[Any]:
         return list(self.learners)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgekd import spec
-from edgekd.distill.data import Ints, Tokens
+from edgekd.distill.data import Ints, Tokens, model_inputs
 from edgekd.errors import DataError, TrainingError
 from edgekd.progress import Progress
 from edgekd.quant.observe import Histogram, choose, usable
@@ -40,7 +40,7 @@ def calibrate_on(
 def batches(tokens: Tokens, rows: Ints) -> list[Batch]:
     """``rows`` of ``tokens`` as inputs of a text model."""
     parts = [tokens.gather(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
-    return [{"input_ids": torch.from_numpy(i), "attention_mask": torch.from_numpy(m).long()} for i, m, _ in parts]
+    return [model_inputs(ids, mask) for ids, mask, _ in parts]
 
 
 @torch.no_grad()

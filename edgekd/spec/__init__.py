@@ -24,7 +24,7 @@ from edgekd.spec.losses import KL, Loss
 from edgekd.spec.sources import *  # noqa: F403
 from edgekd.spec.sources import MEAN, STORED, Combine, Select, Source
 from edgekd.spec.training import *  # noqa: F403
-from edgekd.spec.training import GENTLE, OPTIMIZER, Finetune, Optimizer
+from edgekd.spec.training import Finetune, Optimizer
 from edgekd.spec.transfer import *  # noqa: F403
 from edgekd.spec.transfer import Augment, General
 
@@ -142,7 +142,7 @@ class Distill:
     augment: Augment | None = None
     general: General | None = None
     epochs: float = 10
-    optimizer: Optimizer = OPTIMIZER
+    optimizer: Optimizer = Optimizer()
 
     @property
     def all_losses(self) -> tuple[Loss, ...]:
@@ -186,7 +186,7 @@ class Quant:
     percentile: float = 99.99
     train: Literal["always", "if_needed"] = "always"
     epochs: float = 2
-    optimizer: Optimizer = GENTLE
+    optimizer: Optimizer = Optimizer(learning_rate=3e-4)
     frozen_fraction: float = 0.5
     weights_first: float = 0.0
     scales: Literal["statistics", "learned"] = "statistics"

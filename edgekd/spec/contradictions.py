@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekd.spec import blackbox
-from edgekd.spec.losses import CE, DIST, DKD, JS, KL, Exits, LogitMSE, PartialKL, ReverseKL
+from edgekd.spec.losses import CE, DIST, DKD, JS, KL, Exits, LogitMSE, PartialKL, ReverseKL, needs_no_teacher
 from edgekd.spec.sources import Average, Mutual
 from edgekd.spec.training import Finetune
 
@@ -23,6 +23,7 @@ def of_teaching(target: Target) -> Iterator[str]:
     learners = {"student": student, **{f"assistants[{i}]": other for i, other in enumerate(target.assistants)}}
     for path, learner in learners.items():
         yield from _student(path, learner, task.max_length)
+    yield from _teachers(target)
     yield from blackbox.contradictions(target)
     for loss in distill.losses:
         yield from _loss(loss, {"distill": distill.optimizer, "quant": target.quant.optimizer})
@@ -45,20 +46,42 @@ def of_teaching(target: Target) -> Iterator[str]:
     yield from _phases(target)
 
 
+def _teachers(target: Target) -> Iterator[str]:
+    """Where the answers come from, and how those of several teachers become one."""
+    source = type(target.distill.source).__name__
+    if source != "Stored" and (target.assistants or target.distill.generations > 1):
+        yield f"distill.source {source} leaves nothing for assistants or earlier generations to teach: remove either"
+    if target.distill.select is not None and source != "Stored":
+        yield "distill.select chooses by the stored teacher's answers: leave distill.source as it is"
+    combine, teachers = target.distill.combine, 1 + len(target.co_teachers)
+    if target.co_teachers and source != "Stored":
+        yield f"co_teachers answer into label stores, and distill.source {source} reads none: remove either"
+    if teachers == 1 and (combine.method, combine.weights) != ("mean", ()):
+        yield "distill.combine makes one answer of several teachers' and there is one: add co_teachers, or remove it"
+    elif len(combine.weights) != (teachers if combine.method == "weights" else 0):
+        yield (
+            f"distill.combine {combine.method!r} with {len(combine.weights)} weights for {teachers} teachers: give "
+            "'weights' one for each, target.teacher first, and no other method any"
+        )
+    if target.distill.relabel == "best" and target.distill.generations == 1:
+        yield "distill.relabel 'best' chooses whose answers teach the next generation: raise distill.generations"
+    if target.distill.relabel == "best" and target.co_teachers:
+        yield "distill.relabel 'best' chooses one to answer, and co_teachers answer together: remove either"
+
+
 def _idle(target: Target) -> Iterator[str]:
     """What a target asks for that none of its losses would notice."""
     distill = target.distill
-    judged = [loss for loss in distill.losses if not (isinstance(loss, CE) and loss.labels == "data")]
-    answers = any(isinstance(loss, ANSWERS) for loss in judged)
+    looking = [loss for loss in distill.losses if not needs_no_teacher(loss)]
     teachers = {
         "distill.source": isinstance(distill.source, Average | Mutual),
         "distill.generations": distill.generations > 1,
         "distill.augment": distill.augment is not None,
     }
     for name, asked in teachers.items():
-        if asked and all(isinstance(loss, Exits) for loss in judged):
+        if asked and not looking:
             yield f"{name} changes nothing: no loss looks at a teacher; add one to distill.losses"
-    if target.co_teachers and not answers:
+    if target.co_teachers and not any(isinstance(loss, ANSWERS) for loss in looking):
         yield "co_teachers give answers, and no loss looks at any: add KL, or another loss on answers"
 
 

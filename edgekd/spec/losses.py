@@ -261,3 +261,8 @@ Loss = (
     | RKD | SimilarityPreserving | CorrelationCongruence
     | Exits
 )  # fmt: skip
+
+
+def needs_no_teacher(loss: Loss) -> bool:
+    """Whether a loss looks at the data's labels and at the student alone."""
+    return isinstance(loss, Exits) or (isinstance(loss, CE) and loss.labels == "data")

@@ -36,7 +36,3 @@ class Finetune:
     train: Literal["all", "lora", "head"] = "all"
     rank: int = 8
     alpha: float = 16
-
-
-OPTIMIZER = Optimizer()
-GENTLE = Optimizer(learning_rate=3e-4)

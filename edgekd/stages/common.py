@@ -18,6 +18,7 @@ from edgekd.distill.learner import Learner
 from edgekd.distill.record import shape as model_shape
 from edgekd.distill.taps import LOGITS, VALIDATION, needs, stored
 from edgekd.models import loading
+from edgekd.spec.losses import needs_no_teacher
 from edgekd.store import Context, Stage, read_json, stages
 
 SPLITS = ("train", "validation", "test")
@@ -57,13 +58,21 @@ def answering(stage: Stage, data: Any, task: spec.Task, learned: Path | None = N
     return model, tokenise_splits(tokenizer, data, task.max_length, ("taught",))["taught"]
 
 
-def judge(
-    ctx: Context, name: str, model: Any, tokens: Tokens, distill: spec.Distill, labels: Stage | tuple[Stage, ...]
-) -> dict[str, float]:
-    """How a model answers on validation, beside the labels and the stored teachers."""
-    found = evaluate.logits(model, tokens, progress=ctx.progress, name=f"{name}: scoring validation")
+def judging(
+    ctx: Context, tokens: Tokens, distill: spec.Distill, labels: Stage | tuple[Stage, ...]
+) -> Callable[[str, Any], dict[str, float]]:
+    """``judge(name, model)``: how a model answers on validation, beside the labels and the stored teachers.
+
+    Their answers are read now, once, so that a store of other data is refused before anything is trained.
+    """
     truth = several.read([stage.path for stage in stages(labels)], "validation", distill.combine).of(tokens)
-    return evaluate.compare(found, tokens.labels, truth.logits, truth.known)
+    logits, known = truth.logits, truth.known
+
+    def judge(name: str, model: Any) -> dict[str, float]:
+        found = evaluate.logits(model, tokens, progress=ctx.progress, name=f"{name}: scoring validation")
+        return evaluate.compare(found, tokens.labels, logits, known)
+
+    return judge
 
 
 def set_lesson(
@@ -97,10 +106,9 @@ def set_lesson(
     shipped = None if whole is None else student
     learner = Learner(taught, distill.losses, shape, distill.balance, shipped).to(device)
     wanted = needs(distill.losses, model_shape(taught)["layers"], shape["layers"], 1)
-    several.read(folders, "validation", distill.combine).of(tokens["validation"])  # now, not after the first epoch
-    judged = partial(judge, ctx, name, student, tokens["validation"], distill, labels)
-    lesson = loop.Task(name, learner, tokens["taught"], None, judged)
-    if not isinstance(source, spec.Stored | spec.Live) or all(map(_needs_no_teacher, distill.losses)):
+    judge = judging(ctx, tokens["validation"], distill, labels)
+    lesson = loop.Task(name, learner, tokens["taught"], None, partial(judge, name, student))
+    if not isinstance(source, spec.Stored | spec.Live) or all(map(needs_no_teacher, distill.losses)):
         lesson = replace(lesson, rank=lambda result: result["score"])
     if isinstance(source, spec.Stored):
         held = stored(index["taps"], shape["layers"], shape["classes"])
@@ -132,7 +140,3 @@ def set_lesson(
         lesson = replace(lesson, teacher=asked, rates=((model, source.teacher_rate),))
         others.append(Learner(model, (spec.CE(), spec.KL())))
     return replace(lesson, module=live.Cohort([learner, *others]).to(device)), learner
-
-
-def _needs_no_teacher(loss: spec.Loss) -> bool:
-    return isinstance(loss, spec.Exits) or (isinstance(loss, spec.CE) and loss.labels == "data")

@@ -19,7 +19,7 @@ from edgekd.distill.record import shape as model_shape
 from edgekd.distill.taps import check_exits
 from edgekd.models import exits, loading
 from edgekd.models import student as student_builder
-from edgekd.stages.common import answering, has_model, judge, load_stage_model, read_data, set_lesson, tokenise_splits
+from edgekd.stages.common import answering, has_model, judging, load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 8
@@ -90,10 +90,8 @@ def run(
     classifiers = {n: exits.shallower(learner.model, n, head) for n, head in learner.exits().items()}
     if classifiers:
         deepest = {model_shape(learner.model)["layers"]: learner.model}
-        found["exits"] = {
-            str(n): judge(ctx, f"distill: exit {n}", classifier, tokens["validation"], distill, labels)
-            for n, classifier in (classifiers | deepest).items()
-        }
+        judge = judging(ctx, tokens["validation"], distill, labels)
+        found["exits"] = {str(n): judge(f"distill: exit {n}", model) for n, model in (classifiers | deepest).items()}
         said = ", ".join(f"{n}: {row['score']:.4f}" for n, row in found["exits"].items())
         ctx.progress.log(f"distill: validation after each exit's blocks, and all: {said}")
     if learned := learner.own.state_dict():
