@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def test_stored_signals_equal_the_live_teacher(tmp_path: Path) -> None:
         torch.testing.assert_close(
             states[batch.mask_BT].float(), live.hidden_states[layer][batch.mask_BT], rtol=2e-3, atol=2e-3
         )
+
+
+def test_what_tokens_have_is_read_without_reading_ahead(tmp_path: Path) -> None:
+    store(tmp_path, tiny.bert(), tiny.tokens(tiny.split(8, 0)))
+    held = labels.LabelStore(tmp_path, "train", NEEDS)
+    entries = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    marked = {flags.split("\n")[0].split().count("rr") for entry, flags in pairwise(entries) if ".hidden." in entry}
+    others = {flags.split("\n")[0].split().count("rr") for entry, flags in pairwise(entries) if ".logits." in entry}
+    assert (len(held.fields), marked, others) == (1 + len(LAYERS), {1}, {0})  # rr: random reads, in proc(5)
 
 
 def test_bf16_labels_are_those_of_the_teacher_under_autocast(tmp_path: Path) -> None:

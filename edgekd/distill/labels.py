@@ -12,6 +12,7 @@ where it has no answer, and ``train.known.npy`` (N, C): of which classes it told
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import time
 from collections.abc import Mapping
@@ -180,6 +181,8 @@ def _map(folder: Path, split: str, name: str, mode: Literal["r", "r+"] = "r") ->
             found = np.load(path, mmap_mode=mode)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, str(error)) from error
+    if mode == "r" and "." in name and hasattr(mmap, "MADV_RANDOM"):
+        found._mmap.madvise(mmap.MADV_RANDOM)  # batches are drawn at random: read-ahead fetches what no step wants
     return found
 
 
