@@ -9,7 +9,9 @@ STEPS steps of BATCH labelled documents, then in QAT_STEPS more under the target
 best epoch on validation, as the pipeline does: by KL to the teacher, or by score where no teacher is in the losses. The
 test split is scored once a student. ``--pilot`` tries learning rates and weights, on validation, by a seed of its own;
 from it come RATE and the weights in the catalogue. Cells are kept in benchmarks/results/distillation.json, students in
-STORE; what is there is not made again, and one process for each target may run beside others.
+STORE; what is there is not made again, and one process for each target may run beside others. "born again" and "an
+assistant" train two students for STEPS steps each, "the backbone first" three epochs before its STEPS; all others one. What
+a step takes is measured apart, by ``costs.py``, and shown where there is such a row.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from linear import bag_of_words
 from numpy.typing import NDArray
 
 from edgekd import catalog, machine, pipeline, runner, spec
-from edgekd.distill import evaluate
+from edgekd.distill import evaluate, loop
+from edgekd.distill.learner import Learner
 from edgekd.progress import Progress
 from edgekd.quant.calibrate import batches, calibrate_on, calibration_rows
 from edgekd.stages import distill, quantize
@@ -44,12 +47,13 @@ RATE, QAT_RATE = 1e-3, 3e-4
 STUDENT = {"layers": 2, "hidden": 64, "heads": 2, "ffn": 256}
 TAPS = ("logits", "attention:uniform/2", "hidden:all", "pooled")
 """All that any loss of the catalogue looks at: one label store serves them."""
-RESULTS = Path(__file__).parent / "results" / "distillation.json"
+RESULTS, COSTS = (Path(__file__).parent / "results" / name for name in ("distillation.json", "costs.json"))
 PILOT_SEED, PILOT_RATES, PILOT_WEIGHTS = 0, (4e-4, 1e-3, 2e-3), (0.1, 1.0, 10.0)
 SHORT = ("tweets_x86",)
 """Whose documents have no windows."""
 LINEAR = "bag of words"
 QUIET = Progress(quiet=True)
+Lesson = tuple[loop.Task, Learner, spec.Quant]
 
 
 def main() -> None:
@@ -130,30 +134,41 @@ def walk(steps: list[runner.Step], given: Any) -> None:
     runner.walk(steps, given.store, function=pipeline.stage_function, context=context, progress=QUIET)
 
 
+def loaded(line: dict[str, runner.Step]) -> tuple[Any, dict[str, Any], Any]:
+    """The fp32 student that a line made, the splits by its tokenizer, and the data."""
+    asked = line["quantize"].inputs
+    data = read_data(asked["task"], asked["assets"])
+    model, tokenizer = load_stage_model(line["distill"].stage, data.labels)
+    return model, tokenise_splits(tokenizer, data, asked["task"].max_length, ("taught", "validation", "test")), data
+
+
+def lesson(line: dict[str, runner.Step], model: Any, tokens: Any, data: Any, seed: int, ctx: Context) -> Lesson:
+    """``model`` under the losses and the teacher of its line once more, and how it is to train under quantization."""
+    asked, stage = line["quantize"].inputs, line["distill"].stage
+    how: spec.Distill = asked["distill_spec"]
+    rows = np.load(stage.path / distill.ROWS) if (stage.path / distill.ROWS).exists() else None
+    asks, peers = partial(answering, line["teacher"].stage, data, asked["task"]), distill.load_peers(stage, data.labels)
+    task, learner = set_lesson(ctx, "more", model, tokens, how, line["labels"].stage, asks, peers, seed, rows)
+    options = spec.Optimizer(learning_rate=QAT_RATE, batch_size=BATCH)
+    epochs = QAT_STEPS / math.ceil(len(tokens["taught"] if rows is None else rows) / BATCH)
+    return task, learner, replace(asked["quant"], epochs=epochs, optimizer=options)
+
+
 def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given: Any) -> dict[str, Any]:
     """The fp32 student of a line and the one trained on under quantization, on the test split."""
-    asked = line["quantize"].inputs
-    task, labels, stage = asked["task"], line["labels"].stage, line["distill"].stage
     out = given.store / "comparison" / f"{name} {label} {seed}"
     out.mkdir(parents=True, exist_ok=True)
     ctx = Context(out, "cpu", given.threads, QUIET)
-    data = read_data(task, asked["assets"])
-    model, tokenizer = load_stage_model(stage, data.labels)
-    tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation", "test"))
+    model, tokens, data = loaded(line)
     truth = teacher_on_test(line, data)
 
     def measured() -> dict[str, float]:
         return evaluate.compare(evaluate.logits(model, tokens["test"]), tokens["test"].labels, truth)
 
     found: dict[str, Any] = {"teacher": accuracy(truth, data), "fp32": measured()}
-    how: spec.Distill = asked["distill_spec"]
-    rows = np.load(stage.path / distill.ROWS) if (stage.path / distill.ROWS).exists() else None
-    examples = len(tokens["taught"]) if rows is None else len(rows)
-    options = spec.Optimizer(learning_rate=QAT_RATE, batch_size=BATCH)
-    quant = replace(asked["quant"], epochs=QAT_STEPS / math.ceil(examples / BATCH), optimizer=options)
-    quantize.prepare(model, quant)
-    asks, peers = partial(answering, line["teacher"].stage, data, task), distill.load_peers(stage, data.labels)
-    lesson, learner = set_lesson(ctx, "quantize", model, tokens, how, labels, asks, peers, seed, rows)
+    asked = line["quantize"].inputs
+    quantize.prepare(model, asked["quant"])
+    task, learner, quant = lesson(line, model, tokens, data, seed, ctx)
     listed = batches(tokens["taught"], calibration_rows(asked["calibration_ids"], data.train.ids, everything=True))
 
     def observe() -> Any:
@@ -161,8 +176,8 @@ def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given
 
     observe()
     found["ptq"] = measured()
-    distill.load_learned(learner, stage)
-    quantize.train(ctx, lesson, quant, seed, observe)
+    distill.load_learned(learner, line["distill"].stage)
+    quantize.train(ctx, task, quant, seed, observe)
     shutil.rmtree(out)
     return found | {"int8": measured()}
 
@@ -217,17 +232,28 @@ def told(cell: dict[str, Any]) -> str:
 
 
 def table(cells: list[dict[str, Any]]) -> Iterator[str]:
-    """A Markdown table a target: test score, agreement with the teacher, KL to it; means and standard deviations."""
+    """A Markdown table a target: test score, agreement with the teacher, KL to it; means and standard deviations.
+
+    A step's time (plain KL's is 1) and MiB more than plain KL's, in fp32 and under quantization, are of one target.
+    """
+    costs = {row["recipe"]: row for row in read_json(COSTS)["rows"]} if COSTS.exists() else {}
     for target in dict.fromkeys(cell["target"] for cell in cells):
         own = [cell for cell in cells if cell["target"] == target]
         yield f"\n**{target}**, teacher {own[0]['teacher']:.2%}\n"
-        yield "| Recipe | fp32 score | agreement | KL | int8 score | agreement | KL | Seeds |"
-        yield "| :-- | --: | --: | --: | --: | --: | --: | --: |"
+        yield "| Recipe | fp32 score | agreement | KL | int8 score | agreement | KL | Seeds | Step | MiB |"
+        yield "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
         for recipe in (*RECIPES, LINEAR):
             group = [cell for cell in own if cell["recipe"] == recipe]
             if group:
                 parts = [spread([cell[kind] for cell in group if kind in cell]) for kind in ("fp32", "int8")]
-                yield f"| {recipe} | {' | '.join(parts)} | {len(group)} |"
+                yield f"| {recipe} | {' | '.join(parts)} | {len(group)} | {' | '.join(cost(costs.get(recipe)))} |"
+
+
+def cost(row: dict[str, float] | None) -> tuple[str, str]:
+    """Two cells of a table: a step's time and memory."""
+    if row is None:
+        return "", ""
+    return f"{row['fp32 times']:.2f}, {row['int8 times']:.2f}", f"{row['fp32 mib']:+.0f}, {row['int8 mib']:+.0f}"
 
 
 def spread(found: list[dict[str, float]]) -> str:
