@@ -10,8 +10,8 @@ best epoch on validation, as the pipeline does: by KL to the teacher, or by scor
 test split is scored once a student. ``--pilot`` tries learning rates and weights, on validation, by a seed of its own;
 from it come RATE and the weights in the catalogue. Cells are kept in benchmarks/results/distillation.json, students in
 STORE; what is there is not made again, and one process for each target may run beside others. "born again" and "an
-assistant" train two students for STEPS steps each, "the backbone first" three epochs before its STEPS; all others one. What
-a step takes is measured apart, by ``costs.py``, and shown where there is such a row.
+assistant" train two students for STEPS steps each, "the backbone first" three epochs before its STEPS; all others one.
+What a step takes is measured apart, by ``costs.py``, and shown where there is such a row.
 """
 
 from __future__ import annotations
