@@ -20,12 +20,24 @@ def built(folders: dict[str, Path], **changes: Any) -> dict[str, Any]:
     return report
 
 
+def with_co_teachers(root: Path, count: int) -> dict[str, Path]:
+    """A run's folders, each co-teacher's too; their scores on validation are 0.91, 0.92..."""
+    folders = made.folders(root)
+    for i in range(1, count + 1):
+        folders[f"teacher_also{i}"] = root / f"teacher_also{i}"
+        folders[f"teacher_also{i}"].mkdir()
+        write_json(folders[f"teacher_also{i}"] / "scores.json", {"validation": {"score": 0.9 + i / 100}})
+    return folders
+
+
 def test_what_several_teachers_taught_comes_under_all_their_licences(tmp_path: Path) -> None:
-    folders = made.folders(tmp_path)
+    folders = with_co_teachers(tmp_path, 2)
     also = [spec.Teacher(source=f"dir:{name}", licence=name) for name in ("MIT", "Apache-2.0")]
     report = built(folders, co_teachers=tuple(also))
     assert report["licences"]["teacher"] == "Apache-2.0 and MIT"
     assert report["teacher"]["also"] == ["dir:MIT", "dir:Apache-2.0"]
+    for page in (markdown.render(report), html.render(report)):
+        assert all(f"{score:.2f} %" in page for score in (91, 92))
     unknown = built(folders, co_teachers=(spec.Teacher(source="dir:x"),))
     assert any("The teacher's licence is not stated" in line for line in unknown["limits"])
 
@@ -136,6 +148,24 @@ def test_a_student_that_was_not_trained_under_quantization_is_nowhere_said_to_be
     texts = (html.render(report), markdown.render(report), card.render(report, manifest | {"minimum_onnxruntime": "1"}))
     for text in texts:
         assert "QAD" not in text and "trained on under" not in text and "and trained under quantization" not in text
+
+
+def test_how_a_student_was_taught_is_told_in_the_words_of_its_target_and_so_are_its_exits(tmp_path: Path) -> None:
+    folders = made.folders(tmp_path)
+    path = folders["distill"] / "scores.json"
+    write_json(path, read_json(path) | {"exits": {"1": {"score": 0.8123}, "4": {"score": 0.9321}}})
+    taught = spec.Distill(losses=(spec.KL(2.0), spec.Exits(at=(1,))), select=spec.Select("margin"), epochs=3)
+    report = built(folders, distill=taught)
+    found = report["training"]["distill"]
+    again = found["taught"].replace("Distill(", f"Distill(losses=({', '.join(found['losses'])}), ")
+    assert eval(again, vars(spec)) == taught
+    text, page = markdown.render(report), html.render(report)
+    for word in ("KL(weight=2.0)", "Exits()", "epochs=3"):
+        assert word in text and word in page
+    assert "81.23 %" in text and "exit after 1 layers 81.23 %" in page
+    for name in ("losses", "taught", "exits"):
+        found.pop(name)  # a report of an edgekd that did not tell yet
+    assert "Losses" not in markdown.render(report) and "Teaching" not in html.render(report)
 
 
 def test_a_teacher_taken_as_it_comes_has_no_training(tmp_path: Path) -> None:

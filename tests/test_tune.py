@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from edgekd import cli, session, spec, store
 from edgekd.bench.rows import Cell, compare, empty
 from edgekd.errors import StoreError
+from edgekd.spec.literal import literal
 from edgekd.tuning import result, tune
-from edgekd.tuning.candidates import DEFAULT, OWN, Candidate, literal, options, placements, united, untrained
+from edgekd.tuning.candidates import DEFAULT, OWN, Candidate, options, placements, united, untrained
 from edgekd.tuning.choose import SLACK, choose, least_score, outcome, p50, winners
 
 PRODUCTS = "*.attention.self.MatMul*"
@@ -94,6 +95,10 @@ def test_the_lines_to_paste_are_the_quant_that_was_chosen() -> None:
     asked = target(quant=spec.Quant(calibration="toy", optimizer=spec.Optimizer(learning_rate=1e-4), epochs=1))
     for candidate in tried(asked).values():
         assert eval(literal(candidate.quant), vars(spec)) == candidate.quant
+    taught = spec.Distill(
+        losses=(spec.KL(temperature=2.0),), source=spec.Mutual(2), select=spec.Select("margin", share=0.3)
+    )
+    assert eval(literal(taught), vars(spec)) == taught
     assert literal(spec.Quant(calibration="toy")) == "Quant(calibration='toy')"
 
 

@@ -18,8 +18,9 @@ from edgekd.bench.rows import Cell
 from edgekd.errors import StoreError
 from edgekd.report import headline, limits, verdicts
 from edgekd.report.schema import SCHEMA
-from edgekd.spec import BlackBox, Target, precision
+from edgekd.spec import BlackBox, Distill, Target, precision
 from edgekd.spec.blackbox import FORBIDDEN
+from edgekd.spec.literal import literal
 
 HISTOGRAM_STEP = 1.05
 """Each bin of a latency histogram is this much wider than the one before."""
@@ -164,13 +165,21 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
             "black_box": isinstance(target.teacher, BlackBox),
             "licence": target.teacher.licence,
             "also": [teacher.source for teacher in target.co_teachers],
+            "also_scores": [
+                _by_split(read(f"teacher_also{i}", "scores.json")) for i in range(1, 1 + len(target.co_teachers))
+            ],
             "parameters": teacher.get("parameters"),
-            "scores": {split: teacher[split] for split in ("validation", "test") if split in teacher},
+            "scores": _by_split(teacher),
         },
         "student": {"source": target.student.source, **student, "scores": {"validation": distill["validation"]}},
         "training": {
             "teacher": teacher.get("training"),
-            "distill": distill["training"],
+            "distill": {
+                **distill["training"],
+                "taught": literal(dataclasses.replace(target.distill, losses=Distill().losses)),
+                "losses": [literal(loss) for loss in target.distill.losses],
+                "exits": distill.get("exits", {}),
+            },
             "quantize": {
                 **asked,
                 **found,
@@ -180,6 +189,10 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
             },
         },
     }
+
+
+def _by_split(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {split: scores[split] for split in ("validation", "test") if split in scores}
 
 
 def _word(lines: list[dict[str, Any]], runtime: str) -> str:

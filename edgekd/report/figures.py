@@ -136,6 +136,11 @@ def reasons(rows: Iterable[Row], precision: str) -> dict[str, list[str]]:
     return found
 
 
+def beside(teacher: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The co-teachers: locator and scores by split."""
+    return list(zip(teacher.get("also", ()), teacher.get("also_scores", ()), strict=False))
+
+
 def percent(share: float | None, digits: int = 2) -> str:
     """``0.9717`` -> ``97.17 %``; None -> a dash."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"

@@ -139,7 +139,14 @@ def _training(report: Report) -> list[str]:
     parts = ["## Training", table(["Stage", "Epochs", "Steps", "Seconds", "ms a step"], body)]
     quantize = report["training"]["quantize"] or {}
     lines = [f"Teacher {code(report['teacher']['source'])}: {_scores(report['teacher']['scores'])}."]
+    for source, scores in figures.beside(report["teacher"]):
+        lines.append(f"Taught as well by {code(source)}: {_scores(scores)}.")
+    distill = report["training"]["distill"]
+    if distill.get("losses"):
+        lines.append(f"Losses: {', '.join(map(code, distill['losses']))}; {code(distill['taught'])}.")
     lines.append(f"Student fp32: {_scores(report['student']['scores'])}.")
+    if distill.get("exits"):
+        lines.append(f"Its exits on validation, by layers passed: {_scores(distill['exits'])}.")
     if quantize.get("scores"):
         lines.append(f"{figures.precision(report)} on validation, in training: {_scores(quantize['scores'])}.")
     if quantize.get("scheme"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,17 +137,3 @@ def united(chosen: list[dict[str, Any]]) -> dict[str, Any]:
         for name, value in one.items():
             whole[name] = [*whole.get(name, []), *value] if isinstance(value, list) else value
     return whole
-
-
-# ---------------------------------------------------------------------------------------------------------------- lines
-
-
-def literal(value: Any) -> str:
-    """A dataclass of ``spec`` as one writes it in a target file, without what is as by default."""
-    if not dataclasses.is_dataclass(value):
-        return repr(value)
-    plain = {
-        f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(value)
-    }
-    given = [(name, getattr(value, name)) for name, default in plain.items() if getattr(value, name) != default]
-    return f"{type(value).__name__}({', '.join(f'{name}={literal(found)}' for name, found in given)})"

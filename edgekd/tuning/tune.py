@@ -19,6 +19,7 @@ from edgekd.progress import Progress
 from edgekd.runner import Step
 from edgekd.shape import SHALLOW
 from edgekd.spec import Target
+from edgekd.spec.literal import literal
 from edgekd.store import Stage, read_json
 from edgekd.tuning import result
 from edgekd.tuning.candidates import (
@@ -26,7 +27,6 @@ from edgekd.tuning.candidates import (
     OPTIMIZERS,
     OWN,
     Candidate,
-    literal,
     options,
     placements,
     united,
