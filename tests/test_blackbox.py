@@ -451,6 +451,19 @@ def planned(target: spec.Target, folder: Path) -> dict[str, Any]:
     return plan.plan(target, folder / "runs", beside=folder / f"{target.name}.py")
 
 
+def test_a_student_that_a_black_box_teaches_may_have_an_early_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = function(tmp_path, monkeypatch, "import tiny_endpoint; return tiny_endpoint.label(text, labels)")
+    target = line(tmp_path, teacher, losses=(spec.CE(labels="teacher"), spec.Exits()))
+    config = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    student = spec.Student(config=config | {"intermediate_size": 24}, vocabulary=300)
+    stage = folders(run(dataclasses.replace(target, student=student), tmp_path, "distill"))["distill"]
+    scores = read_json(stage / "scores.json")
+    assert set(scores["exits"]) == {"1", "2"} and scores["exits"]["2"] == scores["validation"]
+    assert read_json(stage / "exit-1" / "config.json")["num_hidden_layers"] == 1
+
+
 def test_what_a_function_answered_serves_other_runs_and_its_limits_are_in_no_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from edgekd.spec.losses import needs_no_teacher
 from edgekd.spec.sources import STORED
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _line(target: Target, box: BlackBox) -> Iterator[str]:
         yield "distill.select would leave out answers that have been paid for: lower task.limit instead"
     shown = ("CE", "PartialKL") if box.probabilities else ("CE",)
     usable = "PartialKL and CE" if box.probabilities else 'CE(labels="teacher"), or PartialKL with probabilities=True'
-    for name in dict.fromkeys(type(loss).__name__ for loss in distill.losses):
+    for name in dict.fromkeys(type(loss).__name__ for loss in distill.losses if not needs_no_teacher(loss)):
         if name not in shown:
             yield f"distill.losses: {name} asks for more than this black box shows: use {usable}"
     for name in ("speedup", "shrink"):
