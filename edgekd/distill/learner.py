@@ -136,7 +136,7 @@ class Temperature(nn.Module):
     """A temperature between 1 and 21 that learns to make the student's task harder as the training goes on.
 
     CTKD's global temperature (Li et al. 2023): its gradient is reversed, by a factor that grows from 0 to 1 with half a
-    cosine. It starts at 4.
+    cosine, here over the whole training and not its first epochs alone. It starts at 4.
     """
 
     least, span, first = 1.0, 20.0, 4.0

@@ -35,6 +35,7 @@ class Average:
 class Mutual:
     """Students of one kind and several seeds teach each other (deep mutual learning, Zhang et al. 2018).
 
+    All take a step at once, where the paper takes turns, and the norm that is clipped is that of all their gradients.
     With ``teacher`` the teacher is one of them and keeps learning, from the labels and the students' answers, by
     AdamW's ``teacher_rate`` in the place of the students' own rate. Under quantization the first student learns on
     beside all others, which stay in float.
