@@ -406,6 +406,10 @@ def test_every_target_of_the_catalogue_can_be_planned() -> None:
             {"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((2, 3),)),), source=spec.Average())},
             "the teacher 0..2",
         ),
+        (
+            {"distill": spec.Distill(losses=(spec.HiddenMSE(layers=((2, 3),)),), source=spec.Mutual(2, teacher=True))},
+            "the teacher 0..2",
+        ),
         ({"quant": spec.Quant(calibration="mine", keep_float=("clasifier",))}, "'clasifier' matches no module"),
         ({"quant": spec.Quant(calibration="mine", keep_float=("*.self.MatMull*",))}, "matches no module of the"),
         ({"quant": spec.Quant(calibration="mine", keep_float=("*",))}, "this recipe quantizes nothing"),

@@ -142,8 +142,10 @@ def check(
 
 
 def by_itself(source: spec.Source) -> bool:
-    """Whether nobody but the student, or others of its kind, teaches it."""
-    return isinstance(source, spec.Average) or (isinstance(source, spec.Mutual) and not source.teacher)
+    """Whether hidden states and attention are those of the student, or of others of its kind; a teacher that learns
+    among several students gives answers alone.
+    """
+    return isinstance(source, spec.Average) or (isinstance(source, spec.Mutual) and source.students > 1)
 
 
 def check_heads(loss: spec.Loss, who: str, width: int | None) -> None:
