@@ -61,7 +61,7 @@ def main() -> int:
             path = Path(folder) / f"{scheme}.onnx"
             trained = _export(scheme, path)
             for cpu in _cpus():
-                found, _ = cpus.logits(cpu, path, feeds)
+                found, _ = cpus.logits(cpu, path, feeds, {})
                 same = int((found.argmax(1) == trained.argmax(1)).sum())
                 error = np.abs(found - trained).max() / trained.std()
                 name = f"{cpu.isa} ({cpu.model})" if cpu.model else f"{cpu.isa} (this CPU)"

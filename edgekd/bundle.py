@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,55 @@ MODEL = "onnx/model_quantized.onnx"
 """Where transformers.js looks for an int8 model."""
 
 
+def _count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _fields(value: Any, **kinds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(name in value and fits(value[name]) for name, fits in kinds.items())
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _verified(row: Any) -> bool:
+    words, numbers = ("isa", "cpu", "native_cpu"), ("same_labels", "examples", "score", "native_score")
+    kinds: dict[str, Callable[[Any], bool]] = dict.fromkeys(words, _text) | dict.fromkeys(numbers, _number)
+    return _fields(
+        row,
+        **kinds,
+        max_logit_difference=lambda value: value is None or _number(value),
+        same=lambda value: isinstance(value, bool),
+    )
+
+
+WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "labels": ("a list of names, each once", lambda v: _names(v) and 0 < len(v) == len(set(v))),
+    "max_length": ("a number above 0", _count),
+    "minimum_onnxruntime": ("a version", _text),
+    "session": ("options, among them threads above 0", lambda v: _fields(v, threads=_count)),
+    "device": (
+        "null, or name, isa and features",
+        lambda v: v is None or _fields(v, name=_text, isa=_text, features=_names),
+    ),
+    "verified": ("rows of `edgekd verify`", lambda v: v is None or (isinstance(v, list) and all(map(_verified, v)))),
+}
+"""What whoever runs a bundle relies on in its manifest; what may be null may be missing."""
+
+
 def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle. Raises ``BundleError`` if the folder is none, or one of another version."""
+    """The manifest of a bundle. Raises ``BundleError`` if the folder is none, one of another version, or its manifest
+    holds what no edgekd wrote.
+    """
     try:
         manifest: dict[str, Any] = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
         schema = manifest["schema"]
@@ -29,6 +76,12 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         raise BundleError(
             f"{bundle} is of format {schema!r}, this edgekd reads {SCHEMA}; make it again with `edgekd ship`"
         )
+    for name, (wanted, fits) in WANTED.items():
+        if not fits(manifest.get(name)):
+            raise BundleError(
+                f"the manifest of {bundle} is damaged: {name} must be {wanted}, not {manifest.get(name)!r}; make the "
+                "bundle again with `edgekd ship`"
+            )
     return manifest
 
 

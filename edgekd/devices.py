@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+VNNI = frozenset(("avx512_vnni", "avx_vnni"))
+"""Flags of which each says that a CPU adds u8 x s8 products in 32 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -20,14 +23,13 @@ class Device:
         """The quantization schemes whose kernels it has, best first; float activations run anywhere.
 
         Unsigned activations do not fuse on ARM, signed ones not on x86. x86 without VNNI adds two u8 x s8 products in
-        16 bits, where they saturate.
+        16 bits, where they saturate: VNNI must be among the features.
         """
         if self.isa == "aarch64":
             return ("s8s8_static", "u8s8_dynamic", "w4_block")
-        without_vnni = self.features and not any("vnni" in feature for feature in self.features)
-        if without_vnni:
-            return ("u8s7_static", "w4_block")
-        return ("u8s8_static", "u8s7_static", "u8s8_dynamic", "w4_block")
+        if any(VNNI.issuperset(feature.split("|")) for feature in self.features):
+            return ("u8s8_static", "u8s7_static", "u8s8_dynamic", "w4_block")
+        return ("u8s7_static", "w4_block")
 
 
 X86_VNNI = Device(name="x86 with VNNI", isa="x86_64", features=("avx512_vnni|avx_vnni",))

@@ -307,3 +307,32 @@ def test_without_onnxruntime_the_error_names_the_command_that_installs_it(bundle
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert "pip install onnxruntime tokenizers numpy" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("labels", None),
+        ("labels", "abc"),
+        ("labels", ["a", "a"]),
+        ("labels", []),
+        ("max_length", 0),
+        ("max_length", "16"),
+        ("max_length", True),
+        ("minimum_onnxruntime", None),
+        ("session", []),
+        ("session", {"providers": []}),
+        ("session", {"threads": "x"}),
+        ("session", {"threads": -1}),
+        ("device", "x"),
+        ("device", {"name": "x"}),
+        ("device", {"name": "x", "isa": "x86_64", "features": "avx2"}),
+        ("verified", [{"isa": "avx2"}]),
+        ("verified", [report_fixture.ISA | {"score": "high"}]),
+        ("verified", {}),
+    ],
+)
+def test_a_manifest_that_no_edgekd_wrote_is_refused_by_its_field(name: str, value: Any, copy: Path) -> None:
+    change(copy, **{name: value})
+    with pytest.raises(BundleError, match=rf"manifest .* is damaged: {name} must be .*; make the bundle again"):
+        deploy.load(copy)

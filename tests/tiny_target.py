@@ -40,7 +40,7 @@ TARGET = Target(
         keep_float=("*.attention.self.MatMul*", "classifier"),
     ),
     export=Export(min_agreement=0.9, max_score_gap=0.1),
-    device=Device(name="any x86", isa="x86_64"),
+    device=Device(name="any x86 with VNNI", isa="x86_64", features=("avx512_vnni|avx_vnni",)),
     bench=Bench(rounds=3, calls=20),
     budget=Budget(size_mib={size_mib}),
 )

@@ -20,6 +20,7 @@ with accelerate and a training loop of its own.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -202,13 +203,15 @@ def correct_bias(model: nn.Module, observed: dict[str, Moments], weights: dict[s
 @torch.no_grad()
 def correct_convolutions(model: nn.Module, batches: Sequence[Batch]) -> None:
     """The same for convolutions, over all positions of ``batches``, the zeros around the borders included."""
-    lost: dict[str, list[Tensor]] = {}
+    lost: dict[str, Tensor] = {}
+    seen: Counter[str] = Counter()
 
     def see(name: str) -> Any:
         def compare(conv: Any, args: Any, _: Any) -> None:
             exact = conv._conv_forward(args[0], conv.weight, None)
             found = conv._conv_forward(conv.input_quant(args[0]), conv.weight_quant(conv.weight), None)
-            lost.setdefault(name, []).append((exact - found).mean((2, 3)))
+            lost[name] = lost.get(name, 0) + (exact - found).mean((2, 3)).sum(0)
+            seen[name] += len(exact)
 
         return compare
 
@@ -221,8 +224,8 @@ def correct_convolutions(model: nn.Module, batches: Sequence[Batch]) -> None:
     finally:
         for handle in handles:
             handle.remove()
-    for name, parts in lost.items():
-        convolutions[name].bias += torch.cat(parts).mean(0)
+    for name, sum_C in lost.items():
+        convolutions[name].bias += sum_C / seen[name]
 
 
 @torch.no_grad()
