@@ -7,8 +7,18 @@ from collections.abc import Collection, Iterable, Mapping
 
 from edgekd.errors import TargetError
 
-PRODUCTS = ("Conv", "Einsum", "Gemm", "MatMul")
-"""What a graph calls its nodes that multiply; ``_1`` and so on follow where a module has several."""
+PRODUCTS = ("Einsum", "MatMul")
+"""What a graph calls the nodes that multiply two activations; ``_1`` and so on follow where a module has several."""
+PROJECTIONS = (
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("q", "k", "v"),
+)
+"""What families call the layers that make queries, keys and values."""
+FUSED = ("Wqkv", "c_attn", "qkv")
+"""What they call one layer that makes all three, one after the other; ``query_key_value`` takes turns by head."""
 
 
 def named_in(path: str, patterns: Iterable[str]) -> bool:
@@ -30,18 +40,19 @@ def first_match(path: str, table: Mapping[str, str]) -> str | None:
 def check(keep_float: Iterable[str], mixed: Mapping[str, str], layers: Collection[str], modules: Iterable[str]) -> None:
     """Raise ``TargetError`` for a glob that can name nothing, and where all ``layers`` with a weight stay in float.
 
-    One in ``keep_float`` names a module, or a product of the graph in one; one in ``mixed`` decides for a layer that
-    neither ``keep_float`` nor a glob before it names.
+    One in ``keep_float`` names a module, or a product of the graph in one that has no weight of its own; one in
+    ``mixed`` decides for a layer that neither ``keep_float`` nor a glob before it names.
     """
     modules = tuple(modules)
     for pattern in keep_float:
         inside, _, node = pattern.rpartition(".")
         inside = inside or "*" * pattern.startswith("*")
         product = any(fnmatch.fnmatchcase(name, node) for op in PRODUCTS for name in (op, f"{op}_1"))
-        if not any(matches(name, pattern) or (product and matches(name, inside)) for name in modules):
+        holders = [name for name in modules if product and name not in layers]
+        if not any(matches(name, pattern) for name in modules) and not any(matches(name, inside) for name in holders):
             raise TargetError(
-                f"keep_float: {pattern!r} matches no module of the student, nor a product in one: correct it, or "
-                "remove it"
+                f"keep_float: {pattern!r} matches no module of the student, nor a product of activations in one: "
+                "correct it, or remove it; a layer's own product goes by the layer's name"
             )
     left = [layer for layer in layers if not named_in(layer, keep_float)]
     chosen = [first_match(layer, mixed) for layer in left]
@@ -53,3 +64,27 @@ def check(keep_float: Iterable[str], mixed: Mapping[str, str], layers: Collectio
             )
     if all(glob is not None and mixed[glob] == "float" for glob in chosen):
         raise TargetError("this recipe quantizes nothing: keep_float matches every layer, or the model has no Linear")
+
+
+def check_attention(keep_float: tuple[str, ...], scheme: str, layers: Collection[str]) -> None:
+    """Raise ``TargetError`` where attention's own products would run in float though no glob names them.
+
+    Only the static schemes have ranges for them. Of ``layers`` those that make queries, keys and values tell where
+    they are.
+    """
+    parts = (*PROJECTIONS, *((one,) for one in FUSED))
+    for attention in dict.fromkeys(layer.rpartition(".")[0] for layer in layers):
+        multiplies = any({f"{attention}.{name}" for name in names} <= set(layers) for names in parts)
+        if multiplies and not scheme.endswith("_static") and not named_in(f"{attention}.MatMul", keep_float):
+            raise TargetError(
+                f"{scheme} has no ranges for the products of {attention}, which would run in float: name them in "
+                f"keep_float, as '*.{attention.rpartition('.')[2]}.MatMul*', or choose a static scheme"
+            )
+
+
+def odd_rows(table: str, width: int) -> str:
+    """Why an embedding of that width has no ``w4_block``."""
+    return (
+        f"the rows of {table} hold {width} numbers, and in 4 bits two share a byte: choose an even width, or add it to "
+        "keep_float"
+    )

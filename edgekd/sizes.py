@@ -46,6 +46,11 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     layers = [part.name.rpartition(".")[0] for part in parts if part.kind not in ("bias", "norm")]
     modules = {".".join(name.split(".")[:n]) for name in layers for n in range(1, name.count(".") + 2)}
     globs.check(target.quant.keep_float, target.quant.mixed, layers, modules)
+    globs.check_attention(target.quant.keep_float, target.quant.scheme, layers)
+    for part in parts:
+        layer = part.name.rpartition(".")[0]
+        if part.kind == "embedding" and part.columns % 2 and target.quant.scheme_of(layer) == "w4_block":
+            raise TargetError(globs.odd_rows(layer, part.columns))
     expected = shape.file_bytes(parts, target.quant)[1]
     return teacher, {
         "parameters": shape.parameters(parts),

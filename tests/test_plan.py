@@ -413,6 +413,21 @@ def test_every_target_of_the_catalogue_can_be_planned() -> None:
         ({"quant": spec.Quant(calibration="mine", keep_float=("clasifier",))}, "'clasifier' matches no module"),
         ({"quant": spec.Quant(calibration="mine", keep_float=("*.self.MatMull*",))}, "matches no module of the"),
         ({"quant": spec.Quant(calibration="mine", keep_float=("*",))}, "this recipe quantizes nothing"),
+        (
+            {"quant": spec.Quant(scheme="w4_block")},
+            "w4_block has no ranges for the products of bert.encoder.layer.0.att",
+        ),
+        (
+            {"quant": spec.Quant(scheme="u8s8_dynamic")},
+            "name them in keep_float, as '*.self.MatMul*', or choose a static",
+        ),
+        (
+            {
+                "student": spec.Student(hidden=15, heads=3),
+                "quant": spec.Quant(scheme="w4_block", keep_float=("*.self.MatMul*",)),
+            },
+            "hold 15 numbers, and in 4 bits two share a byte",
+        ),
         ({"quant": spec.Quant(calibration="mine", mixed={"*.quary": "float"})}, "'*.quary' matches no layer"),
     ],
 )

@@ -12,17 +12,7 @@ from torch import Tensor, nn
 from edgekd.distill.signal import QKV, Signal
 from edgekd.distill.taps import LOGITS, Needs
 from edgekd.errors import TargetError
-
-PROJECTIONS = (
-    ("query", "key", "value"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("q_proj", "k_proj", "v_proj"),
-    ("query_proj", "key_proj", "value_proj"),
-    ("q", "k", "v"),
-)
-"""What families call the layers that make queries, keys and values."""
-FUSED = ("Wqkv", "c_attn", "qkv")
-"""What they call one layer that makes all three, one after the other; ``query_key_value`` takes turns by head."""
+from edgekd.globs import FUSED, PROJECTIONS
 
 
 def record(model: Any, inputs: dict[str, Tensor], needs: Needs = LOGITS) -> Signal:

@@ -87,11 +87,6 @@ def quantize(
                 proxies[group] = new.input_quant
         elif type(module) is nn.Embedding:
             rows, width = module.num_embeddings, module.embedding_dim
-            if width % 2 and own == "w4_block":
-                raise TargetError(
-                    f"the rows of {name} hold {width} numbers, and in 4 bits two share a byte: choose an even width, "
-                    "or add it to keep_float"
-                )
             kind = QuantEmbedding if own == "w4_block" else Lookup
             new = kind(rows, width, padding_idx=module.padding_idx, weight_quant=sized(table, width, block))
         else:
@@ -127,6 +122,8 @@ def schemes(
             continue
         glob = globs.first_match(name, mixed)
         own = chosen[name] = scheme if glob is None else mixed[glob]
+        if type(module) is nn.Embedding and module.embedding_dim % 2 and own == "w4_block":
+            raise TargetError(globs.odd_rows(name, module.embedding_dim))
         convolution = type(module) is nn.Conv2d and module.padding_mode == "zeros"
         if own == "float" or type(module) in (nn.Linear, nn.Embedding) or (convolution and own.endswith("_static")):
             continue

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from edgekd import spec
+from edgekd import globs, spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
 from edgekd.models import exits
@@ -158,7 +158,8 @@ def check(student: spec.Student, quant: spec.Quant) -> None:
     What surgery cuts consists of layers that can. Asked before anything is trained.
     """
     if student.config is not None:
-        schemes(skeleton(student.config), quant.scheme, quant.keep_float, quant.mixed)
+        layers = schemes(skeleton(student.config), quant.scheme, quant.keep_float, quant.mixed)
+        globs.check_attention(quant.keep_float, quant.scheme, layers)
 
 
 def first_quantized(quant: spec.Quant, last: int) -> int:
