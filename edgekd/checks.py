@@ -144,6 +144,10 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     positions = student.positions or task.max_length
     if quant.static and not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
+    if target.export.graph == "requantized" and not quant.static:
+        yield "export.graph 'requantized' gives outputs fixed ranges, and quant.scheme has none: choose a static scheme"
+    if target.export.graph == "sequence" and quant.scheme == "w4_block":
+        yield "export.graph 'sequence' is about products in int8, and w4_block has none: remove it"
     departs = (quant.weights_first, quant.scales != "statistics", quant.weight_bits, quant.activation_bits)
     if "w4_block" in quant.schemes and not quant.per_channel:
         yield "w4_block has a scale for every block: quant.per_channel does not apply"

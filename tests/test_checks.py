@@ -242,6 +242,15 @@ def test_what_static_schemes_alone_have_is_refused_elsewhere(option: dict[str, A
         dataclasses.replace(BASE, quant=spec.Quant(scheme="w4_block", per_channel=False))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "graph", "why"),
+    [("u8s8_dynamic", "requantized", "gives outputs fixed ranges"), ("w4_block", "sequence", "products in int8")],
+)
+def test_a_form_of_the_graph_that_the_scheme_has_not_is_refused(scheme: Any, graph: Any, why: str) -> None:
+    with pytest.raises(TargetError, match=f"export.graph '{graph}' .*{why}"):
+        dataclasses.replace(BASE, quant=spec.Quant(scheme=scheme), export=spec.Export(graph=graph))
+
+
 def test_seven_bits_are_not_made_eight() -> None:
     with pytest.raises(TargetError, match="7-bit weights"):
         dataclasses.replace(BASE, quant=spec.Quant(scheme="u8s7_static", calibration="base", weight_bits=8))

@@ -144,6 +144,28 @@ def test_a_budget_that_fails_is_said_first_and_has_its_exit_code(line: Path) -> 
     assert "budget" in said.stdout[:400].lower() and "fail" in said.stdout[:400].lower()
 
 
+@pytest.mark.parametrize(
+    ("graph", "step", "operator"),
+    [
+        ("requantized", "outputs", "QGemm"),
+        ("sequence", None, "MatMulIntegerToFloat"),
+        ("skip_layer_norm", "SkipLayerNormalization", "SkipLayerNormalization"),
+    ],
+)
+def test_a_target_may_ask_for_the_graph_that_tuning_found_faster(
+    line: Path, graph: str, step: str | None, operator: str
+) -> None:
+    text = (line / "tiny_line.py").read_text().replace('name="tiny_line"', f'name="{graph}_line"')
+    (line / f"{graph}_line.py").write_text(text.replace("export=Export(", f'export=Export(graph="{graph}", '))
+    edgekd("run", f"{graph}_line.py", "--to", "export", cwd=line)
+    stages = json.loads((line / f"runs/{graph}_line/stages.json").read_text())
+    export = line / "runs/store" / stages["export"]
+    assert json.loads((export / "audit.json").read_text())["student_qad"]["operators"][operator] > 0
+    parity = json.loads((export / "parity.json").read_text())["student_qad"]
+    assert {"attention", "outputs", "SkipLayerNormalization"} & parity.keys() == ({step} if step else set())
+    assert step is None or parity[step]["agreement"] >= 0.9
+
+
 def test_the_same_student_in_four_bits_is_shipped_without_calibration(line: Path) -> None:
     text = (line / "tiny_line.py").read_text().replace('name="tiny_line"', 'name="four_bits"')
     (line / "four_bits.py").write_text(text.replace('calibration="tiny"', 'scheme="w4_block", block=32'))
@@ -180,7 +202,7 @@ def test_attention_in_int8_and_session_options_are_measured_shipped_and_deployed
     (line / "int8_attention.py").write_text(text.replace('"*.attention.self.MatMul*", "classifier"', '"classifier",'))
     target = catalog.load(line / "int8_attention.py")
     options = {"enable_cpu_mem_arena": False, "session.disable_prepacking": "1"}
-    chosen = {"name": "own", "placement": result.placement(target, target.quant), "session": options, "lines": []}
+    chosen = {"name": "own", "placement": result.placement(target), "session": options, "lines": []}
     (line / "runs/int8_attention").mkdir()
     (line / "runs/int8_attention/tune.json").write_text(json.dumps({"schema": result.SCHEMA, "chosen": chosen}))
     said = edgekd("run", str(line / "int8_attention.py"), cwd=line).stderr

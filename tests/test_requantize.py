@@ -15,11 +15,10 @@ from tiny_onnx import VOCABULARY, classifier, feed, quantized
 from edgekd import spec
 from edgekd.distill.data import Tokens
 from edgekd.errors import ExportError
-from edgekd.onnxio import export, files, parity, products, requantize, skip_layer_norm
+from edgekd.onnxio import export, files, parity, products, requantize, rewrite, skip_layer_norm
 from edgekd.onnxio.audit import audit, session
 from edgekd.onnxio.names import module_path
 from edgekd.progress import Progress
-from edgekd.stages.export import quantize_attention
 
 PRODUCTS = "*.attention.self.MatMul*"
 QUANT = spec.Quant(calibration="-", method="minmax")
@@ -42,6 +41,10 @@ def paths(tmp_path_factory: Any) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
+def rewritten(path: Path, quant: spec.Quant, graph: Any = "plain") -> list[str]:
+    return [step for step, _, _ in rewrite.steps(path, spec.Export(graph=graph), quant, examples())]
+
+
 def copied(path: Path, folder: Path) -> Path:
     (folder / "model.onnx").write_bytes(path.read_bytes())
     return folder / "model.onnx"
@@ -58,13 +61,13 @@ def test_attentions_products_run_in_int8_unless_keep_float_names_them(
     before = int8(paths[scheme], (PRODUCTS,))
     products = {f"bert.encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("MatMul", "MatMul_1")}
     path = copied(paths[scheme], tmp_path)
-    assert not quantize_attention(path, spec.Quant(scheme=scheme, keep_float=(PRODUCTS,)), examples())
+    assert not rewritten(path, spec.Quant(scheme=scheme, keep_float=(PRODUCTS,)))
     assert path.read_bytes() == paths[scheme].read_bytes()
     first = ("bert.encoder.layer.0.*",)
-    assert quantize_attention(path, spec.Quant(scheme=scheme, method="minmax", keep_float=first), examples())
+    assert rewritten(path, spec.Quant(scheme=scheme, method="minmax", keep_float=first)) == ["attention"]
     assert int8(path, (PRODUCTS,)) == before | {name for name in products if "layer.1" in name}
     path = copied(paths[scheme], tmp_path)
-    assert quantize_attention(path, spec.Quant(scheme=scheme, method="minmax"), examples())
+    assert rewritten(path, spec.Quant(scheme=scheme, method="minmax")) == ["attention"]
     assert int8(path, ()) == before | products
 
 
@@ -72,7 +75,7 @@ def test_without_fixed_ranges_attentions_products_stay_and_the_audit_objects(
     paths: dict[str, Path], tmp_path: Path
 ) -> None:
     path = copied(paths["u8s8_dynamic"], tmp_path)
-    assert not quantize_attention(path, spec.Quant(scheme="u8s8_dynamic"), examples())
+    assert not rewritten(path, spec.Quant(scheme="u8s8_dynamic"))
     with pytest.raises(ExportError, match=r"runs in float though nothing keeps it there: .*attention\.self\.MatMul"):
         audit(path, ())
 
@@ -90,7 +93,7 @@ def test_a_tensor_is_rounded_by_half_a_step_at_most_within_the_range_that_was_ob
 ) -> None:
     model, calibration = files.read(paths[scheme]), examples()
     places = requantize.attention(model)
-    made = requantize.apply(model, places, calibration, "minmax", 100.0)
+    made = requantize.put(model, places, requantize.grids(model, places, calibration, "minmax", 100.0))
     ids, mask, _ = calibration.gather(np.array([3]))
     given = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
@@ -160,7 +163,7 @@ def test_a_tensor_that_is_always_zero_cannot_be_quantized(paths: dict[str, Path]
     with pytest.raises(
         ExportError, match=r"layer\.0/attention/self/Transpose_1 has the range .*: it cannot be quantized"
     ):
-        requantize.apply(model, requantize.attention(model), examples(), "minmax", 100.0)
+        requantize.grids(model, requantize.attention(model), examples(), "minmax", 100.0)
 
 
 def test_a_product_that_loses_too_much_comes_first_by_every_measure_and_is_proposed_for_float(
@@ -198,7 +201,8 @@ def test_outputs_that_one_node_reads_are_quantized_and_gelu_stays_one_node(
 ) -> None:
     model = files.read(paths["u8s8_static"])
     places = requantize.outputs(model)
-    files.write(requantize.apply(model, places, examples(), "minmax", 100.0), tmp_path / "model.onnx")
+    path = copied(paths["u8s8_static"], tmp_path)
+    assert rewritten(path, spec.Quant(method="minmax", keep_float=(PRODUCTS,)), "requantized") == ["outputs"]
     found = audit(tmp_path / "model.onnx", (PRODUCTS,))["operators"]
     assert found["Gelu"] == 2 and found["QGemm"] == 14
     requantized = [n for n in files.read(tmp_path / "model.onnx").graph.node if n.name.endswith("Gemm/QuantizeLinear")]

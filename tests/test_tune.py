@@ -46,10 +46,10 @@ def test_a_placement_differs_from_the_targets_own_in_one_thing() -> None:
     asked = target()
     found = tried(asked)
     own = found.pop(OWN)
-    assert own.quant == asked.quant and not own.variant and own.hidden is None
+    assert (own.quant, own.export, own.hidden) == (asked.quant, asked.export, None)
     for candidate in found.values():
         changed = [f.name for f in dataclasses.fields(spec.Quant) if _other(f.name, candidate.quant, asked.quant)]
-        assert len(changed) + bool(candidate.variant) + bool(candidate.hidden) == 1, candidate.name
+        assert len(changed) + (candidate.export != asked.export) + bool(candidate.hidden) == 1, candidate.name
     kept = {name: candidate.quant.keep_float for name, candidate in found.items()}
     assert kept["attention_int8"] == ("classifier",) and kept["classifier_quantized"] == (PRODUCTS,)
     assert kept["embeddings_float"] == (PRODUCTS, "classifier", "*.embeddings")
@@ -76,13 +76,13 @@ def test_ranges_found_at_run_time_are_compared_with_calibrated_ones_where_there_
 
 
 @pytest.mark.parametrize("device", [spec.X86_VNNI, spec.X86_AVX2, spec.ARM64_DOTPROD], ids=lambda device: device.name)
-def test_what_can_be_chosen_is_a_target_that_loads_and_differs_only_in_its_quant(device: spec.Device) -> None:
+def test_what_can_be_chosen_is_a_target_that_loads_and_differs_only_in_quant_and_graph(device: spec.Device) -> None:
     quant = spec.Quant(scheme=device.schemes[0], calibration="toy", keep_float=(PRODUCTS,))  # type: ignore[arg-type]
     asked = target(device=device, quant=quant)
     for candidate in tried(asked).values():
         made = candidate.target(asked)
-        assert (made is None) == bool(candidate.variant or candidate.hidden)
-        assert made is None or dataclasses.replace(made, quant=asked.quant) == asked
+        assert (made is None) == bool(candidate.hidden)
+        assert made is None or dataclasses.replace(made, quant=asked.quant, export=asked.export) == asked
 
 
 def test_a_scheme_that_the_targets_runtimes_cannot_run_is_information_only() -> None:
@@ -223,7 +223,7 @@ OPTIONS = {"enable_cpu_mem_arena": False}
 
 def keep(run: Path, asked: spec.Target, **changes: Any) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    chosen = {"name": OWN, "placement": result.placement(asked, asked.quant), "session": OPTIONS, "lines": []}
+    chosen = {"name": OWN, "placement": result.placement(asked), "session": OPTIONS, "lines": []}
     store.write_json(run / result.NAME, {"schema": result.SCHEMA, "chosen": chosen | changes})
 
 
@@ -287,6 +287,4 @@ TARGET = Target(
 
 
 def test_the_record_is_json_alone() -> None:
-    assert json.loads(json.dumps(result.placement(target(), target().quant))) == result.placement(
-        target(), target().quant
-    )
+    assert json.loads(json.dumps(result.placement(target()))) == result.placement(target())

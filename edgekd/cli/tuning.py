@@ -104,7 +104,7 @@ def _remarks(found: Mapping[str, Any]) -> Iterator[str]:
         if row.get("why") or row["verdict"] == "INVALID":
             yield f"{row['verdict']}: {row['name']}: {row.get('why') or row['why_invalid']}"
     if any(not row["choosable"] for row in found["placements"]):
-        yield "* for information: no target can ask for it, or not without training another student"
+        yield "* for information: not for this device and its runtimes, or only with another student"
 
 
 def _span(row: Mapping[str, Any], name: str, unit: str) -> str:

@@ -83,6 +83,10 @@ def gate(
     return report
 
 
+REWRITTEN = {"attention": "the products of attention in int8", "outputs": "the outputs of linear layers in int8"}
+PLAIN = 'leave export.graph at "plain"'
+
+
 def gate_graphs(
     before: onnx.ModelProto,
     after: onnx.ModelProto,
@@ -92,8 +96,11 @@ def gate_graphs(
     *,
     min_agreement: float,
     max_score_gap: float,
+    what: str = "attention",
 ) -> dict[str, float]:
     """Compare a graph with itself after the tensors ``added`` were quantized by these grids, both optimized.
+
+    ``what`` was changed: ``attention``'s products, or a step of ``Export.graph`` (``stages.export.rewrite``).
 
     Returns the row of a pair, as in ``gate``. Raises ``ExportError`` when they agree on less than ``min_agreement`` or
     their scores differ by too much, naming the tensor that loses most, and for a constant that is not as it has to be
@@ -104,10 +111,10 @@ def gate_graphs(
     row = _compare(one, other, np.asarray(labels))
     if row["agreement"] < min_agreement or row["score_gap"] > max_score_gap:
         raise ExportError(
-            f"with the products of attention in int8 the file agrees with itself on {row['agreement']:.2%} of the "
+            f"with {REWRITTEN.get(what, what)} the file agrees with itself on {row['agreement']:.2%} of the "
             f"examples, and its score moves by {row['score_gap']:.4f} (asked for: {min_agreement:.2%}, and scores "
-            f"within {max_score_gap:g}). {_coarsest(after, added, feeds[:TRACED])}name these products in keep_float, "
-            "e.g. '*.attention.self.MatMul*'"
+            f"within {max_score_gap:g}). {_coarsest(after, added, feeds[:TRACED])}"
+            + ("name these products in keep_float, e.g. '*.attention.self.MatMul*'" if what == "attention" else PLAIN)
         )
     return row
 

@@ -56,13 +56,6 @@ def outputs(model: onnx.ModelProto) -> list[Place]:
     return found
 
 
-def apply(
-    model: onnx.ModelProto, places: Sequence[Place], calibration: Tokens, method: str, percentile: float
-) -> onnx.ModelProto:
-    """The model with those tensors quantized statically, by ranges observed in itself (``grids``, then ``put``)."""
-    return put(model, places, grids(model, places, calibration, method, percentile))
-
-
 def grids(
     model: onnx.ModelProto, places: Sequence[Place], calibration: Tokens, method: str, percentile: float
 ) -> dict[str, Grid]:

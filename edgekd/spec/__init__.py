@@ -19,6 +19,8 @@ from edgekd.globs import first_match, named_in
 from edgekd.spec import contradictions
 from edgekd.spec.blackbox import *  # noqa: F403
 from edgekd.spec.blackbox import NOT_IN_KEY, BlackBox, Terms
+from edgekd.spec.delivery import *  # noqa: F403
+from edgekd.spec.delivery import RUNTIMES, Bench, Budget, Export
 from edgekd.spec.losses import *  # noqa: F403
 from edgekd.spec.losses import KL, Loss
 from edgekd.spec.sources import *  # noqa: F403
@@ -221,43 +223,6 @@ class Quant:
 def precision(scheme: str | None) -> str:
     """What people call weights that are quantized so: ``int8`` or ``4-bit``."""
     return "4-bit" if scheme == "w4_block" else "int8"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """The ONNX operator set, and how far quantized training and the shipped graph may depart from each other."""
-
-    opset: int = 17
-    parity_examples: int = 512
-    min_agreement: float = 0.995
-    max_score_gap: float = 0.003
-
-
-RUNTIMES = ("ort_cpu", "openvino")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What is timed. A workload is ``real`` (the test split in order) or ``fixedN`` (N tokens)."""
-
-    runtimes: tuple[str, ...] = ("ort_cpu",)
-    threads: tuple[int, ...] = (1,)
-    workloads: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"ort_cpu": ("real",)})
-    rounds: int = 5
-    calls: int = 100  # timed calls per round and workload
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What the shipped artifact may cost; ``None``: nothing is asked. Times hold for one thread and real lengths."""
-
-    p50_ms: float | None = None
-    p90_ms: float | None = None
-    size_mib: float | None = None
-    peak_rss_mib: float | None = None
-    score_kept: float | None = None  # the least share of the teacher's test score
-    speedup: float | None = None  # against the teacher's fp32 ONNX, p50
-    shrink: float | None = None  # the teacher's fp32 ONNX bytes over the artifact's
 
 
 @dataclass(frozen=True, kw_only=True)

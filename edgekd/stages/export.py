@@ -11,17 +11,25 @@ from safetensors.torch import load_file
 
 from edgekd import spec
 from edgekd.distill.data import Tokens, tokenise
-from edgekd.onnxio import audit, branches, dynamic, files, layout, parity, requantize, sizes
+from edgekd.onnxio import (
+    audit,
+    branches,
+    dynamic,
+    files,
+    layout,
+    parity,
+    rewrite,
+    sizes,
+)
 from edgekd.onnxio import export as exporter
 from edgekd.onnxio.signature import signature
 from edgekd.quant.calibrate import calibration_rows
-from edgekd.quant.grids import Grid
 from edgekd.stages.common import has_model, load_stage_model, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
 from edgekd.store import MANIFEST, Context, Stage, read_json, write_json
 from edgekd.tasks.sampling import stratified
 
-REVISION = 6
+REVISION = 7
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 
@@ -61,13 +69,13 @@ def run(
         for name in STUDENTS:
             model.load_state_dict(load_file(quantize.path / f"{name.removeprefix('student_')}.safetensors"))
             path = _place(ctx, name, distill, data)
-            exporter.export_quantized(model.eval(), path, opset=export.opset, keep_float=quant.floats)
+            rewrite.write(model.eval(), path, export, quant)
             feeds, truth = _parity_feeds(model, tokens["validation"], export)
             limits = {"min_agreement": export.min_agreement, "max_score_gap": export.max_score_gap}
             parities[name] = parity.gate(model, path, feeds, truth, **limits)
-            plain = files.read(path)
-            if added := quantize_attention(path, quant, calibration):
-                parities[name]["attention"] = parity.gate_graphs(plain, files.read(path), added, feeds, truth, **limits)
+            for what, before, added in rewrite.steps(path, export, quant, calibration):
+                after = files.read(path)
+                parities[name][what] = parity.gate_graphs(before, after, added, feeds, truth, what=what, **limits)
             audits[name] = audit.audit(path, quant.floats)
             advance(1)
     audited = audits["student_qad"]
@@ -114,21 +122,6 @@ def calibration_tokens(tokenizer: Any, data: Any, task: spec.Task, ids: Sequence
     rows = calibration_rows(tuple(ids), data.train.ids, everything=task.limit is None)
     texts, labels = [data.train.texts[row] for row in rows], data.train.labels[rows]
     return tokenise(tokenizer.backend_tokenizer, texts, labels, task.max_length, tokenizer.pad_token_id)
-
-
-def quantize_attention(path: Path, quant: spec.Quant, calibration: Tokens) -> dict[str, Grid]:
-    """Quantize attention's products in an exported file, but for those that ``keep_float`` names; by what grids?
-
-    Nothing stands for them in training: their ranges are observed in the graph itself. A scheme without fixed ranges
-    leaves them in float, and to the audit.
-    """
-    model = files.read(path)
-    places = requantize.attention(model, quant.keep_float) if quant.static else []
-    if not places:
-        return {}
-    chosen = requantize.grids(model, places, calibration, quant.method, quant.percentile)
-    files.write(requantize.put(model, places, chosen), path)
-    return chosen
 
 
 def _parity_feeds(model: Any, tokens: Tokens, export: spec.Export) -> tuple[list[dict[str, Any]], Any]:

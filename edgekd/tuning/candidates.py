@@ -7,29 +7,36 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgekd.errors import TargetError
-from edgekd.spec import Optimizer, Quant, Target
+from edgekd.spec import Export, Optimizer, Quant, Target
 
 OWN = "own"
 CLASSIFIER = "classifier"
 EMBEDDINGS = "*.embeddings"
+GRAPHS = {
+    "plain": "the graph as it is by default",
+    "requantized": "outputs of linear layers in 8 bits, where one node reads them",
+    "sequence": "tensors of three dimensions: MatMulIntegerToFloat and BiasGelu in the place of QGemm and Gelu",
+    "skip_layer_norm": "SkipLayerNormalization on",
+}
+"""The forms of ``Export.graph``."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One graph to time. ``quant`` says which, but for a ``variant`` or a ``hidden`` width (``stages.candidate``)."""
+    """One graph to time: how it is quantized, its form, and the ``hidden`` width, where that is not the student's."""
 
     name: str
     about: str
     quant: Quant
-    variant: str = ""
+    export: Export
     hidden: int | None = None
 
     def target(self, target: Target) -> Target | None:
         """The target with this placement; ``None`` where no target can ask for it without being trained anew."""
-        if self.variant or self.hidden:
+        if self.hidden:
             return None
         try:
-            return replace(target, quant=self.quant)
+            return replace(target, quant=self.quant, export=self.export)
         except TargetError:
             return None
 
@@ -40,36 +47,36 @@ def placements(target: Target, hidden: int, heads: int, attention: tuple[str, ..
     ``hidden`` and ``heads`` are the student's, ``attention`` holds globs over its attention's own products. What turns
     out to be no graph (a glob that matches nothing) is found when it is built.
     """
-    quant = target.quant
-    yield Candidate(OWN, "as the target says", quant)
+    quant, export = target.quant, target.export
+    yield Candidate(OWN, "as the target says", quant, export)
     products = tuple(glob for glob in quant.keep_float if "MatMul" in glob)
     with_products = quant.keep_float if products else (*quant.keep_float, *attention)
     for other in _schemes(target):
-        yield Candidate(other.scheme, "another scheme", replace(other, keep_float=with_products))
+        yield Candidate(other.scheme, "another scheme", replace(other, keep_float=with_products), export)
     if products and quant.static:
         kept = tuple(glob for glob in quant.keep_float if glob not in products)
-        yield Candidate("attention_int8", "attention's own products in int8", replace(quant, keep_float=kept))
+        yield Candidate("attention_int8", "attention's own products in int8", replace(quant, keep_float=kept), export)
     elif quant.static and attention:
         about = "attention's own products in float"
-        yield Candidate("attention_float", about, replace(quant, keep_float=with_products))
+        yield Candidate("attention_float", about, replace(quant, keep_float=with_products), export)
     for glob, name, about in (
         (CLASSIFIER, "classifier", "the classifier"),
         (EMBEDDINGS, "embeddings", "the embedding tables"),
     ):
         kept = tuple(other for other in quant.keep_float if other != glob)
         if glob in quant.keep_float:
-            yield Candidate(f"{name}_quantized", f"{about} quantized", replace(quant, keep_float=kept))
+            yield Candidate(f"{name}_quantized", f"{about} quantized", replace(quant, keep_float=kept), export)
         else:
-            yield Candidate(f"{name}_float", f"{about} in float", replace(quant, keep_float=(*kept, glob)))
-    if quant.static:
-        about = "outputs of linear layers in 8 bits, where one node reads them"
-        yield Candidate("requantized", about, quant, variant="outputs")
-    if quant.scheme != "w4_block":
-        about = "tensors of three dimensions: MatMulIntegerToFloat and BiasGelu in the place of QGemm and Gelu"
-        yield Candidate("sequence", about, quant, variant="sequence")
-    yield Candidate("skip_layer_norm", "SkipLayerNormalization on", quant, variant="skip_layer_norm")
+            yield Candidate(f"{name}_float", f"{about} in float", replace(quant, keep_float=(*kept, glob)), export)
+    for name, about in GRAPHS.items():
+        try:
+            replace(target, export=(form := replace(export, graph=name)))  # type: ignore[arg-type]
+        except TargetError:  # the scheme has no such graph
+            continue
+        if form != export:
+            yield Candidate(name, about, quant, form)
     for width in _widths(hidden, heads):
-        yield Candidate(f"hidden_{width}", f"hidden width {width}, random weights", quant, hidden=width)
+        yield Candidate(f"hidden_{width}", f"hidden width {width}, random weights", quant, export, width)
 
 
 def _schemes(target: Target) -> Iterator[Quant]:

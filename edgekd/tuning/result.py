@@ -14,8 +14,9 @@ NAME = "tune.json"
 SCHEMA = "edgekd.tune/1"
 
 
-def placement(target: spec.Target, quant: spec.Quant) -> dict[str, Any]:
+def placement(target: spec.Target) -> dict[str, Any]:
     """What of a target decides which graph onnxruntime runs: two with the same placement differ in weights alone."""
+    quant = target.quant
     blocks = {"block": quant.block} if "w4_block" in quant.schemes else {}
     exit = {} if target.distill.exit is None else {"exit": target.distill.exit}
     kept = sorted(set(quant.keep_float))
@@ -25,7 +26,8 @@ def placement(target: spec.Target, quant: spec.Quant) -> dict[str, Any]:
         "per_channel": quant.per_channel,
         "keep_float": kept,
     }
-    return {"student": canonical(target.student), **exit, **named, **blocks}
+    graph = {} if target.export.graph == "plain" else {"graph": target.export.graph}
+    return {"student": canonical(target.student), **exit, **named, **blocks, **graph}
 
 
 def read(run: Path) -> dict[str, Any] | None:
@@ -48,7 +50,7 @@ def read(run: Path) -> dict[str, Any] | None:
 def session(run: Path, target: spec.Target) -> dict[str, Any]:
     """The session options that were chosen for exactly the target's placement; none for another one."""
     found = read(run)
-    if found is None or found["chosen"]["placement"] != placement(target, target.quant):
+    if found is None or found["chosen"]["placement"] != placement(target):
         return {}
     return dict(found["chosen"]["session"])
 

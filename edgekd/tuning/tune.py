@@ -6,6 +6,7 @@ import copy
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from edgekd.errors import ExportError, TargetError, TrainingError, UsageError
 from edgekd.progress import Progress
 from edgekd.runner import Step
 from edgekd.shape import SHALLOW
-from edgekd.spec import Target
+from edgekd.spec import Export, Target
 from edgekd.spec.literal import literal
 from edgekd.store import Stage, read_json
 from edgekd.tuning import result
@@ -94,6 +95,7 @@ def tune(
     session = united([tried[name] for name in winners(session_rows, DEFAULT, tried, floor)])
 
     final, session, confirmed = _confirm(timing, built, chosen, session, floor)
+    winner = choosable[final]
     content = {
         "schema": result.SCHEMA,
         "target": target.name,
@@ -113,9 +115,13 @@ def tune(
         "confirmed": [_line(row, floor) for row in confirmed],
         "chosen": {
             "name": final,
-            "placement": result.placement(target, choosable[final].quant),
+            "placement": result.placement(replace(target, quant=winner.quant, export=winner.export)),
             "session": session,
-            "lines": [] if final == OWN else [f"quant={literal(choosable[final].quant)},"],
+            "lines": [
+                f"{name}={literal(value)},"
+                for name, value in (("quant", winner.quant), ("export", winner.export))
+                if value != getattr(target, name)
+            ],
         },
     }
     run.mkdir(parents=True, exist_ok=True)
@@ -177,8 +183,7 @@ def _build(
             inputs: dict[str, object] = dict(
                 task=target.task,
                 quant=untrained(candidate.quant),
-                opset=target.export.opset,
-                variant=candidate.variant,
+                export=replace(Export(), opset=target.export.opset, graph=candidate.export.graph),
                 hidden=candidate.hidden,
                 assets=line["assets"].stage,
                 distill=line["distill"].stage,
