@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgekd import runner, shape, spec, store
+from edgekd.bundle import describe
 from edgekd.distill.data import tokenise
 from edgekd.errors import StoreError
 from edgekd.onnxio import products
@@ -63,7 +64,8 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     spare = copy.deepcopy(model)
     prepare(model, quant)
     plain = copy.deepcopy(model)
-    model.load_state_dict(load_file(stages["quantize"].path / f"{kind}.safetensors"))
+    files = [stages["quantize"].path / f"{name}.safetensors" for name in (kind, "ptq")]
+    model.load_state_dict(load_file(files[0]))
     floats = _floats(stages["quantize"], kind, model, plain)
     eight = next(scheme for scheme in EIGHT if scheme in _device(stages).schemes)
     finer = _finer(model, spare, quant, floats, eight)
@@ -90,6 +92,7 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
         "run": folder.name,
         "student": stages["quantize"].path.name,
         "kind": kind,
+        "untrained": kind == "qad" and describe(files[0]) == describe(files[1]),
         "scheme": quant.scheme,
         "examples": len(tokens),
         **found,

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 import edgekd
 from edgekd import deploy
-from edgekd.errors import BundleError, UsageError
+from edgekd.errors import BundleError, MissingDependencyError, UsageError
 
 TEXTS = ["Oil prices rose", "wheat", "profit bank profit", "", "unheard words", "oil " * 5000]
 
@@ -258,6 +258,9 @@ def test_a_bundle_runs_in_an_environment_of_its_own_without_torch(bundle: Path, 
         [python, "-c", textwrap.dedent(script)], env={"PYTHONPATH": str(source)}, capture_output=True, text=True
     )
     assert done.stdout.strip() == tiny_bundle.LABELS[int(tiny_bundle.expected("oil prices rose").argmax())], done.stderr
+    command = subprocess.run([python, "-m", "edgekd"], env={"PYTHONPATH": str(source)}, capture_output=True, text=True)
+    assert command.returncode == MissingDependencyError.exit_code
+    assert command.stderr.startswith("error: typer is not installed here: this environment runs bundles from Python")
 
 
 def test_deploying_imports_onnxruntime_tokenizers_and_numpy_alone(bundle: Path) -> None:

@@ -278,6 +278,7 @@ def test_what_is_printed_tells_products_and_what_more_bits_would_cost(capsys: py
     product = "a.self.MatMul_1"
     found = {
         "kind": "qad",
+        "untrained": False,
         "scheme": "w4_block",
         "examples": 8,
         "kl": 0.01,

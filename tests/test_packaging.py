@@ -75,7 +75,7 @@ def test_the_wheel_says_what_it_needs(unzipped: Path) -> None:
     for name in ("torch", "transformers", "brevitas", "onnxruntime"):
         assert re.search(rf"^Requires-Dist: {name}[<>=]", text, re.MULTILINE), name
     assert re.search(r"^Requires-Dist: openvino.*extra == 'openvino'", text, re.MULTILINE)
-    assert "edgekd = edgekd.cli:main" in (info / "entry_points.txt").read_text(encoding="utf-8")
+    assert "edgekd = edgekd.__main__:main" in (info / "entry_points.txt").read_text(encoding="utf-8")
 
 
 def test_a_checkout_installs_by_its_makefile_with_the_pinned_torch_first() -> None:

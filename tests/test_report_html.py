@@ -53,7 +53,10 @@ class Tags(HTMLParser):
 
 def everything_evil() -> dict[str, Any]:
     """The report with a hostile string wherever a target, a data set or a machine may put one."""
-    target = {"teacher": spec.Teacher(source=EVIL, licence=EVIL), "device": spec.Device(name=EVIL, isa="x86_64")}
+    target = {
+        "teacher": spec.Teacher(source=EVIL, licence=EVIL),
+        "device": spec.Device(name=EVIL, isa="x86_64", features=("avx_vnni",)),
+    }
     report = made.report(**target)
     report |= {"target": EVIL, "run": EVIL, "versions": {EVIL: EVIL}, "audit": {EVIL: EVIL}}
     report["task"] |= {"labels": [EVIL], "sources": {"train": EVIL, "test": EVIL}, "fingerprint": EVIL}

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekd import catalog
 from edgekd.bundle import MODEL, verified
 from edgekd.cli.common import RUNS, Json, Store, print_json, print_json_line, run_folder
 from edgekd.errors import BundleError, UsageError
@@ -111,8 +112,11 @@ def _verify_isa(
     run = store / manifest["run"]
     if run.is_dir():
         results.record(run, manifest["files"][MODEL]["sha256"], rows)
-        again = f"edgekd run {manifest['target']}{' --smoke' if manifest['smoke'] else ''}"
+        target = manifest["target"] if manifest["target"] in catalog.targets() else f"./{manifest['target']}.py"
+        again = f"edgekd run {target}{' --smoke' if manifest['smoke'] else ''}"
         progress.log(f"kept in {run / results.NAME}; `{again}` takes it into report and bundle")
+    else:
+        progress.log(f"not kept: there is no run {run} here for a report to take it from; give its folder with --store")
     if json:
         print_json({"bundle": str(bundle), "files": "intact", "isa": rows})
     else:

@@ -20,7 +20,12 @@ TargetName = Annotated[
 Store = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder that holds runs and finished stages.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Cut the target to minutes; the report is stamped SMOKE.")]
 To = Annotated[
-    str | None, typer.Option("--to", metavar="STAGE", help="Stop after this stage; `edgekd plan` lists them.")
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="STAGE",
+        help="Stop after this stage: assets, teacher, labels, distill, quantize, export, bench or verdict.",
+    ),
 ]
 Fresh = Annotated[
     str | None, typer.Option("--fresh", metavar="STAGE", help="Do this stage and all after it again, from nothing.")

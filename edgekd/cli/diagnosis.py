@@ -14,6 +14,8 @@ from edgekd.progress import Progress
 
 WORST = 10
 """How many quantizers are printed."""
+NEXT_TO_NOTHING = 1e-4
+"""Nats: by Pinsker's inequality such answers differ by 0.7 points of probability at most."""
 
 
 class Kind(StrEnum):
@@ -62,7 +64,8 @@ def diagnose(
 
 def _print(found: dict[str, Any]) -> None:
     console = stdout()
-    about = f"{found['kind'].upper()}, {found['scheme']}, {found['examples']} validation examples"
+    kind = "PTQ, which no epoch under quantization bettered" if found["untrained"] else found["kind"].upper()
+    about = f"{kind}, {found['scheme']}, {found['examples']} validation examples"
     console.print(f"{about}: KL(float ‖ quantized) {found['kl']:.3g} nats\n", markup=False)
     layers = [(row["layer"], _decibels(row["sqnr_db"]), *_kl(row)) for row in found["layers"]]
     console.print(_table(("layer", "SQNR (dB)", "KL alone", "won back"), layers))
@@ -82,6 +85,10 @@ def _print(found: dict[str, Any]) -> None:
     if not kept:
         console.print("No layer wins back a tenth of the KL by itself: nothing to keep in float.")
         return
+    if found["kl"] < NEXT_TO_NOTHING:
+        console.print(
+            f"All of it is {found['kl']:.2g} nats, next to nothing: there is little to win by what follows.\n"
+        )
     console.print(_table(("worth keeping in float", "KL left", "won back", "bytes", "ms"), kept))
     console.print(f"\nbytes: predicted; ms: {found['ms_from']}\n\n{found['line']}", markup=False, soft_wrap=True)
     if found["mixed_line"]:

@@ -40,9 +40,9 @@ def build(
     """The report of format ``edgekd.report/1`` (see ``schema.json``).
 
     ``folders`` holds the folder of every stage from ``assets`` to ``bench``, ``stage_info`` their ``{"key", "folder",
-    "seconds"}``; ``created`` is the time in UTC, now by default; ``isa`` is what ``isa.verify`` found of the shipped
-    file, ``session`` the options of onnxruntime with which that was measured. Raw samples that are gone only cost the
-    histograms and the verdict on QAD; any other missing or unreadable file raises ``StoreError``.
+    "seconds"}``; ``created`` is when it was measured, in UTC, now by default; ``isa`` is what ``isa.verify`` found
+    of the shipped file, ``session`` the options of onnxruntime with which that was measured. Raw samples that are gone
+    only cost the histograms and the verdict on QAD; any other missing or unreadable file raises ``StoreError``.
     """
     read = _Reader(folders)
     dataset, rows = read("assets", "dataset.json"), read("bench", "rows.json")

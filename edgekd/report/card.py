@@ -78,7 +78,7 @@ def _use(manifest: Mapping[str, Any]) -> list[str]:
     python = "\n".join(
         [
             "```python",
-            "from edgekd import deploy  # needs onnxruntime, tokenizers and numpy, none of edgekd's other requirements",
+            "from edgekd import deploy  # pip install onnxruntime tokenizers numpy, then edgekd itself with --no-deps",
             "",
             'classify = deploy.load("path/to/this/folder")',
             'print(classify(["Some text."])[0].label)',

@@ -56,7 +56,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 def _top(report: Report) -> list[str]:
     device = escape(report["device"]["name"])
-    about = f"Run {code(report['run'])} for {device}, edgekd {report['edgekd_version']}, {report['created']}."
+    about = f"Run {code(report['run'])} for {device}, edgekd {report['edgekd_version']}, measured {report['created']}."
     first, *rest = (escape(line) for line in report["headline"])
     return [f"# {escape(report['run'])}", bullets([f"**{first}**", *rest]), about]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def run(
         "missing_features": missing,
         "versions": {"python": sys.version.split()[0], **runtimes.installed()},
         "session": dict(session),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.write_json(ctx.out / "environment.json", environment)
     store.write_json(ctx.out / "rows.json", rows)

@@ -32,6 +32,7 @@ def run(target: spec.Target, stages: Mapping[str, Stage], out: Path) -> None:
         info,
         isa=results.recorded(out, sha256(stages["export"].path / verdicts.SHIPPED / "model.onnx")),
         session=environment.get("session"),
+        created=environment.get("measured"),
     )
     schema.validate(report)
     write_json(out / "report.json", report)
