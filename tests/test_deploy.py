@@ -292,7 +292,10 @@ def test_deploying_imports_onnxruntime_tokenizers_and_numpy_alone(bundle: Path) 
     assert label == tiny_bundle.LABELS[int(tiny_bundle.expected("oil prices rose").argmax())]
     light = (
         *("bundle", "checks", "deploy", "devices", "errors", "globs", "machine", "session", "spec"),
-        *(f"spec.{name}" for name in ("blackbox", "contradictions", "losses", "sources", "training", "transfer")),
+        *(
+            f"spec.{name}"
+            for name in ("blackbox", "contradictions", "delivery", "losses", "sources", "training", "transfer")
+        ),
     )
     assert modules == str([f"edgekd.{name}" for name in light])
 

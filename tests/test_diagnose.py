@@ -303,5 +303,9 @@ def test_what_is_printed_tells_products_and_what_more_bits_would_cost(capsys: py
     assert [product, "0.001", "60%", "+0", "unknown"] in rows
     assert ["a", "u8s7_static", "0.001", "60%", "+1,024", "+0.1250"] in rows
     assert [f"{product}:", "values", "0.01", "0.02"] in rows and said.endswith("the other line\n")
+    assert "next to nothing" not in said and said.startswith("QAD, w4_block, 8 ")
+    diagnosis._print(found | {"kl": 5e-5, "untrained": True})
+    said = capsys.readouterr().out
+    assert "is 5e-05 nats, next to nothing" in said and said.startswith("PTQ, which no epoch under quantization bett")
     diagnosis._print(found | {"products": None, "keep_float": []})
     assert product not in capsys.readouterr().out
