@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +111,18 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "qad_map"  # the same bytes from the same cells
     from matplotlib import pyplot
 
-    panels = sorted({(row["target"], row["size"]) for row in rows})
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3 * len(panels), 3.2), sharey=True, squeeze=False)
-    for ax, panel in zip(axes[0], panels, strict=True):
-        shown = [row for row in rows if (row["target"], row["size"]) == panel]
+    sizes, targets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("size", "target"))
+    shape = {"figsize": (3 * len(targets), 0.4 + 2.6 * len(sizes)), "sharey": True, "squeeze": False}
+    figure, axes = pyplot.subplots(len(sizes), len(targets), **shape)
+    for ax, (size, target) in zip(axes.flat, product(sizes, targets), strict=True):
+        shown = [row for row in rows if (row["target"], row["size"]) == (target, size)]
         for offset, (kind, colour) in enumerate((("ptq", "#b35900"), ("qad", "#1f5fa8"))):
-            lost = np.array([row[f"lost by {kind}"] for row in shown])
+            lost = np.array([row[f"lost by {kind}"] for row in shown]).reshape(-1, 2)
             places = np.arange(len(shown)) + 0.2 * offset - 0.1
             half = np.nan_to_num(lost[:, 1])
             ax.errorbar(places, lost[:, 0], half, fmt="o", capsize=3, color=colour, label=kind.upper())
         ax.set_xticks(range(len(shown)), [row["bits"] for row in shown])
-        ax.set_title(" ".join(panel), fontsize=9)
+        ax.set_title(f"{target} {size}", fontsize=9)
         ax.axhline(0, color="grey", linewidth=0.8)
     axes[0][0].set_ylabel("test points lost against fp32")
     axes[0][0].legend(frameon=False)
