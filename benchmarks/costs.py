@@ -1,6 +1,6 @@
 """What a training step of each way to teach takes: seconds and memory, against plain KL.
 
-    python benchmarks/costs.py TARGET [--store runs] [--recipes NAME...] [--rounds 3] [--steps 30] [--threads 1]
+    python benchmarks/costs.py TARGET [--store runs] [--recipes NAME...] [--rounds 3] [--steps 30]
 
 The students are those of ``distillation.py``, which must have made the target's cells of the first seed in that store;
 they train on for some steps under the same losses and the same teacher, in fp32 and under fake-quantization, each in a
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1, help="more than one do not survive a fork")
+    parser.set_defaults(threads=1)  # more do not survive a fork
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     labels = [n for n in dict.fromkeys((PLAIN, *given.recipes)) if not (RECIPES[n].task and given.target in SHORT)]

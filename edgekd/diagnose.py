@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgekd import runner, shape, spec, store
-from edgekd.bundle import describe
 from edgekd.distill.data import tokenise
 from edgekd.errors import StoreError
 from edgekd.onnxio import products
@@ -64,8 +63,7 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     spare = copy.deepcopy(model)
     prepare(model, quant)
     plain = copy.deepcopy(model)
-    files = [stages["quantize"].path / f"{name}.safetensors" for name in (kind, "ptq")]
-    model.load_state_dict(load_file(files[0]))
+    model.load_state_dict(load_file(stages["quantize"].path / f"{kind}.safetensors"))
     floats = _floats(stages["quantize"], kind, model, plain)
     eight = next(scheme for scheme in EIGHT if scheme in _device(stages).schemes)
     finer = _finer(model, spare, quant, floats, eight)
@@ -92,7 +90,7 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
         "run": folder.name,
         "student": stages["quantize"].path.name,
         "kind": kind,
-        "untrained": kind == "qad" and describe(files[0]) == describe(files[1]),
+        "untrained": kind == "qad" and not _trained(stages["quantize"], kind),
         "scheme": quant.scheme,
         "examples": len(tokens),
         **found,
@@ -134,9 +132,14 @@ def _restored(value: Any) -> Any:
     return kind(**{name: dict(item) if name in ordered else item for name, item in fields.items()})
 
 
+def _trained(stage: Stage, kind: str) -> bool:
+    """Whether a quantized student is one that training under quantization made, and not the best PTQ."""
+    return kind == "qad" and bool(read_json(stage.path / "scores.json")["training"]["best"]["step"] > 0)
+
+
 def _floats(stage: Stage, kind: str, model: Any, plain: Any) -> dict[str, dict[str, Tensor]]:
     """A quantized student's float weights by layer, of ``plain``, the fp32 one; none where its own were trained."""
-    if kind == "qad" and read_json(stage.path / "scores.json")["training"]["best"]["step"] > 0:
+    if _trained(stage, kind):
         return {}
     tried = stage.path / "ptq.json"  # not in runs of before there was more to try than ranges
     best = [found["techniques"] for found in (read_json(tried) if tried.exists() else ()) if found["best"]]

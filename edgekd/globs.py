@@ -66,16 +66,27 @@ def check(keep_float: Iterable[str], mixed: Mapping[str, str], layers: Collectio
         raise TargetError("this recipe quantizes nothing: keep_float matches every layer, or the model has no Linear")
 
 
+def projections(layers: Iterable[str]) -> list[tuple[str, ...]]:
+    """Those of ``layers`` that make a block's queries, keys and values, block by block; one where one makes all."""
+    known = dict.fromkeys(layers)
+    found = []
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in known):
+        for parts in (*PROJECTIONS, *((one,) for one in FUSED)):
+            names = tuple(f"{parent}.{part}" if parent else part for part in parts)
+            if all(name in known for name in names):
+                found.append(names)
+                break
+    return found
+
+
 def check_attention(keep_float: tuple[str, ...], scheme: str, layers: Collection[str]) -> None:
     """Raise ``TargetError`` where attention's own products would run in float though no glob names them.
 
-    Only the static schemes have ranges for them. Of ``layers`` those that make queries, keys and values tell where
-    they are.
+    Only the static schemes have ranges for them. Of ``layers`` the ``projections`` tell where they are.
     """
-    parts = (*PROJECTIONS, *((one,) for one in FUSED))
-    for attention in dict.fromkeys(layer.rpartition(".")[0] for layer in layers):
-        multiplies = any({f"{attention}.{name}" for name in names} <= set(layers) for names in parts)
-        if multiplies and not scheme.endswith("_static") and not named_in(f"{attention}.MatMul", keep_float):
+    for names in () if scheme.endswith("_static") else projections(layers):
+        attention = names[0].rpartition(".")[0]
+        if not named_in(f"{attention}.MatMul", keep_float):
             raise TargetError(
                 f"{scheme} has no ranges for the products of {attention}, which would run in float: name them in "
                 f"keep_float, as '*.{attention.rpartition('.')[2]}.MatMul*', or choose a static scheme"

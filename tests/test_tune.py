@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgekd import cli, session, spec, store
 from edgekd.bench.rows import Cell, compare, empty
+from edgekd.cli import tuning
 from edgekd.errors import StoreError
 from edgekd.spec.literal import literal
 from edgekd.tuning import result, tune
@@ -288,3 +289,17 @@ TARGET = Target(
 
 def test_the_record_is_json_alone() -> None:
     assert json.loads(json.dumps(result.placement(target()))) == result.placement(target())
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "decided"), [([], True), (["INVALID"], False), (["INVALID", "slower"], True), (["slower"], True)]
+)
+def test_where_no_row_is_valid_nothing_was_decided_and_is_said_so(
+    verdicts: list[str], decided: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = dict(score=None, p50_ms=None, choosable=True, size_bytes=1, peak_rss_mib=1.0, why=None, why_invalid="noise")
+    rows = [line | {"name": OWN, "verdict": "INVALID"}, *(line | {"name": "other", "verdict": v} for v in verdicts)]
+    chosen = {"name": OWN, "session": {}, "lines": []}
+    found = {"placements": rows, "session": [], "confirmed": [], "chosen": chosen}
+    tuning._print(found | {"least_score": 0.9, "teacher_score": 0.9})
+    assert ("NOTHING WAS DECIDED" in capsys.readouterr().out) != decided

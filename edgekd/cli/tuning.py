@@ -12,7 +12,7 @@ from edgekd import session
 from edgekd.cli.common import RUNS, Json, Smoke, Store, TargetName, load, mebibytes, plain_table, print_json, stdout
 from edgekd.errors import INTERRUPTED
 from edgekd.progress import Progress
-from edgekd.tuning.candidates import OWN
+from edgekd.tuning.candidates import DEFAULT, OWN
 
 VERDICTS = {"score": "beyond the score budget", "same": "no difference shown"}
 
@@ -77,7 +77,8 @@ def _print(found: Mapping[str, Any]) -> None:
     chosen = found["chosen"]
     least, teacher = (f"{100 * found[name]:.2f} %" for name in ("least_score", "teacher_score"))
     lines = [*_remarks(found), f"score asked for on validation: {least} (the teacher has {teacher})"]
-    if all(row["verdict"] == "INVALID" for row in found["placements"] if row["name"] != OWN):
+    tried = [row["verdict"] for row in (*found["placements"], *found["session"]) if row["name"] not in (OWN, DEFAULT)]
+    if tried and set(tried) == {"INVALID"}:
         lines.append("NOTHING WAS DECIDED: no row is valid; tune again with --again, with nothing else running")
     lines.append(f"placement: {chosen['name']}")
     lines += ["paste into the target file:", *(f"    {line}" for line in chosen["lines"])] if chosen["lines"] else []

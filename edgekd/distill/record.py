@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgekd import globs
 from edgekd.distill.signal import QKV, Signal
 from edgekd.distill.taps import LOGITS, Needs
 from edgekd.errors import TargetError
-from edgekd.globs import FUSED, PROJECTIONS
 
 
 def record(model: Any, inputs: dict[str, Tensor], needs: Needs = LOGITS) -> Signal:
@@ -99,13 +99,7 @@ def projections(model: nn.Module) -> list[tuple[str, ...]]:
 
     Raises ``TargetError`` where none are known.
     """
-    found: list[tuple[str, ...]] = []
-    for path, module in model.named_modules():
-        children = dict(module.named_children())
-        for names in (*PROJECTIONS, *((name,) for name in FUSED)):
-            if all(hasattr(children.get(name), "weight") for name in names):
-                found.append(tuple(f"{path}.{name}" if path else name for name in names))
-                break
+    found = globs.projections(name for name, module in model.named_modules() if hasattr(module, "weight"))
     if not found:
         raise TargetError(
             f"{type(model).__name__} has no queries, keys and values known to edgekd: leave AttentionMaps and "

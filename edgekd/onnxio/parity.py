@@ -100,11 +100,9 @@ def gate_graphs(
 ) -> dict[str, float]:
     """Compare a graph with itself after the tensors ``added`` were quantized by these grids, both optimized.
 
-    ``what`` was changed: ``attention``'s products, or a step of ``Export.graph`` (``stages.export.rewrite``).
-
-    Returns the row of a pair, as in ``gate``. Raises ``ExportError`` when they agree on less than ``min_agreement`` or
-    their scores differ by too much, naming the tensor that loses most, and for a constant that is not as it has to be
-    (``scales.check_added``).
+    ``what`` is the step that was taken (``rewrite.steps``). Returns the row of a pair, as in ``gate``. Raises
+    ``ExportError`` when they agree on less than ``min_agreement`` or their scores differ by too much, naming the tensor
+    that loses most, and for a constant that is not as it has to be (``scales.check_added``).
     """
     scales.check_added(before, after, added)
     one, other = (_run(graph, feeds, optimize=True) for graph in (before, after))

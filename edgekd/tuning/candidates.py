@@ -69,12 +69,9 @@ def placements(target: Target, hidden: int, heads: int, attention: tuple[str, ..
         else:
             yield Candidate(f"{name}_float", f"{about} in float", replace(quant, keep_float=(*kept, glob)), export)
     for name, about in GRAPHS.items():
-        try:
-            replace(target, export=(form := replace(export, graph=name)))  # type: ignore[arg-type]
-        except TargetError:  # the scheme has no such graph
-            continue
-        if form != export:
-            yield Candidate(name, about, quant, form)
+        other_form = Candidate(name, about, quant, replace(export, graph=name))  # type: ignore[arg-type]
+        if name != export.graph and other_form.target(target) is not None:  # else the scheme has no such graph
+            yield other_form
     for width in _widths(hidden, heads):
         yield Candidate(f"hidden_{width}", f"hidden width {width}, random weights", quant, export, width)
 
