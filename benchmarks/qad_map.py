@@ -112,8 +112,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     sizes, targets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("size", "target"))
-    shape = {"figsize": (3 * len(targets), 0.4 + 2.6 * len(sizes)), "sharey": True, "squeeze": False}
-    figure, axes = pyplot.subplots(len(sizes), len(targets), **shape)
+    inches = 3 * len(targets), 0.4 + 2.6 * len(sizes)
+    figure, axes = pyplot.subplots(len(sizes), len(targets), figsize=inches, sharey=True, squeeze=False)
     for ax, (size, target) in zip(axes.flat, product(sizes, targets), strict=True):
         shown = [row for row in rows if (row["target"], row["size"]) == (target, size)]
         for offset, (kind, colour) in enumerate((("ptq", "#b35900"), ("qad", "#1f5fa8"))):
