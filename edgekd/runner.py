@@ -179,6 +179,9 @@ def torch_context(device: str, progress: Progress) -> Callable[[Path], Context]:
         torch.backends.cudnn.benchmark = False
         return chosen, threads, chosen == "cuda" or machine.multiplies_bf16()
 
+    if device == "cuda":
+        prepare()  # so that a run without a GPU ends here, and not where training begins
+
     def make(out: Path) -> Context:
         chosen, threads, bf16 = prepare()
         rank, world = ranks()

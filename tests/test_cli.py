@@ -158,6 +158,16 @@ def test_ctrl_c_exits_with_130_and_the_command_that_resumes(
     assert capsys.readouterr().err.endswith(f": edgekd run {TARGET}\n")
 
 
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked = ["run", TARGET, "--device", "cuda", "--store", str(tmp_path)]
+    assert main(asked) == errors.UsageError.exit_code
+    assert "torch sees no GPU" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("assets-*"))
+
+
 def test_a_store_where_no_folder_can_be_made_is_refused_at_once(elsewhere: Path) -> None:
     code = "import sys; from edgekd.cli import main; sys.exit(main(sys.argv[1:]))"
     done = python(code, "run", TARGET, "--store", "/proc/nowhere", timeout=60)
@@ -201,6 +211,11 @@ def test_list_shows_every_target_and_how_its_last_run_ended(
     shown = next(row for row in capsys.readouterr().out.splitlines() if row.startswith(TARGET + " "))
     assert "FAILED" in shown
     assert catalog.summary(TARGET)[:30] in shown
+    (Path("runs") / "mine-smoke").mkdir()
+    (Path("runs") / "mine-smoke/report.json").write_text('{"budget_met": true}')
+    main(["list", "--json"])
+    after = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert after["mine-smoke"] == {"name": "mine-smoke", "summary": "a run in runs", "budget": "met"}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"budget_met": "yes"}', '{"budget_met": []}'])
@@ -476,7 +491,8 @@ def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_interrupt_from_the_keyboard_ends_a_run_cleanly(elsewhere: Path) -> None:
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_schedulers_signal_end_a_run_cleanly(elsewhere: Path, name: signal.Signals) -> None:
     code = """
 import sys, time
 from edgekd import pipeline
@@ -495,7 +511,7 @@ sys.exit(main(["run", sys.argv[1]]))
         assert run.stdout is not None
         assert run.stdout.readline() == "started\n"
         time.sleep(0.1)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(name)
         _, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "resumes the rest" in err

@@ -13,12 +13,12 @@ from edgekd.errors import TargetError
 
 @pytest.mark.parametrize(
     ("student", "teacher", "expected"),
-    [(6, 12, (0, 2, 4, 6, 8, 10, 12)), (4, 12, (0, 3, 6, 9, 12)), (4, 6, (0, 2, 3, 4, 6)), (1, 6, (0, 6))],
+    [(6, 12, (2, 4, 6, 8, 10, 12)), (4, 12, (3, 6, 9, 12)), (4, 6, (2, 3, 4, 6)), (1, 6, (6,))],
 )
-def test_a_uniform_map_keeps_both_ends_and_spreads_the_rest(
+def test_a_uniform_map_keeps_the_last_block_and_spreads_the_rest(
     student: int, teacher: int, expected: tuple[int, ...]
 ) -> None:
-    assert layer_map("uniform", student, teacher) == tuple(enumerate(expected))
+    assert layer_map("uniform", student, teacher) == tuple(enumerate(expected, 1))
 
 
 @pytest.mark.parametrize("pair", [(5, 0), (0, 7), (-1, 2)])
@@ -36,8 +36,8 @@ def test_hidden_states_are_stored_only_when_a_loss_needs_them() -> None:
     student = spec.Student(layers=4)
     assert taps(spec.Distill(losses=(spec.KL(), spec.CE())), student) == ("logits",)
     wanted = taps(spec.Distill(losses=(spec.KL(), spec.HiddenMSE())), student)
-    assert stored(wanted, 12, 3).hidden == (0, 3, 6, 9, 12)
-    assert stored(wanted, 6, 3).hidden == (0, 2, 3, 4, 6)
+    assert stored(wanted, 12, 3).hidden == (3, 6, 9, 12)
+    assert stored(wanted, 6, 3).hidden == (2, 3, 4, 6)
     explicit = taps(spec.Distill(losses=(spec.HiddenMSE(layers=((1, 3), (4, 6))),)), student)
     assert stored(explicit, 6, 3).hidden == (3, 6)
 
@@ -46,7 +46,7 @@ def test_a_student_from_a_config_states_its_layers_there() -> None:
     wanted = taps(
         spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student(config={"model_type": "distilbert", "n_layers": 2})
     )
-    assert stored(wanted, 6, 3).hidden == (0, 3, 6)
+    assert stored(wanted, 6, 3).hidden == (3, 6)
     unknown = taps(spec.Distill(losses=(spec.HiddenMSE(),)), spec.Student())
     assert stored(unknown, 3, 3).hidden == (0, 1, 2, 3)
 

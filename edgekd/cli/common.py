@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edgekd import catalog, spec
-from edgekd.errors import UsageError
+from edgekd.errors import INTERRUPTED, UsageError
+from edgekd.progress import Progress
 from edgekd.smoke import smoke as smoke_of
 
 TargetName = Annotated[
@@ -55,6 +59,19 @@ def load(name: str, smoke: bool) -> tuple[spec.Target, Path]:
     """The target and its file."""
     target = catalog.load(name)
     return smoke_of(target) if smoke else target, catalog.path_of(name)
+
+
+@contextmanager
+def interruptible(progress: Progress, kept: str) -> Iterator[None]:
+    """Let ctrl-C, or the SIGTERM of a scheduler, end long work with exit code 130 and a word on what is ``kept``."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.log(f"interrupted; {kept}")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_folder(name: str | None, store: Path, file: str = "report.json") -> Path:

@@ -21,6 +21,7 @@ from edgekd.cli.common import (
     Store,
     TargetName,
     To,
+    interruptible,
     load,
     mebibytes,
     plain_table,
@@ -28,7 +29,7 @@ from edgekd.cli.common import (
     run_folder,
     stdout,
 )
-from edgekd.errors import INTERRUPTED, BudgetError
+from edgekd.errors import BudgetError
 from edgekd.progress import Progress, duration
 from edgekd.store import read_json
 
@@ -50,16 +51,19 @@ class Format(StrEnum):
 
 
 def list_targets(store: Store = RUNS, json: Json = False) -> None:
-    """Show every target: what it is, and how its last run ended.
+    """Show every target: what it is, and how its last run ended; then the store's other runs.
 
     Examples:
 
     $ edgekd list
     $ edgekd list --json
     """
-    rows = []
-    for name in catalog.targets():
-        rows.append({"name": name, "summary": catalog.summary(name), "budget": _ended(store / name / "report.json")})
+    said = {name: catalog.summary(name) for name in catalog.targets()}
+    others = sorted(report.parent.name for report in store.glob("*/report.json"))
+    said |= {name: f"a run in {store}" for name in others if name not in said}
+    rows = [
+        {"name": name, "summary": what, "budget": _ended(store / name / "report.json")} for name, what in said.items()
+    ]
     if json:
         print_json(rows)
         return
@@ -175,13 +179,10 @@ def run(
     found_target, path = load(target, smoke)
     rank, _ = runner.ranks()
     progress = Progress(quiet=rank > 0)
-    try:
+    with interruptible(progress, f"finished stages are kept, and this resumes the rest: {_again(ctx)}"):
         result = pipeline.run(
             found_target, to=to, fresh=fresh, device=device.value, folder=store, out=out, beside=path, progress=progress
         )
-    except KeyboardInterrupt:
-        progress.log(f"interrupted; finished stages are kept, and this resumes the rest: {_again(ctx)}")
-        raise typer.Exit(INTERRUPTED) from None
     if rank > 0:
         return  # rank 0 tells it
     report = read_json(Path(result["report"])) if result["report"] else None

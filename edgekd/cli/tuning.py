@@ -9,8 +9,19 @@ import typer
 from rich.table import Table
 
 from edgekd import session
-from edgekd.cli.common import RUNS, Json, Smoke, Store, TargetName, load, mebibytes, plain_table, print_json, stdout
-from edgekd.errors import INTERRUPTED
+from edgekd.cli.common import (
+    RUNS,
+    Json,
+    Smoke,
+    Store,
+    TargetName,
+    interruptible,
+    load,
+    mebibytes,
+    plain_table,
+    print_json,
+    stdout,
+)
 from edgekd.progress import Progress
 from edgekd.tuning.candidates import DEFAULT, OWN
 
@@ -48,7 +59,7 @@ def tune(
 
     found_target, path = load(target, smoke)
     progress = Progress()
-    try:
+    with interruptible(progress, "what was exported and timed is kept, and the same command goes on from there"):
         found = tuning.tune(
             found_target,
             store,
@@ -59,9 +70,6 @@ def tune(
             again=again,
             progress=progress,
         )
-    except KeyboardInterrupt:
-        progress.log("interrupted; what was exported and timed is kept, and the same command goes on from there")
-        raise typer.Exit(INTERRUPTED) from None
     if json:
         print_json(found)
     else:

@@ -51,7 +51,7 @@ VALIDATION = "validation"
 def layer_map(layers: Layers, student_layers: int, teacher_layers: int) -> Pairs:
     """(student layer, teacher layer) pairs; 0 is the embedding output, n the output of block n.
 
-    With S and T blocks: ``"uniform"`` pairs the embeddings and s -> round(s·T/S); ``"skip"`` s -> s·(T // S);
+    With S and T blocks: ``"uniform"`` pairs s -> round(s·T/S); ``"skip"`` s -> s·(T // S);
     ``"last"`` s -> T - S + s; ``"final"`` only S -> T; ``"learned"`` every block with every block. Raises
     ``TargetError`` for an explicit pair outside either model, and where S > T leaves a map without its blocks.
     """
@@ -64,7 +64,7 @@ def layer_map(layers: Layers, student_layers: int, teacher_layers: int) -> Pairs
             )
         blocks = range(1, s_last + 1)
         if layers == "uniform":
-            return ((0, 0), *((s, round(s * t_last / s_last)) for s in blocks))
+            return tuple((s, round(s * t_last / s_last)) for s in blocks)
         if layers == "skip":
             return tuple((s, s * (t_last // s_last)) for s in blocks)
         if layers == "last":
@@ -91,11 +91,8 @@ def pairs(loss: spec.Loss, student_layers: int, teacher_layers: int) -> Pairs:
         found = layer_map(loss.layers, student_layers, teacher_layers)
     except TargetError as error:
         raise TargetError(f"distill.losses: {type(loss).__name__}: {error}") from None
-    if isinstance(loss, ATTENTION):
-        if loss.layers == "uniform":
-            return found[1:]
-        if any(0 in pair for pair in found):
-            raise TargetError(f"distill.losses: {type(loss).__name__}: layer 0, the embeddings, has no attention")
+    if isinstance(loss, ATTENTION) and any(0 in pair for pair in found):
+        raise TargetError(f"distill.losses: {type(loss).__name__}: layer 0, the embeddings, has no attention")
     return found
 
 

@@ -102,9 +102,9 @@ def _interval(row: Report, figure: figures.Figure) -> str:
 def _how_measured(report: Report) -> str:
     return (
         f"On {escape(report['machine']['cpu'])}, one example a call, every artifact in fresh processes, interleaved. "
-        "Times are medians over rounds of each round's percentile; the speed-up is over the teacher fp32 under the "
-        "same conditions, with its 95% interval; memory is the peak above the loaded runtime; scores are the test "
-        "split's, in that runtime."
+        "Times are medians over rounds of each round's percentile; a speed-up is over the teacher fp32, if that was "
+        "measured, under the same conditions, with its 95% interval; memory is the peak above the loaded runtime; "
+        "scores are the test split's, in that runtime."
     )
 
 

@@ -138,11 +138,11 @@ class DIST:
 class HiddenMSE:
     """Mean squared error on hidden states through learned projections (FitNets, 2015; TinyBERT, 2020).
 
-    ``layers``: ``"uniform"`` spreads the student's blocks over the teacher's and pairs the embeddings; ``"skip"`` takes
-    every n-th block of the teacher from the first on, ``"last"`` its last ones, ``"final"`` only the last of both;
-    ``"learned"`` gives each block of the student a learned mixture of all of the teacher's; or explicit pairs. Skip and
-    last are the maps of PKD (2019), which compares normalised first tokens and leaves the student's last block out;
-    here all tokens and blocks count.
+    ``layers``: ``"uniform"`` spreads the student's blocks over the teacher's; ``"skip"`` takes every n-th block of the
+    teacher from the first on, ``"last"`` its last ones, ``"final"`` only the last of both; ``"learned"`` gives each
+    block of the student a learned mixture of all of the teacher's; or explicit pairs, where 0 is the embeddings (which
+    have a loss of their own, ``EmbeddingMSE``). Skip and last are the maps of PKD (2019), which compares normalised
+    first tokens and leaves the student's last block out; here all tokens and blocks count.
     """
 
     weight: float | Ramp = 1.0
