@@ -402,6 +402,20 @@ def test_activations_stay_in_float_while_weights_come_first_but_not_where_the_st
     assert [all(off) for off in seen] == [any(off) for off in seen] == [True] * 4 + [False] * 4
 
 
+def test_ramps_stay_under_quantization_where_the_training_in_fp32_left_them(tmp_path: Path) -> None:
+    data, tried = tiny.tokens(tiny.split(32, 0)), []
+    quant = spec.Quant(epochs=1, optimizer=spec.Optimizer(batch_size=8))
+    for weight in (spec.Ramp(4.0, 0.5), 0.5):
+        model = quantized()
+        observe = functools.partial(calibrate.calibrate, model, quant, data, np.arange(8))
+        observe()
+        lesson = loop.Task("t", Learner(model, (spec.CE(weight=weight),), None), data, None, lambda: {"score": 0.5})
+        (tmp_path / str(weight)).mkdir()
+        stage.train(Context(tmp_path / str(weight), "cpu", 1, Progress(quiet=True)), lesson, quant, 0, observe)
+        tried.append(model.state_dict())
+    assert all(torch.equal(one, tried[1][name]) for name, one in tried[0].items())
+
+
 def test_padding_is_not_observed() -> None:
     model, tokens = quantized(), tiny.tokens(tiny.split(32, 0))
     quant = spec.Quant(calibration="x", method="minmax")

@@ -34,6 +34,7 @@ class Task:
     accuracy on few examples; else the highest score. ``before_step(step, last)`` may change ranges (see
     ``edgekd.quant``). ``autocast``: bf16 matrix products (never under fake-quantization). ``rows``: the
     examples to train on, if not all. ``rates``: parts of the module with another learning rate than the optimizer's.
+    ``continues``: this goes on where another training ended, and so do the losses' ramps.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     autocast: bool = False
     rows: NDArray[np.int64] | None = None
     rates: Sequence[tuple[torch.nn.Module, float]] = ()
+    continues: bool = False
     rank: Callable[[dict[str, float]], float] = lambda result: -result["kl"] if "kl" in result else result["score"]
 
 
@@ -89,7 +91,7 @@ def fit(
             task.before_step(step, last)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(step)
-            loss = _step(task, steps[place], options, device, step / last)
+            loss = _step(task, steps[place], options, device, 1.0 if task.continues else step / last)
             norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
             pending.append((step, torch.stack([loss, norm])))
             if len(pending) >= LOSS_LAG[device.type] or math.isnan(shown):

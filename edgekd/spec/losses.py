@@ -1,6 +1,7 @@
 """The losses that a target may name, each with its own options. What they compute: ``edgekd.distill.losses``.
 
-Every weight, and every temperature, may be a ``Ramp`` over the training instead of a number.
+Every weight, and every temperature, may be a ``Ramp`` over the training instead of a number; under quantization it
+stays where the training in fp32 left it.
 """
 
 from __future__ import annotations
