@@ -106,8 +106,9 @@ def taught(name: str, recipe: Recipe, seed: int, rate: float, given: Any) -> dic
     planned = {step.name: step for step in pipeline.steps(target, given.store, beside=catalog.path_of(name))}
     sources: Any = planned["assets"].inputs["source_fingerprints"]
     ids: Any = planned["quantize"].inputs["calibration_ids"]
-    walk([planned["assets"], planned["teacher"]], given)
-    data, how = read_data(target.task, planned["assets"].stage), target.distill
+    read = [planned[name] for name in ("assets", "transfer") if name in planned]
+    walk([*read, planned["teacher"]], given)
+    data, how = read_data(target.task, read[-1].stage), target.distill
     examples = len(data.taught) + len(data.train) * (how.augment.copies if how.augment else 0)
     examples = max(1, round(examples * (how.select.share if how.select else 1.0)))
     options = spec.Optimizer(learning_rate=rate, batch_size=BATCH)

@@ -1,6 +1,6 @@
 """Which recipe teaches best, decided without the test split.
 
-    python benchmarks/recipes.py STORE/teacher-<key> STORE/labels-<key> STORE/assets-<key> TARGET...
+    python benchmarks/recipes.py STORE/teacher-<key> STORE/labels-<key> STORE/transfer-<key> TARGET...
 
 Each TARGET (a name or a file) is a copy with another student or another way to distil. All learn from the same
 finished label store, on four fifths of the training documents; the others and the validation split judge them, since
@@ -60,14 +60,14 @@ def no_teacher() -> Any:
 def main() -> None:
     """Train each recipe and print how it did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("teacher", "labels", "assets"):
+    for name in ("teacher", "labels", "transfer"):
         parser.add_argument(name, type=Path, help=f"folder of a finished {name} stage")
     parser.add_argument("targets", nargs="+")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(True)
-    data = text_classification.read(given.assets)
+    data = text_classification.read(given.transfer)
     big = loading.load_classifier(given.teacher / "model", data.labels, finetuned=True)
     documents = np.array([name.partition("#")[0] for name in data.taught.ids])  # of each text, windows too
     held = np.sort(np.random.default_rng(7).permutation(len(data.train))[: len(data.train) // HELD_OUT])

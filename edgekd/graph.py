@@ -26,7 +26,8 @@ def graph(
 
     Co-teachers have steps of their own beside the teacher's. Assistants and earlier generations of the student stand
     before ``distill``, each with the labels that it gives; before them what ``edgekd.phases`` adds. Students are taught
-    on ``data``: what ``assets`` wrote, or ``augment``. ``sources`` are the fingerprints of the data and the models,
+    on ``data``, which ``assets``, ``transfer`` or ``augment`` wrote; teachers on the labelled text of ``assets`` alone,
+    so that another transfer set trains none anew. ``sources`` are the fingerprints of the data and the models,
     ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
     """
     from edgekd.distill.taps import taps
@@ -34,15 +35,18 @@ def graph(
     t, best = target, target.distill.relabel == "best"
     assets, teacher, distill, quantize, export = (After(name) for name in STAGES[:-1] if name != "labels")
     asked_of = teachers(t)
-    copies, general = phases.changed_copies(t), phases.before_the_task(t)
-    data, begin = After("augment") if copies else assets, After(list(general)[-1]) if general else None
+    transfer = phases.transfer_sets(t, sources)
+    texts, labelled = After("transfer") if "transfer" in transfer else assets, phases.labelled(t.task)
+    copies, general = phases.changed_copies(t, texts), phases.before_the_task(t, texts)
+    data, begin = After("augment") if copies else texts, After(list(general)[-1]) if general else None
     stored = tuple(After(f"labels{name}") for name in asked_of)
     labels: After | tuple[After, ...] = stored if t.co_teachers else stored[0]
     asked = taps(t.distill, t.learners[0])
     parent: After = teacher
     before: tuple[After, ...] = ()
     chain: dict[str, dict[str, object]] = {}
-    task_sources = {name: source for name, source in sources.items() if name != phases.GENERAL}
+    unlabelled = ("transfer", phases.GENERAL)
+    task_sources = {name: source for name, source in sources.items() if name not in unlabelled}
     for i, student in enumerate(t.learners):
         if i:
             made, labels = After(f"distill_{i}"), After(f"labels_{i}")
@@ -62,7 +66,7 @@ def graph(
     return {
         **{
             f"assets{name}": dict(
-                task=t.task,
+                task=labelled,
                 teacher_source=None if isinstance(given, BlackBox) else given.source,
                 teacher_files=given.files,
                 student_sources={} if name else _starting(sources, STUDENT),
@@ -71,9 +75,9 @@ def graph(
             )
             for name, given in asked_of.items()
         },
-        **phases.read_apart(t, _fingerprints(sources, "")),
+        **transfer,
         **{
-            f"teacher{name}": dict(task=t.task, teacher=given, assets=After(f"assets{name}"), seed=t.seed)
+            f"teacher{name}": dict(task=labelled, teacher=given, assets=After(f"assets{name}"), seed=t.seed)
             for name, given in asked_of.items()
         },
         **copies,
@@ -82,7 +86,7 @@ def graph(
             f"labels{name}": dict(
                 task=t.task,
                 taps=asked[:1] if name else asked,
-                assets=data if copies else After(f"assets{name}"),
+                assets=After(f"assets{name}") if data == assets else data,
                 teacher=After(f"teacher{name}"),
             )
             for name in asked_of

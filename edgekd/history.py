@@ -15,6 +15,7 @@ Facts = Mapping[str, Any]
 ALIKE: dict[str, tuple[str, ...]] = {
     "assets": ("task",),
     "teacher": ("task", "teacher_source", "trained", "device"),
+    "transfer": ("task",),
     "augment": ("task", "teacher_source"),
     "backbone": ("teacher_source",),
     "labels": ("task", "teacher_source", "taps", "device"),
@@ -24,6 +25,9 @@ ALIKE: dict[str, tuple[str, ...]] = {
     "bench": ("task", "student", "machine"),
 }
 """What two stages must have in common for the time of one to say something about the other."""
+
+DATA = ("assets", "transfer", "augment")
+"""The stages that write a data set."""
 
 WORK: dict[str, Callable[[Facts], float]] = {
     "teacher": lambda f: _epochs(f["teacher"]["finetune"]) * f["counts"]["train"] + f["counts"]["test"],
@@ -76,27 +80,28 @@ class History:
             if upstream in ALIKE and isinstance(value, str):  # the key of a stage, not a value of the target
                 facts |= self._upstream(upstream, value)
         facts |= {k: v for k, v in inputs.items() if not (k in ALIKE and isinstance(v, str))}
-        if name == "assets":
-            facts.pop("source_fingerprints", None)
         if isinstance(facts.get("teacher"), Mapping):
             facts["teacher_source"] = facts["teacher"]["source"]
             facts["trained"] = (facts["teacher"].get("finetune") or {}).get("train")
         return facts
 
     def _upstream(self, name: str, key: str) -> dict[str, Any]:
+        if name == "assets":  # or what stands for it
+            name = next((kind for kind in DATA if self._known(f"{kind}-{key}")), name)
         step = self._line.get(f"{name}-{key}")
         facts: dict[str, Any] = {}
         if step is not None:
             facts = self._facts(name, store.canonical(step.inputs))
         elif f"{name}-{key}" in self._manifests:
             facts = self._facts(name, self._manifests[f"{name}-{key}"]["inputs"])
-        elif name == "assets":  # or the copies that stand for it
-            return self._upstream("augment", key)
-        if name == "assets":
-            facts["counts"] = self._counts(f"{name}-{key}") or self._counts_of_alike(facts)
+        if name in ("assets", "transfer"):
+            facts["counts"] = self._counts(f"{name}-{key}") or self._counts_of_alike(name, facts)
         elif name == "augment" and facts.get("counts"):
             facts["counts"] = sizes.augmented(facts["counts"], facts["augment"]["copies"])
         return facts
+
+    def _known(self, folder: str) -> bool:
+        return folder in self._line or folder in self._manifests
 
     def _counts(self, folder: str) -> dict[str, int] | None:
         if folder not in self._manifests:
@@ -107,10 +112,10 @@ class History:
             return None
         return counts
 
-    def _counts_of_alike(self, facts: Facts) -> dict[str, int] | None:
+    def _counts_of_alike(self, name: str, facts: Facts) -> dict[str, int] | None:
         """The same data, split with another seed, have the same counts."""
         for folder, manifest in self._manifests.items():
-            if folder.startswith("assets-") and manifest["inputs"]["task"] == facts.get("task"):
+            if folder.startswith(f"{name}-") and manifest["inputs"]["task"] == facts.get("task"):
                 return self._counts(folder)
         return None
 

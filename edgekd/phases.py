@@ -1,4 +1,4 @@
-"""Steps that only some targets have: changed copies of the texts, and the student's time before the task."""
+"""Steps that only some targets have: unlabelled text, changed copies, and the student's time before the task."""
 
 from __future__ import annotations
 
@@ -18,36 +18,46 @@ def lesson(general: spec.General) -> spec.Distill:
     return spec.Distill(losses=general.losses, epochs=general.epochs, optimizer=general.optimizer)
 
 
-def read_apart(target: spec.Target, sources: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """The step that reads the text of the time before the task, if it has any of its own."""
-    general = target.distill.general
-    if general is None or general.text is None:
-        return {}
+def labelled(task: spec.Task) -> spec.Task:
+    """The task without its unlabelled text: all that teachers, who learn from labels alone, have to do with."""
+    return replace(task, transfer=None, transfer_words=None, transfer_column=None)
+
+
+def transfer_sets(target: spec.Target, sources: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """The steps that read unlabelled text: the task's, and that of the time before it, if it has any of its own."""
+    task, general = target.task, target.distill.general
+    wanted: dict[str, spec.Task] = {}
+    if task.transfer is not None or task.transfer_words is not None:
+        wanted["transfer"] = task
+    if general is not None and general.text is not None:
+        wanted[f"transfer_{GENERAL}"] = replace(task, transfer=general.text, transfer_words=None)
     return {
-        f"assets_{GENERAL}": dict(
-            task=replace(target.task, transfer=general.text, transfer_words=None),
-            teacher_source=target.teacher.source,
-            teacher_files=target.teacher.files,
-            student_sources={},
-            source_fingerprints={**sources, "transfer": sources.get(GENERAL)},
+        name: dict(
+            task=task,
+            assets=After("assets"),
+            source_fingerprint=sources.get(name.removeprefix("transfer_")),
             seed=target.seed,
         )
+        for name, task in wanted.items()
     }
 
 
-def before_the_task(target: spec.Target) -> dict[str, dict[str, object]]:
-    """The steps of the time before the task, in order; the student of the last begins the task. None without one."""
+def before_the_task(target: spec.Target, texts: After) -> dict[str, dict[str, object]]:
+    """The steps of the time before the task, in order; the student of the last begins the task. None without one.
+
+    ``texts`` is what the task is taught on, which serves here too where there is no text of its own.
+    """
     general = target.distill.general
     if general is None:
         return {}
     assert not isinstance(target.teacher, spec.BlackBox)  # such a target is refused: nobody sees into one
     task, first, trained = target.task, lesson(general), target.teacher.finetune
     raw = replace(target.teacher, finetune=trained and spec.Finetune(dropout=trained.dropout))  # however it is trained
-    assets = After("assets" if general.text is None else f"assets_{GENERAL}")
+    assets = texts if general.text is None else After(f"transfer_{GENERAL}")
     backbone, labels = After("backbone"), After(f"labels_{GENERAL}")
     wanted = (*taps(first, target.student), VALIDATION)
     return {
-        "backbone": dict(task=task, teacher=raw, assets=After("assets"), seed=target.seed),
+        "backbone": dict(task=labelled(task), teacher=raw, assets=After("assets"), seed=target.seed),
         f"labels_{GENERAL}": dict(task=task, taps=wanted, assets=assets, teacher=backbone),
         f"distill_{GENERAL}": dict(
             task=task,
@@ -62,15 +72,15 @@ def before_the_task(target: spec.Target) -> dict[str, dict[str, object]]:
     }
 
 
-def changed_copies(target: spec.Target) -> dict[str, dict[str, object]]:
-    """The step that adds changed copies to the data, if the target asks for any."""
+def changed_copies(target: spec.Target, texts: After) -> dict[str, dict[str, object]]:
+    """The step that adds changed copies to the data, ``texts``, if the target asks for any."""
     if target.distill.augment is None:
         return {}
     return {
         "augment": dict(
             task=target.task,
             augment=target.distill.augment,
-            assets=After("assets"),
+            assets=texts,
             teacher=After("teacher"),
             seed=target.seed,
         )

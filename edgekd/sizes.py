@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgekd import globs, phases, shape, store
 from edgekd.distill import taps
 from edgekd.errors import AssetError, BudgetError, TargetError
 from edgekd.runner import Step
-from edgekd.spec import BlackBox, Target, precision
+from edgekd.spec import Augment, BlackBox, Target, precision
 
 TEACHER_SLACK = 1.05
 """The teacher's ONNX file is larger than its fp32 numbers by the graph, surely less than this."""
@@ -215,10 +215,10 @@ def _examples(line: Sequence[Step], step: Step, counts: Mapping[str, int] | None
     built = finished(line, source.name, "dataset.json")
     if built:
         return dict(built["counts"])
-    if source.name == "augment" and counts is not None:
-        augment: Any = source.inputs["augment"]
-        return augmented(counts, augment.copies)
-    return None if source.name == f"assets_{phases.GENERAL}" else counts
+    if source.name == "augment":
+        before, augment = _examples(line, source, counts), source.inputs["augment"]
+        return before and augmented(before, cast(Augment, augment).copies)
+    return None if source.stage.name == "transfer" else counts
 
 
 def taught(counts: Mapping[str, int]) -> int:

@@ -37,7 +37,7 @@ TARGET = Target(
         licence="Apache-2.0",
         terms="outputs may train models",
     ),
-    student=Student(layers=4, hidden=160, heads=5, ffn=640, vocabulary=8000, positions=128, dropout=0.0),
+    student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
     distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=6, optimizer=Optimizer(learning_rate=4e-4)),
     quant=Quant(
         scheme="u8s8_static",
@@ -51,7 +51,7 @@ TARGET = Target(
         runtimes=("ort_cpu", "openvino"),
         workloads={"ort_cpu": ("real", "fixed16", "fixed64", "fixed128"), "openvino": ("real",)},
     ),
-    budget=Budget(p50_ms=1.0, p90_ms=1.5, size_mib=3.0, score_kept=0.99, speedup=10.0, shrink=30.0),
+    budget=Budget(p50_ms=1.0, p90_ms=1.5, size_mib=2.0, score_kept=0.99, speedup=15.0, shrink=50.0),
 )
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from edgekd.tasks import text_classification
 from edgekd.tasks.examples import UNLABELLED
 
 STEPS = (
-    *("assets", "assets_general", "teacher", "augment", "backbone", "labels_general", "distill_general"),
+    *("assets", "transfer", "transfer_general", "teacher", "augment", "backbone", "labels_general", "distill_general"),
     *("labels", "distill", "quantize"),
 )
 GENERAL = spec.General(
@@ -92,7 +92,7 @@ def test_the_student_first_learns_from_the_backbone_as_it_came(folder: Path, don
     body = [name for name in raw if name.startswith("bert.") and "pooler" not in name]
     assert all(torch.equal(raw[name], source[name]) for name in body)
     assert not any(torch.equal(tuned[name], source[name]) for name in body if name.endswith("dense.weight"))
-    said = text_classification.read(path(done, "assets_general")).taught.ids
+    said = text_classification.read(path(done, "transfer_general")).taught.ids
     assert {name.partition("/")[0] for name in said} == {"train", "transfer"} and not any("#" in name for name in said)
     history = [json.loads(line) for line in (path(done, "distill_general") / "history.jsonl").read_text().splitlines()]
     losses = [row["validation_loss"] for row in history]

@@ -24,7 +24,7 @@ SOURCES = {"train": "a", "general": "b"}
 def test_the_steps_stand_in_order_and_the_student_begins_where_the_time_before_the_task_ended() -> None:
     graph = pipeline.graph(target(distill=BOTH), SOURCES, (), {})
     assert list(graph) == [
-        *("assets", "assets_general", "teacher", "augment", "backbone", "labels_general", "distill_general"),
+        *("assets", "transfer_general", "teacher", "augment", "backbone", "labels_general", "distill_general"),
         *("labels", "distill_1", "labels_1", "distill", "quantize", "export", "bench"),
     ]
     after = runner.After
@@ -33,11 +33,11 @@ def test_the_steps_stand_in_order_and_the_student_begins_where_the_time_before_t
     data = {name: given["assets"] for name, given in graph.items() if "assets" in given}
     assert data == dict.fromkeys(data, after("assets")) | dict.fromkeys(
         ("labels", "distill_1", "labels_1", "distill", "quantize"), after("augment")
-    ) | dict.fromkeys(("labels_general", "distill_general"), after("assets_general"))
+    ) | dict.fromkeys(("labels_general", "distill_general"), after("transfer_general"))
     first = graph["distill_general"]
     assert (first["begin"], first["teacher"]) == (None, after("backbone"))
     without = pipeline.graph(target(distill=spec.Distill(general=spec.General())), SOURCES, (), {})
-    assert without["labels_general"]["assets"] == after("assets") and "assets_general" not in without
+    assert without["labels_general"]["assets"] == after("assets") and "transfer_general" not in without
 
 
 def test_every_teacher_is_asked_about_the_copies() -> None:
@@ -47,9 +47,25 @@ def test_every_teacher_is_asked_about_the_copies() -> None:
     assert {graph[name]["assets"] for name in ("labels", "labels_also1", "distill")} == {runner.After("augment")}
 
 
-@pytest.mark.parametrize("name", ["augment", "backbone"])
+@pytest.mark.parametrize("name", ["augment", "backbone", "transfer"])
 def test_a_stage_takes_exactly_what_the_graph_gives_it(name: str) -> None:
-    assert sorted(signature(name)) == sorted(pipeline.graph(target(distill=BOTH), SOURCES, (), {})[name])
+    wanted = target(distill=BOTH, task=dataclasses.replace(target().task, transfer_words=50))
+    assert sorted(signature(name)) == sorted(pipeline.graph(wanted, SOURCES, (), {})[name])
+
+
+def test_another_transfer_set_trains_no_teacher_anew() -> None:
+    finetuned = spec.Teacher(source="dir:teacher", finetune=spec.Finetune())
+
+    def keyed(**changes: Any) -> dict[str, str]:
+        task = dataclasses.replace(target().task, **changes)
+        wanted = target(task=task, teacher=finetuned, distill=dataclasses.replace(BOTH, general=spec.General()))
+        return keys(wanted, sources=SOURCES | {"transfer": str(changes.get("transfer"))})
+
+    without, windows, wider = keyed(), keyed(transfer_words=50), keyed(transfer_words=60)
+    elsewhere = keyed(transfer="more.csv", transfer_column="body")
+    for other in (windows, wider, elsewhere):
+        assert {name for name in without if without[name] == other[name]} == {"assets", "teacher", "backbone"}
+    assert len({windows["transfer"], wider["transfer"], elsewhere["transfer"]}) == 3
 
 
 def test_a_key_changes_exactly_where_the_change_reaches() -> None:
@@ -60,7 +76,7 @@ def test_a_key_changes_exactly_where_the_change_reaches() -> None:
         after = keys(target(distill=dataclasses.replace(BOTH, **changes), teacher=teacher), sources=sources)
         return {name for name in before if before[name] == after[name]}
 
-    first = {"assets", "teacher", "backbone", "labels_general", "distill_general", "assets_general"}
+    first = {"assets", "teacher", "backbone", "labels_general", "distill_general", "transfer_general"}
     assert kept(augment=dataclasses.replace(AUGMENT, mask=0.2)) == first
     assert kept(sources=SOURCES | {"general": "c"}) == {"assets", "teacher", "backbone", "augment", "labels"}
     assert kept(general=dataclasses.replace(GENERAL, epochs=9)) == (first - {"distill_general"}) | {"augment", "labels"}
@@ -100,7 +116,7 @@ def test_a_plan_knows_what_the_teacher_and_its_backbone_will_be_asked(workplace:
     (workplace / "more.csv").write_text("text\nx\n")
     wanted = planned(distill=dataclasses.replace(BOTH, generations=1))
     assert made(wanted)["labels_bytes"] is None
-    finish(wanted, {"assets": 1})  # both of that kind
+    finish(wanted, {"assets": 1, "transfer": 1})
     needs, train, held = Needs(attention=(4,)), COUNTS["train"], COUNTS["validation"]
     expected = store_bytes(LOGITS, train + 2 * train + held, 0, 3, 32)  # two copies of each text
     for count in (train, held):

@@ -67,7 +67,7 @@ def finish(
         name = step.stage.name
         if name in seconds:
             with store.partial(Path("runs"), step.stage, step.revision, step.inputs) as out:
-                if name == "assets":
+                if name in ("assets", "transfer"):
                     store.write_json(out / "dataset.json", {"labels": ["a", "b", "c"], "counts": COUNTS})
                 write(name, out)
                 how = {"seconds": seconds[name], "resumed": False, "device": "cpu", "threads": 1}
@@ -379,7 +379,8 @@ def test_every_target_of_the_catalogue_can_be_planned() -> None:
     assert names
     for name in names:
         found = plan.plan(catalog.load(name), Path("runs"), beside=catalog.path_of(name))
-        assert [entry["stage"] for entry in found["stages"]] == list(pipeline.STAGES)
+        stages = [entry["stage"] for entry in found["stages"]]
+        assert [stage for stage in stages if stage != "transfer"] == list(pipeline.STAGES)
         assert found["problems"] == []
 
 

@@ -282,9 +282,15 @@ def test_windows_hold_all_that_follows_the_first_words_but_a_short_rest(texts, w
         assert len(left) * 5 < words
 
 
+def taught(folder, **options):
+    """The data of a task and its transfer set."""
+    task = small(folder, **options)
+    return tc.with_transfer(tc.load(task, seed=0), task, seed=0)
+
+
 def test_a_transfer_set_is_cut_from_training_documents_and_taught_behind_them(tmp_path):
     train = [(" ".join(f"w{row}-{word}" for word in range(20)), "ab"[row % 2]) for row in range(8)]
-    data = tc.load(small(tmp_path, train=train, transfer_words=8, validation_fraction=0.5), seed=0)
+    data = taught(tmp_path, train=train, transfer_words=8, validation_fraction=0.5)
     assert data.transfer is not None
     assert {name.partition("#")[0] for name in data.transfer.ids} == set(data.train.ids)
     assert data.counts == {"train": 4, "validation": 4, "test": 2, "transfer": 8}
@@ -307,7 +313,7 @@ def elsewhere(folder, texts, name="more.jsonl", column="text"):
 def test_text_from_elsewhere_is_taught_once_and_never_what_the_splits_hold(tmp_path):
     train = [(f"Text  {row}", "ab"[row % 2]) for row in range(8)]
     more = ["new one", "X", "text 3", "TEXT\t5 ", "  ", "New  one", "second", "y"]  # x and y are tested on
-    data = tc.load(small(tmp_path, train=train, transfer=elsewhere(tmp_path, more)), seed=0)
+    data = taught(tmp_path, train=train, transfer=elsewhere(tmp_path, more))
     assert data.transfer is not None
     assert (data.transfer.ids, data.transfer.texts) == (["transfer/0", "transfer/6"], ["new one", "second"])
     assert data.transfer.labels.tolist() == [UNLABELLED] * 2
@@ -318,8 +324,8 @@ def test_both_kinds_of_transfer_text_come_together_and_a_limit_cuts_each(tmp_pat
     train = [(" ".join(f"w{row}-{word}" for word in range(20)), "ab"[row % 2]) for row in range(16)]
     source = elsewhere(tmp_path, [f"body {row}" for row in range(40)], column="body")
     options = dict(train=train, transfer_words=8, transfer=source, transfer_column="body")
-    whole = tc.load(small(tmp_path, **options), seed=0)
-    cut = tc.load(small(tmp_path, **options, limit=5), seed=0)
+    whole = taught(tmp_path, **options)
+    cut = taught(tmp_path, **options, limit=5)
     for data, documents, texts in ((whole, len(whole.train), 40), (cut, 5, 5)):
         sources = Counter(name.partition("/")[0] for name in data.transfer.ids)
         assert sources == {"train": 2 * documents, "transfer": texts}  # 20 words are two windows behind the first eight
@@ -339,7 +345,7 @@ def test_both_kinds_of_transfer_text_come_together_and_a_limit_cuts_each(tmp_pat
 )
 def test_unlabelled_text_that_cannot_be_taught_is_refused(tmp_path, texts, column, message):
     with pytest.raises(DataError, match=message):
-        tc.load(small(tmp_path, transfer=elsewhere(tmp_path, texts, column=column)), seed=0)
+        taught(tmp_path, transfer=elsewhere(tmp_path, texts, column=column))
 
 
 # -------------------------------------------------------------------------------------------------------------- storage

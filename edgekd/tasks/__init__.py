@@ -18,6 +18,9 @@ class TaskModule(Protocol):
     def load(self, task: Any, seed: int, progress: Progress | None = None) -> Any:
         """Read and check the task's sources."""
 
+    def with_transfer(self, dataset: Any, task: Any, seed: int, progress: Progress | None = None) -> Any:
+        """The data set, and the unlabelled text that the task names."""
+
     def write(self, dataset: Any, out: Path) -> None:
         """Keep a data set in the folder ``out``; the same data give the same bytes."""
 

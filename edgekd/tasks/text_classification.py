@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +100,27 @@ def load(task: TextClassification, seed: int, progress: Progress | None = None) 
         )
     if "validation" not in splits:
         splits |= _hold_out("validation", splits["train"], task.validation_fraction, seed)
-    known = [text for split in splits.values() for text in split.texts]
     uncut_ids = None
     if task.limit is not None:
         uncut_ids = splits["train"].ids
         for name, split in splits.items():
             count = max(task.limit, len(np.unique(split.labels)))
             splits[name] = split.take(stratified(split.labels, count, seed))
-    more = [] if task.transfer_words is None else [windows(splits["train"], task.transfer_words)]
+    return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence, uncut_ids)
+
+
+def with_transfer(data: Dataset, task: TextClassification, seed: int, progress: Progress | None = None) -> Dataset:
+    """``data`` and the unlabelled text that ``task`` names: windows of training texts, then text from elsewhere.
+
+    No text from elsewhere stands in any split. A limit cuts it, too. Raises as ``transfer.elsewhere`` does.
+    """
+    more = [] if task.transfer_words is None else [windows(data.train, task.transfer_words)]
     if task.transfer is not None:
+        known = [text for split in (data.train, data.validation, data.test) for text in split.texts]
         unlabelled = elsewhere(task.transfer, task, known, progress)
         count = len(unlabelled) if task.limit is None else task.limit
         more.append(unlabelled.take(stratified(unlabelled.labels, count, seed)))
-    transfer = join(*more) if more else None
-    return Dataset(splits["train"], splits["validation"], splits["test"], labels, task.licence, uncut_ids, transfer)
+    return replace(data, transfer=join(*more))
 
 
 def _hold_out(name: str, whole: Examples, fraction: float, seed: int) -> dict[str, Examples]:
