@@ -35,8 +35,9 @@ def graph(
     t, best = target, target.distill.relabel == "best"
     assets, teacher, distill, quantize, export = (After(name) for name in STAGES[:-1] if name != "labels")
     asked_of = teachers(t)
-    transfer = phases.transfer_sets(t, sources)
-    texts, labelled = After("transfer") if "transfer" in transfer else assets, phases.labelled(t.task)
+    transfer = phases.transfer_sets(t, sources, asked_of)
+    reader, labelled = "transfer" if "transfer" in transfer else "assets", phases.labelled(t.task)
+    texts = After(reader)
     copies, general = phases.changed_copies(t, texts), phases.before_the_task(t, texts)
     data, begin = After("augment") if copies else texts, After(list(general)[-1]) if general else None
     stored = tuple(After(f"labels{name}") for name in asked_of)
@@ -86,7 +87,7 @@ def graph(
             f"labels{name}": dict(
                 task=t.task,
                 taps=asked[:1] if name else asked,
-                assets=After(f"assets{name}") if data == assets else data,
+                assets=data if copies else After(f"{reader}{name}"),
                 teacher=After(f"teacher{name}"),
             )
             for name in asked_of

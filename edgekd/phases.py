@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from edgekd import spec
@@ -23,23 +23,24 @@ def labelled(task: spec.Task) -> spec.Task:
     return replace(task, transfer=None, transfer_words=None, transfer_column=None)
 
 
-def transfer_sets(target: spec.Target, sources: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """The steps that read unlabelled text: the task's, and that of the time before it, if it has any of its own."""
+def transfer_sets(
+    target: spec.Target, sources: Mapping[str, str], teachers: Iterable[str]
+) -> dict[str, dict[str, object]]:
+    """The steps that read unlabelled text: the task's, beside the ``assets`` of each of ``teachers`` (what their steps'
+    names end in), and that of the time before the task, if it has any of its own.
+    """
+
+    def step(task: spec.Task, beside: str, source: str) -> dict[str, object]:
+        return dict(task=task, assets=After(beside), source_fingerprint=sources.get(source), seed=target.seed)
+
     task, general = target.task, target.distill.general
-    wanted: dict[str, spec.Task] = {}
+    found = {}
     if task.transfer is not None or task.transfer_words is not None:
-        wanted["transfer"] = task
+        found = {f"transfer{name}": step(task, f"assets{name}", "transfer") for name in teachers}
     if general is not None and general.text is not None:
-        wanted[f"transfer_{GENERAL}"] = replace(task, transfer=general.text, transfer_words=None)
-    return {
-        name: dict(
-            task=task,
-            assets=After("assets"),
-            source_fingerprint=sources.get(name.removeprefix("transfer_")),
-            seed=target.seed,
-        )
-        for name, task in wanted.items()
-    }
+        other = replace(task, transfer=general.text, transfer_words=None)
+        found[f"transfer_{GENERAL}"] = step(other, "assets", GENERAL)
+    return found
 
 
 def before_the_task(target: spec.Target, texts: After) -> dict[str, dict[str, object]]:

@@ -17,7 +17,7 @@ from edgekd.errors import TargetError, UsageError
 from edgekd.stages.common import load_stage_model, read_data, tokenise_splits
 
 ASSISTANT = spec.Student(layers=3, hidden=24, heads=4)
-CHAIN = ("assets", "teacher", "labels", "distill_1", "labels_1", "distill_2", "labels_2", "distill")
+CHAIN = ("assets", "transfer", "teacher", "labels", "distill_1", "labels_1", "distill_2", "labels_2", "distill")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_every_learner_has_its_stages_in_order(done: dict[str, Any]) -> None:
 def test_each_learner_is_taught_what_the_one_before_it_answers(
     target: spec.Target, done: dict[str, Any], labels: str, by: str
 ) -> None:
-    data = read_data(target.task, stage(done, "assets"))
+    data = read_data(target.task, stage(done, "transfer"))
     model, tokenizer = load_stage_model(stage(done, by), data.labels)
     tokens = tokenise_splits(tokenizer, data, target.task.max_length, ("taught",))["taught"]
     stored = LabelStore(Path(done[labels]["folder"]), "taught").logits

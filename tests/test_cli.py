@@ -230,7 +230,8 @@ def test_list_says_which_report_cannot_be_read(content: str, capsys: pytest.Capt
 def test_plan_prints_a_line_for_each_stage_and_json_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", TARGET]) == 0
     out, _ = capsys.readouterr()
-    assert [row.split()[0] for row in out.splitlines()[1:8]] == list(pipeline.STAGES)
+    first, *others = pipeline.STAGES
+    assert [row.split()[0] for row in out.splitlines()[1:9]] == [first, "transfer", *others]
     assert main(["plan", TARGET, "--smoke", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["run"] == f"{TARGET}-smoke"

@@ -171,7 +171,7 @@ def walk(target: spec.Target, folder: Path, to: str) -> dict[str, store.Stage]:
 def test_the_line_runs_through_both_trainings_with_teachers_of_two_kinds(base: spec.Target, folder: Path) -> None:
     target = taught_by_two(base, folder, combine=spec.Combine("confidence"))
     done = walk(target, folder, "quantize")
-    own = ("assets", "assets_also1", "teacher", "teacher_also1", "labels", "labels_also1")
+    own = ("assets", "assets_also1", "transfer", "transfer_also1", "teacher", "teacher_also1", "labels", "labels_also1")
     assert tuple(done) == (*own, "distill", "quantize")
     both = [done["labels"].path, done["labels_also1"].path]
     assert not list(both[1].glob("taught.hidden*")), "what is not the answer comes from the first teacher"
@@ -203,7 +203,7 @@ def test_a_co_teachers_stages_are_those_of_a_target_whose_only_teacher_it_is(bas
     target = taught_by_two(base, folder, losses=(spec.KL(),))
     mine, its = keys(target), keys(dataclasses.replace(target, teacher=target.co_teachers[0], co_teachers=()))
     alone = keys(dataclasses.replace(target, co_teachers=()))
-    for name in ("assets", "teacher", "labels"):
+    for name in ("assets", "transfer", "teacher", "labels"):
         assert mine[f"{name}_also1"] == its[name] != mine[name] == alone[name]
     assert mine["distill"] != alone["distill"]
 
