@@ -43,17 +43,17 @@ ANSWERS = {
     "DIST": Recipe((spec.DIST(),)),
 }
 STATES = {
-    "KL + hidden MSE": beside(spec.HiddenMSE()),
-    "KL + hidden MSE, layers learned": beside(spec.HiddenMSE(layers="learned")),
-    "KL + hidden MSE, balanced": Recipe((spec.KL(), spec.HiddenMSE()), {"balance": "gradients"}),
-    "KL + hidden cosine": beside(spec.HiddenCosine()),
-    "KL + embedding MSE": beside(spec.EmbeddingMSE()),
-    "KL + attention transfer": beside(spec.AttentionTransfer()),
-    "KL + attention maps": beside(spec.AttentionMaps()),
+    "KL + hidden MSE": beside(spec.HiddenMSE(0.1)),
+    "KL + hidden MSE, layers learned": beside(spec.HiddenMSE(0.1, layers="learned")),
+    "KL + hidden MSE, balanced": Recipe((spec.KL(), spec.HiddenMSE(0.1)), {"balance": "gradients"}),
+    "KL + hidden cosine": beside(spec.HiddenCosine(0.1)),
+    "KL + embedding MSE": beside(spec.EmbeddingMSE(0.1)),
+    "KL + attention transfer": beside(spec.AttentionTransfer(0.1)),
+    "KL + attention maps": beside(spec.AttentionMaps(0.1)),
     "KL + relations of attention": beside(spec.Relations(heads=2)),
     "KL + RKD": beside(spec.RKD()),
-    "KL + similarity": beside(spec.SimilarityPreserving()),
-    "KL + correlation": beside(spec.CorrelationCongruence()),
+    "KL + similarity": beside(spec.SimilarityPreserving(0.1)),
+    "KL + correlation": beside(spec.CorrelationCongruence(10.0)),
 }
 REGIMES = {
     "average of the student": Recipe((spec.KL(), spec.CE()), {"source": spec.Average(0.99)}),

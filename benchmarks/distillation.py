@@ -43,12 +43,12 @@ from edgekd.stages.common import answering, load_stage_model, read_data, set_les
 from edgekd.store import Context, read_json, write_json
 
 STEPS, QAT_STEPS, BATCH = 1000, 250, 32
-RATE, QAT_RATE = 1e-3, 3e-4
+RATE, QAT_RATE = 2e-3, 3e-4
 STUDENT = {"layers": 2, "hidden": 64, "heads": 2, "ffn": 256}
 TAPS = ("logits", "attention:uniform/2", "hidden:all", "pooled")
 """All that any loss of the catalogue looks at: one label store serves them."""
 RESULTS, COSTS = (Path(__file__).parent / "results" / name for name in ("distillation.json", "costs.json"))
-PILOT_SEED, PILOT_RATES, PILOT_WEIGHTS = 0, (4e-4, 1e-3, 2e-3), (0.1, 1.0, 10.0)
+PILOT_SEED, PILOT_RATES, PILOT_WEIGHTS = 0, (4e-4, 1e-3, 2e-3, 4e-3), (0.1, 1.0, 10.0)
 SHORT = ("tweets_x86",)
 """Whose documents have no windows."""
 LINEAR = "bag of words"
