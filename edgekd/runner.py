@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,9 +17,6 @@ from edgekd.store import Context, Stage
 
 SHARDED = ("labels",)
 """Stages that every rank works on; the others are run by rank 0 while the rest wait."""
-
-CHATTY = ("brevitas", "torch", "transformers")
-"""Libraries whose Python warnings speak to their own developers; a run does not pass them on."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +162,6 @@ def torch_context(device: str, progress: Progress) -> Callable[[Path], Context]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would fight with those of torch
         import torch
 
-        for library in CHATTY:
-            warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no GPU here; use --device cpu, or ask `edgekd doctor`")
         chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

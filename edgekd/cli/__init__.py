@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -28,6 +29,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "copy": tools.copy,
     "doctor": tools.doctor,
 }
+
+CHATTY = ("brevitas", "torch", "transformers")
+"""Libraries whose Python warnings speak to their own developers; no command passes them on."""
 
 app = typer.Typer(
     name="edgekd",
@@ -61,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An ``EdgekdError`` becomes its message on stderr and its exit code (``edgekd/errors.py`` lists them), ctrl-C 130.
     """
+    for library in CHATTY:
+        warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
     try:
         app(args=list(sys.argv[1:] if argv is None else argv), prog_name="edgekd")
     except SystemExit as end:
