@@ -18,6 +18,7 @@ import pytest
 
 from edgekd import catalog, cli, errors, pipeline, store
 from edgekd.cli import COMMANDS, main, tools
+from edgekd.cli.line import planned_time
 
 ROOT = Path(cli.__file__).resolve().parents[2]
 TARGET = catalog.targets()[0]
@@ -236,6 +237,21 @@ def test_plan_prints_a_line_for_each_stage_and_json_on_request(capsys: pytest.Ca
     found = json.loads(capsys.readouterr().out)
     assert found["run"] == f"{TARGET}-smoke"
     assert found["seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ((60.0, 30.0), "about 1 min 30 s"),
+        ((60.0, None), "about 1 min 00 s, and that of two"),
+        ((0.0, None), "unknown until such stages have run once"),
+        ((None, None), "unknown until such stages have run once"),
+    ],
+)
+def test_a_plan_says_as_much_of_theplanned_time_as_is_known(seconds: tuple[float | None, ...], said: str) -> None:
+    assert (
+        planned_time([{"stage": name, "seconds": s} for name, s in zip(("one", "two"), seconds, strict=True)]) == said
+    )
 
 
 def test_plan_exits_with_9_after_showing_a_budget_that_cannot_be_met(

@@ -120,10 +120,8 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
         about = "unknown" if seconds is None else "-" if entry["action"] == "reused" else duration(seconds)
         table.add_row(entry["stage"], entry["action"], entry["key"], about)
     console.print(table)
-    seconds, teacher, student = found["seconds"], found["teacher"], found["student"]
-    lines = [
-        f"time     {'unknown until such stages have run once' if seconds is None else 'about ' + duration(seconds)}"
-    ]
+    teacher, student = found["teacher"], found["student"]
+    lines = [f"time     {planned_time(found['stages'])}"]
     if found["black_box"]:
         lines.append(f"teacher  {found['black_box']}: a black box, asked when the run gets there")
     elif teacher:
@@ -142,6 +140,15 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
         f"labels   {'unknown until the data have been read' if size is None else 'at most ' + mebibytes(size)}"
     )
     console.print("\n" + "\n".join(lines), markup=False)
+
+
+def planned_time(stages: list[dict[str, Any]]) -> str:
+    """How long the stages of a plan will take, as far as it is known."""
+    known = sum(entry["seconds"] or 0 for entry in stages)
+    first = ", ".join(entry["stage"] for entry in stages if entry["seconds"] is None)
+    if not first:
+        return f"about {duration(known)}"
+    return f"about {duration(known)}, and that of {first}" if known else "unknown until such stages have run once"
 
 
 def run(
