@@ -248,7 +248,7 @@ def test_plan_prints_a_line_for_each_stage_and_json_on_request(capsys: pytest.Ca
         ((None, None), "unknown until such stages have run once"),
     ],
 )
-def test_a_plan_says_as_much_of_theplanned_time_as_is_known(seconds: tuple[float | None, ...], said: str) -> None:
+def test_a_plan_says_as_much_of_the_time_as_is_known(seconds: tuple[float | None, ...], said: str) -> None:
     assert (
         planned_time([{"stage": name, "seconds": s} for name, s in zip(("one", "two"), seconds, strict=True)]) == said
     )
