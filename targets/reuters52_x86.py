@@ -12,6 +12,7 @@ from edgekd.spec import (
     Finetune,
     Optimizer,
     Quant,
+    Relations,
     Student,
     Target,
     Teacher,
@@ -38,7 +39,11 @@ TARGET = Target(
         terms="outputs may train models",
     ),
     student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
-    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=6, optimizer=Optimizer(learning_rate=4e-4)),
+    distill=Distill(
+        losses=(KL(1.0, temperature=1.0), Relations(1.0, heads=4)),
+        epochs=12,
+        optimizer=Optimizer(learning_rate=4e-4),
+    ),
     quant=Quant(
         scheme="u8s8_static",
         calibration="reuters_r52",
