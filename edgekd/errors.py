@@ -78,4 +78,4 @@ class MissingDependencyError(EdgekdError):
 
 
 INTERRUPTED = 130
-"""Exit code after ctrl-C (128 + SIGINT); the run resumes where it stopped."""
+"""Exit code after ctrl-C (128 + SIGINT) or SIGTERM; the run resumes where it stopped."""

@@ -27,8 +27,9 @@ def graph(
     Co-teachers have steps of their own beside the teacher's. Assistants and earlier generations of the student stand
     before ``distill``, each with the labels that it gives; before them what ``edgekd.phases`` adds. Students are taught
     on ``data``, which ``assets``, ``transfer`` or ``augment`` wrote; teachers on the labelled text of ``assets`` alone,
-    so that another transfer set trains none anew. ``sources`` are the fingerprints of the data and the models,
-    ``machine`` what a latency depends on; ``session`` holds the options that `edgekd tune` chose, if any.
+    so that another transfer set trains none anew (but a black box is asked about all of it, at once). ``sources`` are
+    the fingerprints of the data and the models, ``machine`` what a latency depends on; ``session`` holds the options
+    that `edgekd tune` chose, if any.
     """
     from edgekd.distill.taps import taps
 
@@ -78,7 +79,12 @@ def graph(
         },
         **transfer,
         **{
-            f"teacher{name}": dict(task=labelled, teacher=given, assets=After(f"assets{name}"), seed=t.seed)
+            f"teacher{name}": dict(
+                task=t.task if isinstance(given, BlackBox) else labelled,
+                teacher=given,
+                assets=texts if isinstance(given, BlackBox) else After(f"assets{name}"),
+                seed=t.seed,
+            )
             for name, given in asked_of.items()
         },
         **copies,

@@ -54,7 +54,7 @@ class History:
                 continue  # damaged: `run` says so where it matters
 
     def counts(self, assets: Step) -> dict[str, int] | None:
-        """Examples per split, if the ``assets`` stage is finished."""
+        """Examples per split, if that stage, which writes a data set, is finished."""
         return self._counts(assets.stage.path.name)
 
     def estimate(self, step: Step) -> float | None:

@@ -19,7 +19,7 @@ def lesson(general: spec.General) -> spec.Distill:
 
 
 def labelled(task: spec.Task) -> spec.Task:
-    """The task without its unlabelled text: all that teachers, who learn from labels alone, have to do with."""
+    """The task without its unlabelled text: what has to do with labels alone, or with other text, is made of this."""
     return replace(task, transfer=None, transfer_words=None, transfer_column=None)
 
 
@@ -52,13 +52,13 @@ def before_the_task(target: spec.Target, texts: After) -> dict[str, dict[str, ob
     if general is None:
         return {}
     assert not isinstance(target.teacher, spec.BlackBox)  # such a target is refused: nobody sees into one
-    task, first, trained = target.task, lesson(general), target.teacher.finetune
+    task, first, trained = labelled(target.task), lesson(general), target.teacher.finetune
     raw = replace(target.teacher, finetune=trained and spec.Finetune(dropout=trained.dropout))  # however it is trained
     assets = texts if general.text is None else After(f"transfer_{GENERAL}")
     backbone, labels = After("backbone"), After(f"labels_{GENERAL}")
     wanted = (*taps(first, target.student), VALIDATION)
     return {
-        "backbone": dict(task=labelled(task), teacher=raw, assets=After("assets"), seed=target.seed),
+        "backbone": dict(task=task, teacher=raw, assets=After("assets"), seed=target.seed),
         f"labels_{GENERAL}": dict(task=task, taps=wanted, assets=assets, teacher=backbone),
         f"distill_{GENERAL}": dict(
             task=task,

@@ -29,6 +29,7 @@ def plan(
         stages.append({"stage": step.name, "key": step.stage.key, "action": action, "seconds": seconds})
     times = [entry["seconds"] for entry in stages]
     counts = past.counts(line[0])
+    transfer = next((past.counts(step) for step in line if step.name == "transfer"), None)
     teacher, student = sizes.sizes(target, line)
     return {
         "target": target.name,
@@ -36,7 +37,7 @@ def plan(
         "smoke": target.smoke,
         "stages": stages,
         "seconds": None if None in times else sum(times),
-        "examples": counts,
+        "examples": transfer or counts,
         "black_box": target.teacher.name if isinstance(target.teacher, BlackBox) else None,
         "teacher": teacher,
         "student": student,

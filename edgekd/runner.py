@@ -146,7 +146,7 @@ def _reusable(step: Step, folder: Path, progress: Progress) -> bool:
 
 
 def torch_context(device: str, progress: Progress) -> Callable[[Path], Context]:
-    """Makes the context of a stage; its first call chooses the device and makes torch deterministic.
+    """Makes the context of a stage; its first call, or naming a GPU, chooses the device and makes torch deterministic.
 
     ``device`` is ``"auto"``, ``"cpu"`` or ``"cuda"``; ``UsageError`` for any other, and for a GPU that torch does not
     see. One seed then gives the same bytes on one CPU with one number of threads.

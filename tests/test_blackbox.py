@@ -379,11 +379,11 @@ def line(folder: Path, teacher: spec.BlackBox, **distill: Any) -> spec.Target:
     base = catalog.load(tiny_target.write(folder, epochs=6))
     return dataclasses.replace(
         base,
-        task=dataclasses.replace(base.task, limit=48, transfer_words=None),
+        task=dataclasses.replace(base.task, limit=48),
         teacher=teacher,
         student=spec.Student(config=STUDENT, vocabulary=300),
         distill=dataclasses.replace(
-            base.distill, epochs=3, optimizer=spec.Optimizer(learning_rate=1e-2, batch_size=8), **distill
+            base.distill, epochs=5, optimizer=spec.Optimizer(learning_rate=1e-2, batch_size=8), **distill
         ),
         quant=dataclasses.replace(
             base.quant, scheme="w4_block", block=32, epochs=1, keep_float=("*.attention.MatMul*", "classifier")
@@ -422,6 +422,7 @@ def test_an_endpoint_teaches_a_student_of_its_own_down_to_the_bundle_and_no_key_
     scores = read_json(stages["teacher"] / "scores.json")
     assert 0.5 < scores["test"]["score"] < 1 and scores["parameters"] is None  # no answer is a wrong one
     told = ~np.isnan(np.load(stages["labels"] / "taught.logits.npy")[:, 0])
+    assert len(told) > 48, "windows of the texts are asked about, too"
     assert (np.load(stages["labels"] / "taught.known.npy")[told].sum(1) == 2).all()
     assert np.load(stages["distill"] / "rows.npy").tolist() == np.flatnonzero(told).tolist() != list(range(len(told)))
     history = [json.loads(row) for row in (stages["distill"] / "history.jsonl").read_text().splitlines()]

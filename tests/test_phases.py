@@ -56,9 +56,9 @@ def test_a_stage_takes_exactly_what_the_graph_gives_it(name: str) -> None:
 def test_another_transfer_set_trains_no_teacher_anew() -> None:
     finetuned = spec.Teacher(source="dir:teacher", finetune=spec.Finetune())
 
-    def keyed(**changes: Any) -> dict[str, str]:
+    def keyed(general: spec.General = spec.General(), **changes: Any) -> dict[str, str]:  # noqa: B008
         task = dataclasses.replace(target().task, **changes)
-        wanted = target(task=task, teacher=finetuned, distill=dataclasses.replace(BOTH, general=spec.General()))
+        wanted = target(task=task, teacher=finetuned, distill=dataclasses.replace(BOTH, general=general))
         return keys(wanted, sources=SOURCES | {"transfer": str(changes.get("transfer"))})
 
     without, windows, wider = keyed(), keyed(transfer_words=50), keyed(transfer_words=60)
@@ -66,6 +66,10 @@ def test_another_transfer_set_trains_no_teacher_anew() -> None:
     for other in (windows, wider, elsewhere):
         assert {name for name in without if without[name] == other[name]} == {"assets", "teacher", "backbone"}
     assert len({windows["transfer"], wider["transfer"], elsewhere["transfer"]}) == 3
+    apart = {"general": spec.General(text="more.csv")}
+    one, other = keyed(transfer_words=50, **apart), keyed(transfer_words=60, **apart)
+    first = {"transfer_general", "labels_general", "distill_general"}
+    assert {name for name in one if one[name] == other[name]} == {"assets", "teacher", "backbone"} | first
 
 
 def test_a_key_changes_exactly_where_the_change_reaches() -> None:

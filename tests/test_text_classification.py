@@ -301,7 +301,7 @@ def test_a_transfer_set_is_cut_from_training_documents_and_taught_behind_them(tm
     assert back.taught.texts == data.train.texts + data.transfer.texts
     assert back.taught.labels.tolist() == [*data.train.labels.tolist(), *[UNLABELLED] * 8]
     parquet.write_table(parquet.read_table(tmp_path / "data/train.parquet"), tmp_path / "data/transfer.parquet")
-    with pytest.raises(DataError, match="run again with --fresh assets"):
+    with pytest.raises(DataError, match="delete that folder and run again"):
         tc.read(tmp_path)
 
 
@@ -396,7 +396,7 @@ def test_an_altered_stage_is_refused(damage, tmp_path):
             labels = columns["label"].to_pylist()
             new = pyarrow.array([labels[0] ^ 1, *labels[1:]], pyarrow.int32())
             parquet.write_table(columns.set_column(2, "label", new), path)
-    with pytest.raises(DataError, match="run again with --fresh assets"):
+    with pytest.raises(DataError, match="delete that folder and run again"):
         tc.read(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,14 +65,16 @@ def load(name: str, smoke: bool) -> tuple[spec.Target, Path]:
 @contextmanager
 def interruptible(progress: Progress, kept: str) -> Iterator[None]:
     """Let ctrl-C, or the SIGTERM of a scheduler, end long work with exit code 130 and a word on what is ``kept``."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heard = threading.current_thread() is threading.main_thread()  # no other may listen
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if heard else None
     try:
         yield
     except KeyboardInterrupt:
         progress.log(f"interrupted; {kept}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if heard:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def run_folder(name: str | None, store: Path, file: str = "report.json") -> Path:

@@ -1,4 +1,4 @@
-"""What several stages do alike: read the data that ``assets`` wrote, tokenise it, load a model, set up its lessons."""
+"""What several stages do alike: read the data, tokenise it, load a model, set up its lessons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def read_data(task: spec.Task, assets: Stage) -> Any:
-    """The data set that the ``assets`` stage wrote."""
+    """The data set that ``assets``, or another stage in its place, wrote."""
     return tasks.TASKS[task.kind].read(assets.path)
 
 

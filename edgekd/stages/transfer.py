@@ -1,4 +1,4 @@
-"""The transfer set: unlabelled text behind the training split; a stage of its own, since no teacher learns from it."""
+"""The transfer set: unlabelled text behind the training split, apart from ``assets``, since it trains no teacher."""
 
 from __future__ import annotations
 

@@ -112,7 +112,8 @@ def load(task: TextClassification, seed: int, progress: Progress | None = None) 
 def with_transfer(data: Dataset, task: TextClassification, seed: int, progress: Progress | None = None) -> Dataset:
     """``data`` and the unlabelled text that ``task`` names: windows of training texts, then text from elsewhere.
 
-    No text from elsewhere stands in any split. A limit cuts it, too. Raises as ``transfer.elsewhere`` does.
+    No text from elsewhere stands in any split, as a limit has cut it; that limit cuts this, too. Raises as
+    ``transfer.elsewhere`` does.
     """
     more = [] if task.transfer_words is None else [windows(data.train, task.transfer_words)]
     if task.transfer is not None:
@@ -226,9 +227,11 @@ def read(stage_path: Path) -> Dataset:
         dataset = Dataset(**splits, labels=tuple(head["labels"]), licence=head["licence"])
         intact = head["schema"] == SCHEMA and head["fingerprint"] == dataset.fingerprint
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(f"{stage_path} holds no readable data set ({error}); run again with --fresh assets") from error
+        raise DataError(
+            f"{stage_path} holds no readable data set ({error}); delete that folder and run again"
+        ) from error
     if not intact:
-        raise DataError(f"{stage_path} is not the data set that was written there; run again with --fresh assets")
+        raise DataError(f"{stage_path} is not the data set that was written there; delete that folder and run again")
     return dataset
 
 
