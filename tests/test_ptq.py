@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,10 @@ from edgekd import spec
 from edgekd.distill.data import Tokens
 from edgekd.errors import TrainingError
 from edgekd.progress import Progress
-from edgekd.quant import ptq, replace
+from edgekd.quant import ptq, replace, rounding
 from edgekd.quant.calibrate import batches, calibrate
 from edgekd.quant.moments import moments
+from edgekd.quant.rounding import learn_rounding
 from edgekd.quant.search import search
 
 WIDTH, LENGTH = 16, 8
@@ -174,8 +177,9 @@ def test_bias_correction_makes_mean_outputs_those_of_the_float_layer_as_brevitas
         ("u8s8_static", {"per_channel": False}),
     ],
 )
-def test_gptq_rounds_with_correlated_inputs_in_mind_on_the_grid_that_there_was(
-    scheme: str, departures: dict[str, Any]
+@pytest.mark.parametrize("technique", [ptq.gptq, learn_rounding])
+def test_weights_are_rounded_with_correlated_inputs_in_mind_on_the_grid_that_there_was(
+    technique: Callable[..., None], scheme: str, departures: dict[str, Any]
 ) -> None:
     model = prepared(One(), scheme, **departures)
     layer, inputs = model.linear, moments(model, BATCHES)
@@ -187,11 +191,33 @@ def test_gptq_rounds_with_correlated_inputs_in_mind_on_the_grid_that_there_was(
         return float(((delta @ second) * delta).sum())
 
     nearest = lost()
-    ptq.gptq(model, inputs)
+    technique(model, inputs)
     assert lost() < 0.3 * nearest
     torch.testing.assert_close(ptq.grid(layer).step_RC, before.step_RC, rtol=1e-6, atol=0)
     torch.testing.assert_close(layer.weight_quant(layer.weight), layer.weight, rtol=1e-5, atol=1e-6)
     assert (layer.weight / before.step_RC).abs().max() <= before.limit * (1 + 1e-6)
+
+
+def test_learned_rounding_goes_up_or_down_and_comes_nearer_to_the_best_of_all_roundings() -> None:
+    left = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        x = torch.randn(200, 2) @ torch.randn(2, 10) + 0.1 * torch.randn(200, 10)
+        second, limit, weight = (x.T @ x / len(x)).double(), 7, torch.randn(1, 10).double()
+        step = (weight.abs().max() / limit).expand(1, 10)
+        held = torch.where(weight.abs() == weight.abs().max(), weight.sign() * limit, 0)
+        ups = torch.tensor(list(itertools.product((0.0, 1.0), repeat=10)), dtype=torch.float64)
+        every = torch.where(held != 0, held, (weight / step).floor() + ups) * step
+
+        def lost(rounded: Tensor, weight: Tensor = weight, second: Tensor = second) -> Tensor:
+            return (((rounded - weight) @ second) * (rounded - weight)).sum(1)
+
+        found = rounding.rounded(weight, ptq.Grid(step, held, limit), second)
+        assert (found == every).all(1).any()
+        best, nearest = lost(every).min(), lost((weight / step).round() * step)
+        assert best <= lost(found) <= nearest
+        left.append(float((lost(found) / best).log() / (nearest / best).log().clamp_min(1e-9)))
+    assert np.mean(left) < 0.7, "of the logarithm that rounding to nearest leaves"
 
 
 def test_moments_are_those_of_a_float64_reference_and_leave_padding_out() -> None:
@@ -219,14 +245,15 @@ def test_moments_are_those_of_a_float64_reference_and_leave_padding_out() -> Non
         torch.testing.assert_close(got.double(), wanted, rtol=0, atol=0.01)
 
 
-def test_a_row_of_zeros_and_an_input_that_is_always_zero_stay_finite() -> None:
+@pytest.mark.parametrize("technique", [ptq.gptq, learn_rounding])
+def test_a_row_of_zeros_and_an_input_that_is_always_zero_stay_finite(technique: Callable[..., None]) -> None:
     model = One()
     with torch.no_grad():
         model.linear.weight[0] = 0
         model.words.weight[:, 3] = 0
     prepared(model)
     inputs, weights = moments(model, BATCHES), ptq.float_weights(model)
-    ptq.gptq(model, inputs)
+    technique(model, inputs)
     ptq.correct_bias(model, inputs, weights)
     assert answers(model).isfinite().all() and (model.linear.weight[0] == 0).all()
 
@@ -240,17 +267,19 @@ def test_the_search_leaves_the_best_try_in_a_model_that_still_loads_and_trains(s
     best = min(tries, key=lambda found: found["kl"])
     assert [found["best"] for found in tries].count(True) == 1 and best["best"]
     assert error(model, expected) == best["kl"] < 0.7 * plain
-    assert "GPTQ" in best["techniques"] and len(tries) == (4 if scheme == "u8s8_static" else 1) + 3
+    assert {"GPTQ", "learned rounding"} & {*best["techniques"]}
+    assert len(tries) == (4 if scheme == "u8s8_static" else 1) + 4
+    assert not any({"GPTQ", "learned rounding"} <= {*found["techniques"]} for found in tries), "either, not both"
     assert all(p.requires_grad for name, p in model.named_parameters() if name.endswith(("weight", "bias")))
     other.load_state_dict(model.state_dict())
     assert torch.equal(answers(other), answers(model))
 
 
 def test_a_try_whose_answers_are_not_finite_is_left_out_and_is_never_the_best() -> None:
-    model, told = prepared(outliers()), iter([float("nan"), 3.0, 2.0, 4.0, 5.0, float("inf"), 6.0])
+    model, told = prepared(outliers()), iter([float("nan"), 3.0, 2.0, 4.0, 5.0, float("inf"), 7.0, 6.0])
     quant = spec.Quant(calibration="x")
     tries = search(model, quant, BATCHES, EXAMPLE, lambda: {"kl": next(told)}, Progress(quiet=True))
-    assert [found["kl"] for found in tries] == [3.0, 2.0, 4.0, 5.0, 6.0]
+    assert [found["kl"] for found in tries] == [3.0, 2.0, 4.0, 5.0, 7.0, 6.0]
     assert [found["kl"] for found in tries if found["best"]] == [2.0]
     with pytest.raises(TrainingError, match="no way to choose ranges gives finite answers"):
         search(prepared(outliers()), quant, BATCHES, EXAMPLE, lambda: {"kl": float("nan")}, Progress(quiet=True))

@@ -14,7 +14,7 @@ scales for each output channel, which the weights' own scales take up.
 GPTQ's solver is Brevitas'. Its ``bias_correction_mode`` takes the rounded weights for the float ones, counts padding
 and gives layers biases that had none; its activation equalization needs a traced graph or puts multiplications before
 layers; its learned rounding (``brevitas_examples``) puts parameters into the state dict, freezes every other, and comes
-with accelerate and a training loop of its own.
+with accelerate and a training loop of its own: ours is ``rounding``.
 """
 
 from __future__ import annotations
