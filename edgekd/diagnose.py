@@ -90,7 +90,7 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
         "run": folder.name,
         "student": stages["quantize"].path.name,
         "kind": kind,
-        "untrained": kind == "qad" and not _trained(stages["quantize"], kind),
+        "untrained": kind == "qad" and not _trained(stages["quantize"]),
         "scheme": quant.scheme,
         "examples": len(tokens),
         **found,
@@ -132,14 +132,14 @@ def _restored(value: Any) -> Any:
     return kind(**{name: dict(item) if name in ordered else item for name, item in fields.items()})
 
 
-def _trained(stage: Stage, kind: str) -> bool:
-    """Whether a quantized student is one that training under quantization made, and not the best PTQ."""
-    return kind == "qad" and bool(read_json(stage.path / "scores.json")["training"]["best"]["step"] > 0)
+def _trained(stage: Stage) -> bool:
+    """Whether the shipped student is one that training under quantization made, and not the best PTQ."""
+    return bool(read_json(stage.path / "scores.json")["training"]["best"]["step"] > 0)
 
 
 def _floats(stage: Stage, kind: str, model: Any, plain: Any) -> dict[str, dict[str, Tensor]]:
     """A quantized student's float weights by layer, of ``plain``, the fp32 one; none where its own were trained."""
-    if _trained(stage, kind):
+    if kind == "qad" and _trained(stage):
         return {}
     tried = stage.path / "ptq.json"  # not in runs of before there was more to try than ranges
     best = [found["techniques"] for found in (read_json(tried) if tried.exists() else ()) if found["best"]]

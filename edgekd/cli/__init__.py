@@ -63,7 +63,8 @@ def _options(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` is without the program's name (default: the process's own).
 
-    An ``EdgekdError`` becomes its message on stderr and its exit code (``edgekd/errors.py`` lists them), ctrl-C 130.
+    An ``EdgekdError`` becomes its message on stderr and its exit code (``edgekd/errors.py`` lists them), ctrl-C or
+    SIGTERM 130.
     """
     for library in CHATTY:
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,13 @@ def readers(model: nn.Module) -> dict[str, list[str]]:
         if isinstance(module, QuantLinear):
             found.setdefault(id(module.input_quant), []).append(name)
     return {names[0]: names for names in found.values()}
+
+
+def observed_linears(model: nn.Module, observed: Mapping[str, Moments]) -> Iterator[tuple[str, Any, Moments]]:
+    """Each quantized linear that the model calls: its name, itself, and the moments of its input."""
+    for first, names in readers(model).items():
+        for name in names if first in observed else ():
+            yield name, model.get_submodule(name), observed[first]
 
 
 def moments(model: Any, batches: Sequence[Batch], progress: Progress | None = None) -> dict[str, Moments]:

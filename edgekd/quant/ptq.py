@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from edgekd.quant import weight_scales
 from edgekd.quant.calibrate import Batch, watch
-from edgekd.quant.moments import Moments, readers
+from edgekd.quant.moments import Moments, observed_linears
 
 Pairs = list[tuple[str, list[str]]]
 FLOAT16 = 2**-10
@@ -46,12 +46,12 @@ def equalize(model: Any, observed: dict[str, Moments], found: Pairs, alpha: floa
 
     ``found`` is what ``pairs`` gives; there the model's float answers stay as they are. Ranges must then be set anew.
     """
-    first_of = {name: first for first, names in readers(model).items() for name in names if first in observed}
+    inputs = {name: given for name, _, given in observed_linears(model, observed)}
     for source, sinks in found:
-        first = next((first_of[name] for name in sinks if name in first_of), None)
-        if first is not None:
+        given = next((inputs[name] for name in sinks if name in inputs), None)
+        if given is not None:
             weight_C = torch.stack([model.get_submodule(name).weight.abs().amax(0) for name in sinks]).amax(0)
-            scale_C = observed[first].largest_C.clamp_min(TINY) ** alpha / weight_C.clamp_min(TINY) ** (1 - alpha)
+            scale_C = given.largest_C.clamp_min(TINY) ** alpha / weight_C.clamp_min(TINY) ** (1 - alpha)
             _move(model, source, sinks, scale_C)
             for name in (source, *sinks):
                 if isinstance(module := model.get_submodule(name), QuantLinear):
@@ -192,12 +192,10 @@ def correct_bias(model: nn.Module, observed: dict[str, Moments], weights: dict[s
 
     Linears without a bias stay without one.
     """
-    for first, names in readers(model).items():
-        for name in names if first in observed else ():
-            layer: Any = model.get_submodule(name)
-            if layer.bias is not None:
-                wanted = weights[name] @ observed[first].mean_C
-                layer.bias += wanted - layer.weight_quant(layer.weight) @ observed[first].quantized_mean_C
+    for name, layer, given in observed_linears(model, observed):
+        if layer.bias is not None:
+            wanted = weights[name] @ given.mean_C
+            layer.bias += wanted - layer.weight_quant(layer.weight) @ given.quantized_mean_C
 
 
 @torch.no_grad()
@@ -234,13 +232,11 @@ def gptq(model: nn.Module, observed: dict[str, Moments]) -> None:
 
     Columns go from the input with the largest second moment down. All layers are solved from one look at their inputs.
     """
-    for first, names in readers(model).items():
-        for name in names if first in observed else ():
-            layer: Any = model.get_submodule(name)
-            solver = _OnGrid(layer, name, True, 1, False, num_blocks=math.ceil(layer.in_features / 128))
-            solver.grid = grid(layer)
-            solver.H = observed[first].second_CC.cpu().unsqueeze(0).clone()
-            solver.single_layer_update()
+    for name, layer, given in observed_linears(model, observed):
+        solver = _OnGrid(layer, name, True, 1, False, num_blocks=math.ceil(layer.in_features / 128))
+        solver.grid = grid(layer)
+        solver.H = given.second_CC.cpu().unsqueeze(0).clone()
+        solver.single_layer_update()
 
 
 class _OnGrid(GPTQ):  # type: ignore[misc]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgekd.quant.moments import Moments, readers
+from edgekd.quant.moments import Moments, observed_linears
 from edgekd.quant.ptq import Grid, grid
 
 STEPS, RATE, HARDNESS = 300, 4e-2, 10.0
@@ -26,11 +25,8 @@ def learn_rounding(model: nn.Module, observed: dict[str, Moments]) -> None:
     summed over rows, H being the inputs' second moments, so no token is looked at again. Both terms are divided by
     their sizes, which makes one ``HARDNESS`` fit all layers; the paper's is 0.01 without, in 10,000 steps.
     """
-    for first, names in readers(model).items():
-        for name in names if first in observed else ():
-            layer: Any = model.get_submodule(name)
-            weight_RC = rounded(layer.weight.detach(), grid(layer), observed[first].second_CC)
-            layer.weight.data.copy_(weight_RC)
+    for _, layer, given in observed_linears(model, observed):
+        layer.weight.data.copy_(rounded(layer.weight.detach(), grid(layer), given.second_CC))
 
 
 def rounded(weight_RC: Tensor, on: Grid, second_CC: Tensor) -> Tensor:

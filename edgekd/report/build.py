@@ -46,7 +46,7 @@ def build(
     """
     read = _Reader(folders)
     dataset, rows = read("assets", "dataset.json"), read("bench", "rows.json")
-    counts = read("transfer" if "transfer" in folders else "assets", "dataset.json")["counts"]
+    taught = read("transfer", "dataset.json") if "transfer" in folders else dataset
     runtime = target.bench.runtimes[0]
     right = {name: _right(folders, name, runtime) for name in (verdicts.SHIPPED, "student_ptq")}
     bits = precision(target.quant.scheme)
@@ -75,7 +75,7 @@ def build(
         "device": _device(target, machine),
         "machine": dict(machine),
         "versions": dict(versions),
-        "task": {**_task(target, dataset), "counts": counts},
+        "task": _task(target, {**dataset, "counts": taught["counts"]}),
         "headline": headline.headline(
             target.smoke, budget, speed, today, quality, quantize["ptq"], rows, runtime, bits, black_box
         ),
@@ -130,7 +130,7 @@ def _device(target: Target, machine: Mapping[str, Any]) -> dict[str, Any]:
 def _task(target: Target, dataset: Mapping[str, Any]) -> dict[str, Any]:
     task = target.task
     sources = {"train": task.train, "validation": task.validation, "test": task.test}
-    found = {name: dataset[name] for name in ("labels", "fingerprint")}
+    found = {name: dataset[name] for name in ("labels", "counts", "fingerprint")}
     given = dataclasses.asdict(task)
     return {"kind": task.kind, "max_length": task.max_length, "sources": sources, "spec": given, **found}
 
