@@ -23,7 +23,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from edgekd.progress import Progress
 from edgekd.quant.calibrate import batches, calibrate_on, calibration_rows
 from edgekd.stages import distill, quantize
 from edgekd.stages.common import answering, load_stage_model, read_data, set_lesson, tokenise_splits
-from edgekd.store import Context, read_json, write_json
+from edgekd.store import Context, Stage, read_json, write_json
 
 STEPS, QAT_STEPS, BATCH = 1000, 250, 32
 RATE, QAT_RATE = 2e-3, 3e-4
@@ -161,13 +161,13 @@ def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given
     out.mkdir(parents=True, exist_ok=True)
     ctx = Context(out, "cpu", given.threads, QUIET)
     model, tokens, data = loaded(line)
-    truth = teacher_on_test(line, data)
+    asked = line["quantize"].inputs
+    truth = teacher_on_test(line["teacher"].stage, asked["task"], asked["assets"])
 
     def measured() -> dict[str, float]:
         return evaluate.compare(evaluate.logits(model, tokens["test"]), tokens["test"].labels, truth)
 
     found: dict[str, Any] = {"teacher": accuracy(truth, data), "fp32": measured()}
-    asked = line["quantize"].inputs
     quantize.prepare(model, asked["quant"])
     task, learner, quant = lesson(line, model, tokens, data, seed, ctx)
     listed = batches(tokens["taught"], calibration_rows(asked["calibration_ids"], data.train.ids, everything=True))
@@ -183,11 +183,12 @@ def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given
     return found | {"int8": measured()}
 
 
-def teacher_on_test(line: dict[str, runner.Step], data: Any) -> NDArray[np.float32]:
-    """The teacher's logits (N, C) on the test split of ``data``."""
-    model, tokenizer = load_stage_model(line["teacher"].stage, data.labels)
-    length = line["distill"].inputs["task"].max_length
-    return evaluate.logits(model, tokenise_splits(tokenizer, data, length, ("test",))["test"])
+@cache
+def teacher_on_test(teacher: Stage, task: spec.TextClassification, assets: Stage) -> NDArray[np.float32]:
+    """The teacher's logits (N, C) on the test split; worked out once, for it takes as long as training."""
+    data = read_data(task, assets)
+    model, tokenizer = load_stage_model(teacher, data.labels)
+    return evaluate.logits(model, tokenise_splits(tokenizer, data, task.max_length, ("test",))["test"])
 
 
 def accuracy(logits: NDArray[np.float32], data: Any) -> float:
