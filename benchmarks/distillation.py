@@ -99,7 +99,7 @@ def taught(name: str, recipe: Recipe, seed: int, rate: float, given: Any) -> dic
     small = replace(target.student, **STUDENT)
     target = replace(
         target,
-        task=replace(target.task, transfer_words=None, **recipe.task),
+        task=replace(target.task, **{"transfer_words": None} | recipe.task),
         student=small,
         assistants=tuple(replace(target.student, **shape) for shape in recipe.assistants),
         distill=spec.Distill(losses=recipe.losses, **recipe.distill),
