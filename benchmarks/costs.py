@@ -86,7 +86,7 @@ def cost(label: str, kind: str, given: Any) -> tuple[float, float]:
             quantize.prepare(model, asked["quant"])
             rows = calibration_rows(asked["calibration_ids"], data.train.ids, everything=True)
             calibrate_on(model, asked["quant"], batches(tokens["taught"], rows[:BATCH]))
-        task, _, _ = lesson(line, model, tokens, data, SEED, ctx)
+        task, _ = lesson(line, model, tokens, data, SEED, ctx)
         stamps: list[float] = []
         size: list[float] = []
 

@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 
 from edgekd import catalog, machine, pipeline, runner, spec
 from edgekd.distill import evaluate, loop
-from edgekd.distill.learner import Learner
 from edgekd.progress import Progress
 from edgekd.quant.calibrate import batches, calibrate_on, calibration_rows
 from edgekd.stages import distill, quantize
@@ -54,7 +53,7 @@ SHORT = ("tweets_x86",)
 LINEAR = "bag of words"
 SHARES = ("score", "agreement")
 QUIET = Progress(quiet=True)
-Lesson = tuple[loop.Task, Learner, spec.Quant]
+Lesson = tuple[loop.Task, spec.Quant]
 
 
 def main() -> None:
@@ -150,10 +149,10 @@ def lesson(line: dict[str, runner.Step], model: Any, tokens: Any, data: Any, see
     how: spec.Distill = asked["distill_spec"]
     rows = np.load(stage.path / distill.ROWS) if (stage.path / distill.ROWS).exists() else None
     asks, peers = partial(answering, line["teacher"].stage, data, asked["task"]), distill.load_peers(stage, data.labels)
-    task, learner = set_lesson(ctx, "more", model, tokens, how, line["labels"].stage, asks, peers, seed, rows)
+    task, _ = set_lesson(ctx, "more", model, tokens, how, line["labels"].stage, asks, peers, seed, rows)
     options = spec.Optimizer(learning_rate=QAT_RATE, batch_size=BATCH)
     epochs = QAT_STEPS / math.ceil(len(tokens["taught"] if rows is None else rows) / BATCH)
-    return task, learner, replace(asked["quant"], epochs=epochs, optimizer=options)
+    return task, replace(asked["quant"], epochs=epochs, optimizer=options)
 
 
 def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given: Any) -> dict[str, Any]:
@@ -171,7 +170,7 @@ def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given
     validation = read_json(line["distill"].stage.path / "scores.json")["validation"]
     found: dict[str, Any] = {"teacher": accuracy(truth, data), "validation": validation, "fp32": measured()}
     quantize.prepare(model, asked["quant"])
-    task, learner, quant = lesson(line, model, tokens, data, seed, ctx)
+    task, quant = lesson(line, model, tokens, data, seed, ctx)
     listed = batches(tokens["taught"], calibration_rows(asked["calibration_ids"], data.train.ids, everything=True))
 
     def observe() -> Any:
@@ -179,7 +178,7 @@ def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given
 
     observe()
     found["ptq"] = measured()
-    distill.load_learned(learner, line["distill"].stage)
+    distill.load_learned(task.module, line["distill"].stage)
     quantize.train(ctx, task, quant, seed, observe)
     shutil.rmtree(out)
     return found | {"int8": measured()}

@@ -106,7 +106,7 @@ def _dist(o: Any, s: _Plain, t: _Plain, batch: Batch) -> float:
 
 
 def _tokens(s: _Plain, t: _Plain, batch: Batch, pairs: Any) -> list[tuple[Any, Any]]:
-    valid = batch.mask_BT.numpy()
+    valid = batch.inputs["attention_mask"].bool().numpy()
     return [(s.hidden[a][valid], t.hidden[b][valid]) for a, b in pairs]
 
 
@@ -123,7 +123,7 @@ def _hidden_cosine(o: Any, s: _Plain, t: _Plain, batch: Batch) -> float:
 
 
 def _rows(batch: Batch) -> Any:
-    return batch.mask_BT.numpy()
+    return batch.inputs["attention_mask"].bool().numpy()
 
 
 def _attention_transfer(o: Any, s: _Plain, t: _Plain, batch: Batch) -> float:
@@ -231,7 +231,7 @@ EXITS = tiny.bert(3, hidden_size=8, num_attention_heads=2, intermediate_size=8, 
 
 def _exits(o: Any, s: _Plain, t: _Plain, batch: Batch) -> float:
     w = {name: tensor.numpy().astype(np.float64) for name, tensor in EXITS.state_dict().items()}
-    valid, labels, total = batch.mask_BT.numpy(), batch.labels_B.numpy(), 0.0
+    valid, labels, total = batch.inputs["attention_mask"].bool().numpy(), batch.labels_B.numpy(), 0.0
     for layer in o.at:
         pooled = np.tanh(s.hidden[layer][:, 0] @ w["bert.pooler.dense.weight"].T + w["bert.pooler.dense.bias"])
         logits = pooled @ w["classifier.weight"].T + w["classifier.bias"]

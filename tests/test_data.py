@@ -49,7 +49,8 @@ def test_a_batch_holds_the_tokenizers_own_ids_and_masks_the_rest() -> None:
     for i, row in enumerate(rows):
         ids = tokenizer.encode(part.texts[row]).ids
         assert batch.inputs["input_ids"][i, : len(ids)].tolist() == ids
-        assert batch.mask_BT[i].sum() == len(ids) and (batch.inputs["input_ids"][i, len(ids) :] == 0).all()
+        assert batch.inputs["attention_mask"][i].sum() == len(ids)
+        assert (batch.inputs["input_ids"][i, len(ids) :] == 0).all()
     assert batch.labels_B.tolist() == part.labels[rows].tolist()
 
 

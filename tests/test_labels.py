@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from edgekd import runner, spec
 from edgekd.distill import labels
@@ -46,12 +47,11 @@ def test_stored_signals_equal_the_live_teacher(tmp_path: Path) -> None:
         live = model(**batch.inputs, output_hidden_states=True)
     assert batch.teacher is not None
     torch.testing.assert_close(batch.teacher.logits_BC, live.logits, rtol=1e-4, atol=1e-5)
+    mask = batch.inputs["attention_mask"].bool()
     for layer in LAYERS:
         states = batch.teacher.hidden[layer]
         assert states.dtype == torch.float16
-        torch.testing.assert_close(
-            states[batch.mask_BT].float(), live.hidden_states[layer][batch.mask_BT], rtol=2e-3, atol=2e-3
-        )
+        torch.testing.assert_close(states[mask].float(), live.hidden_states[layer][mask], rtol=2e-3, atol=2e-3)
 
 
 def test_what_tokens_have_is_read_without_reading_ahead(tmp_path: Path) -> None:
@@ -133,6 +133,41 @@ def test_a_student_with_another_tokenizer_finds_the_token_at_the_same_character(
         for token, start in zip(local[1:-1], student.starts[mine][1:-1], strict=True):
             last = np.flatnonzero((starts >= 0) & (starts <= start))[-1]
             assert token == last
+
+
+SPACES = {
+    "metaspace": (pre_tokenizers.Metaspace(), []),
+    "bytes": (pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet()),
+}
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_token_that_begins_with_a_space_finds_the_word_behind_it(kind: str) -> None:
+    part, rows = tiny.split(40, 0), np.arange(40)
+    pre, alphabet = SPACES[kind]
+    spaced = Tokenizer(models.BPE(unk_token="[UNK]"))
+    spaced.pre_tokenizer = pre
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=tiny.SPECIALS, initial_alphabet=alphabet)
+    spaced.train_from_iterator(part.texts, trainer)
+    teacher, student = tiny.tokens(part, 64), tiny.tokens(part, 64, spaced)
+    _, mask, flat = student.gather(rows)
+    place = labels.align(np.where(mask, student.starts[flat], -1), teacher.starts, teacher.offsets, rows)
+    words = 0
+    for b, text in enumerate(part.texts):
+        covers = tiny.wordpiece().encode(text).offsets
+        for token, (begin, end) in zip(place[b], spaced.encode(text).offsets, strict=False):
+            said = text[begin:end].lstrip()
+            words += len(said) < end - begin
+            if said:
+                assert covers[token][0] <= end - len(said) < covers[token][1]
+    assert words > 100
+
+
+def test_what_a_black_box_told_of_other_examples_is_refused(tmp_path: Path) -> None:
+    labels.write(tmp_path, "taught", np.zeros((10, 3), np.float32), np.ones((10, 3), np.bool_))
+    np.save(tmp_path / "taught.known.npy", np.ones((4, 3), np.bool_))
+    with pytest.raises(StoreError, match=r"taught\.known\.npy .*4 rows instead of 10"):
+        labels.LabelStore(tmp_path, "taught")
 
 
 def test_examples_of_which_the_teacher_has_no_text_pair_with_its_specials() -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from edgekd import catalog, pipeline, spec
 from edgekd.distill import labels, live, loop
+from edgekd.distill.checkpoint import save_tensors
 from edgekd.distill.data import Tokens, micro_batches
 from edgekd.distill.learner import Learner
 from edgekd.distill.losses import LOSSES
@@ -45,7 +46,7 @@ def test_a_live_teacher_answers_as_its_store_does_also_another_tokenizer(tmp_pat
         torch.testing.assert_close(stored.teacher.logits_BC, asked.teacher.logits_BC, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(stored.teacher.pooled_BH, asked.teacher.pooled_BH, rtol=1e-4, atol=1e-5)
         assert asked.teacher.heads == stored.teacher.heads == 4
-        mask = stored.mask_BT
+        mask = stored.inputs["attention_mask"].bool()
         both = [(stored.teacher.hidden[n], asked.teacher.hidden[n]) for n in NEEDS.hidden]
         both += list(zip(stored.teacher.attention[4], asked.teacher.attention[4], strict=True))
         for one, other in both:
@@ -174,8 +175,12 @@ ANSWERS = (spec.KL(1.0, temperature=2.0), spec.CE(0.5))
 SOURCES = {
     "live": (spec.Live(), (*ANSWERS, spec.HiddenMSE(0.1), spec.Relations(0.1, heads=1))),
     "average": (spec.Average(0.9), (*ANSWERS, spec.HiddenMSE(0.1))),
-    "mutual": (spec.Mutual(2), ANSWERS),
+    "mutual": (spec.Mutual(2), (*ANSWERS, spec.HiddenMSE(0.1))),
 }
+
+
+LEARNERS = {"live": {""}, "average": {"learner."}, "mutual": {"learners.0.", "learners.1."}}
+"""Whose losses learn something themselves."""
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -191,6 +196,25 @@ def test_the_line_runs_through_distillation_and_quantization_with_every_source(k
     assert read_json(stages["distill"] / "scores.json")["validation"]["score"] > 0.5
     assert scores["qad"]["score"] > 0.5 and scores["training"]["steps"] > 0
     assert len(list(stages["distill"].glob("peer-*"))) == (kind == "mutual")
+    learned = load_file(stages["distill"] / "learned.safetensors")
+    assert {name.partition("own")[0] for name in learned} == LEARNERS[kind]
+
+
+def test_what_the_losses_of_peers_learned_goes_on_in_quantization(tmp_path: Path) -> None:
+    losses, shape = (spec.KL(), spec.HiddenMSE(0.1)), {"layers": 4, "hidden": 32, "heads": 4}
+    first, second = (live.Cohort([Learner(tiny.bert(seed + i), losses, shape) for i in (0, 1)]) for seed in (0, 7))
+    with torch.no_grad():
+        for i, member in enumerate(first.learners, 1):
+            for weight in member.own.parameters():
+                weight += i
+    learned = distill_stage.learned_beside(first)
+    assert {name.partition(".own")[0] for name in learned} == {"learners.0", "learners.1"}
+    save_tensors(learned, tmp_path / distill_stage.LEARNED)
+    before = {name: value.clone() for name, value in second.state_dict().items()}
+    distill_stage.load_learned(second, Stage("distill", "0", tmp_path))
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, learned.get(name, before[name]))
+    assert not any(torch.equal(before[name], value) for name, value in learned.items())
 
 
 def test_a_learning_teacher_is_kept_by_distillation_and_goes_on_in_quantization(folder: Path) -> None:

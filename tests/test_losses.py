@@ -181,6 +181,14 @@ def test_no_student_has_less_loss_than_one_equal_to_its_teacher(option: Any, see
 
 
 @every_loss
+def test_inputs_that_are_never_padded_need_no_mask(option: Any) -> None:
+    given = batch()
+    inputs = {"attention_mask": torch.ones(B, T, dtype=torch.int64)}
+    full, bare = (dataclasses.replace(given, inputs=one) for one in (inputs, {"pixel_values": torch.zeros(B, 3, 8, 8)}))
+    assert torch.equal(value(option, signal(0), signal(1), full), value(option, signal(0), signal(1), bare))
+
+
+@every_loss
 def test_the_teacher_gets_no_gradient(option: Any) -> None:
     teacher = signal(1, grad=True)
     value(option, signal(0, grad=True), teacher, batch()).backward()
@@ -284,7 +292,7 @@ def test_a_learned_map_gives_each_layer_a_mixture_of_the_teachers_and_learns_it(
         own.mix.copy_(torch.tensor([[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]]))
     student, teacher, given = signal(0), signal(1), batch()
     loss = LOSSES[spec.HiddenMSE](option, student, teacher, given, own)
-    valid, expected = given.mask_BT.numpy(), []
+    valid, expected = given.inputs["attention_mask"].bool().numpy(), []
     for s, weights in ((1, np.arange(4.0)), (2, np.arange(4.0)[::-1])):
         mixed = sum(w * teacher.hidden[t + 1].numpy()[valid] for t, w in enumerate(softmax(weights)))
         expected.append(((student.hidden[s].numpy()[valid] - mixed) ** 2).mean())

@@ -23,8 +23,8 @@ ENCODED = 1000  # texts encoded together: what the tokenizer says of them is far
 class Tokens:
     """One split, tokenised: example i is ``ids[offsets[i]:offsets[i + 1]]`` (specials included, at least one token).
 
-    ``starts`` holds each token's first character in the text (-1 for specials): how states of another tokenizer
-    are found for it. ``labels`` are int64 class indices.
+    ``starts`` holds each token's first character in the text that is no space (-1 for specials): how states of another
+    tokenizer are found for it. ``labels`` are int64 class indices.
     """
 
     ids: NDArray[np.int32]
@@ -78,14 +78,20 @@ def tokenise(tokenizer: Any, texts: list[str], labels: Ints, max_length: int, pa
     with tempfile.TemporaryFile() as ids, tempfile.TemporaryFile() as starts:
         for i in range(0, len(texts), ENCODED):
             encodings = tokenizer.encode_batch(texts[i : i + ENCODED])
-            for e in encodings:
+            for text, e in zip(texts[i : i + ENCODED], encodings, strict=True):
                 special = np.asarray(e.special_tokens_mask or [1], np.bool_)
-                begin = np.asarray([o[0] for o in e.offsets] or [0], np.int32)
+                begin = np.asarray([_letter(text, *o) for o in e.offsets] or [0], np.int32)
                 ids.write(np.asarray(e.ids or [pad_id], np.int32).tobytes())
                 starts.write(np.where(special, np.int32(-1), begin).tobytes())
             counts.append(np.asarray([max(1, len(e.ids)) for e in encodings], np.int64))
         offsets = np.cumsum(np.concatenate(counts))
         return Tokens(_mapped(ids), _mapped(starts), offsets, np.asarray(labels, np.int64), pad_id)
+
+
+def _letter(text: str, begin: int, end: int) -> int:
+    """Where a token's first letter is: some tokenizers count the space before a word to it, where another word ends."""
+    said = text[begin:end]
+    return begin + len(said) - len(said.lstrip())
 
 
 def _mapped(file: Any) -> NDArray[np.int32]:

@@ -210,9 +210,10 @@ class LabelStore:
         if needs.tokens:
             self.starts, self.offsets = (_map(folder, split, name) for name in ("starts", "offsets"))
             tokens, placed = int(self.offsets[-1]), {"starts": self.starts, "offsets": self.offsets[1:]}
-        _refuse_damage(folder, split, self.fields | placed, self.examples, tokens)
         known = (folder / f"{split}.known.npy").exists()
         self.known: NDArray[np.bool_] | None = _map(folder, split, "known") if known else None
+        placed |= {} if self.known is None else {"known": self.known}
+        _refuse_damage(folder, split, self.fields | placed, self.examples, tokens)
 
     def answered(self) -> Ints | None:
         """The rows that have an answer; ``None``: all."""

@@ -19,7 +19,7 @@ from edgekd.distill.signal import Batch, Signal
 from edgekd.distill.taps import LOGITS, check_heads, needs, pairs
 
 BALANCE_EVERY = 50
-"""Forwards between two measurements of the losses' gradients."""
+"""Steps between two measurements of the losses' gradients."""
 BALANCE_MOMENTUM = 0.7
 FAINT = 1e-4
 """Of the largest gradient: less says nothing, as that of a loss at its minimum, or without labels in a batch."""
@@ -36,7 +36,7 @@ class Learner(nn.Module):
     """
 
     norms: Tensor
-    forwards: Tensor
+    steps: Tensor
 
     def __init__(
         self,
@@ -62,7 +62,8 @@ class Learner(nn.Module):
         self.balanced = balance == "gradients" and len(self.losses) > 1
         if self.balanced:
             self.register_buffer("norms", torch.zeros(len(self.losses)))  # 0: not heard yet
-            self.register_buffer("forwards", torch.zeros((), dtype=torch.long))
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+            self.examples, self.heard = 0, [[]] * len(self.losses)  # of the step under way, and their gradients
 
     def forward(self, batch: Batch) -> Tensor:
         """The weighted loss of one micro-batch: a float32 scalar."""
@@ -73,10 +74,9 @@ class Learner(nn.Module):
         found = torch.stack(self.values(student, batch))
         weights = torch.tensor([at(loss.weight, batch.progress) for loss in self.losses], device=found.device)
         if self.balanced:
-            if self.training and int(self.forwards) % BALANCE_EVERY == 0:
-                self._measure(found)
-            self.forwards += self.training
             weights = weights * self.factors()
+            if self.training:
+                self._listen(found, batch)
         return (weights * found).sum()
 
     def factors(self) -> Tensor:
@@ -96,15 +96,26 @@ class Learner(nn.Module):
         """The early exits' heads by the layer that each reads."""
         return {layer: head for own in self.own if isinstance(own, Exits) for layer, head in own.answering.items()}
 
-    def _measure(self, found: Tensor) -> None:
-        """Take the norms of each loss's gradients over the student into their running means."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        norms = []
-        for value in found:
-            grads = torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True)
-            heard = [g.float().norm() for g in grads if g is not None]
-            norms.append(torch.stack(heard).norm() if heard else found.new_zeros(()))
-        fresh = torch.stack(norms)
+    def _listen(self, found: Tensor, batch: Batch) -> None:
+        """Take the norms of each loss's gradients over the student, in a whole step, into their running means.
+
+        The factors of a step are those that the steps before gave, for all its micro-batches.
+        """
+        measured = int(self.steps) % BALANCE_EVERY == 0
+        if measured:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            for i, value in enumerate(found):
+                grads = torch.autograd.grad(value, trained, retain_graph=True, materialize_grads=True)
+                self.heard[i] = [g.float() + h for g, h in zip(grads, self.heard[i] or [0.0] * len(grads), strict=True)]
+        self.examples += len(batch.labels_B)
+        if self.examples < batch.total_examples:
+            return
+        if measured:
+            self._take(torch.stack([torch.stack([g.norm() for g in grads]).norm() for grads in self.heard]))
+        self.steps += 1
+        self.examples, self.heard = 0, [[]] * len(self.losses)
+
+    def _take(self, fresh: Tensor) -> None:
         mixed = torch.where(self.norms > 0, self.norms.lerp(fresh, 1 - BALANCE_MOMENTUM), fresh)
         self.norms.copy_(torch.where(fresh > FAINT * fresh.max(), mixed, self.norms))
 

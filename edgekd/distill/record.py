@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd import globs
-from edgekd.distill.signal import QKV, Signal
+from edgekd.distill.signal import QKV, Signal, mask
 from edgekd.distill.taps import LOGITS, Needs
 from edgekd.errors import TargetError
 
@@ -31,7 +31,7 @@ def record(model: Any, inputs: dict[str, Tensor], needs: Needs = LOGITS) -> Sign
     _refuse_fewer(model, "queries, keys and values", len(seen), max(needs.attention, default=0))
     hidden = {layer: states[layer] for layer in needs.hidden}
     attention = {layer: seen[layer - 1] for layer in needs.attention}
-    pooled = mean(states[-1], inputs["attention_mask"]) if needs.pooled else None
+    pooled = mean(states[-1], mask(inputs, states[-1])) if needs.pooled else None
     return Signal(out.logits, hidden, attention, heads(model), pooled)
 
 

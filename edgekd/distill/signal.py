@@ -47,6 +47,12 @@ class Signal:
         )
 
 
+def mask(inputs: Mapping[str, Tensor], states_BTH: Tensor) -> Tensor:
+    """(B, T): which of these states belong to something; all of them where inputs are never padded, as pictures."""
+    given = inputs.get("attention_mask")
+    return states_BTH.new_ones(states_BTH.shape[:2], dtype=torch.bool) if given is None else given.bool()
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch. The totals count the *whole* step, over all its micro-batches.
@@ -63,10 +69,9 @@ class Batch:
     teacher: Signal | None = None
     progress: float = 0.0
 
-    @property
-    def mask_BT(self) -> Tensor:
-        """True on tokens, false on padding."""
-        return self.inputs["attention_mask"].bool()
+    def mask(self, states_BTH: Tensor) -> Tensor:
+        """(B, T): true on tokens, false on padding; see ``edgekd.distill.signal.mask``."""
+        return mask(self.inputs, states_BTH)
 
     def by(self, teacher: Signal) -> Batch:
         """The same batch with another teacher."""

@@ -14,7 +14,6 @@ from edgekd import assets as asset_cache
 from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
-from edgekd.distill.learner import Learner
 from edgekd.distill.record import shape as model_shape
 from edgekd.distill.taps import check_exits
 from edgekd.models import exits, loading
@@ -22,7 +21,7 @@ from edgekd.models import student as student_builder
 from edgekd.stages.common import answering, has_model, judging, load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 9
+REVISION = 10
 LEARNED, PEERS, TEACHER, ROWS = "learned.safetensors", "peer-{}.safetensors", "teacher.safetensors", "rows.npy"
 WHOLE, EXIT = "whole", "exit-{}"
 """The student where an early exit of it is ``model/``; and its other exits, each a folder as that one."""
@@ -94,7 +93,7 @@ def run(
         found["exits"] = {str(n): judge(f"distill: exit {n}", model) for n, model in (classifiers | deepest).items()}
         said = ", ".join(f"{n}: {row['score']:.4f}" for n, row in found["exits"].items())
         ctx.progress.log(f"distill: validation after each exit's blocks, and all: {said}")
-    if learned := learner.own.state_dict():
+    if learned := learned_beside(lesson.module):
         save_tensors(learned, ctx.out / LEARNED)
     for i, peer in enumerate(peers):
         save_tensors(peer.state_dict(), ctx.out / PEERS.format(i))
@@ -138,7 +137,12 @@ def load_peers(distill: Stage, labels: Any) -> list[Any]:
     return found
 
 
-def load_learned(learner: Learner, distill: Stage) -> None:
+def learned_beside(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What the losses of a student, and of those that teach it and learn from it, have learned themselves."""
+    return {name: value for name, value in module.state_dict().items() if "own" in name.split(".")}
+
+
+def load_learned(module: torch.nn.Module, distill: Stage) -> None:
     """Go on with what the losses learned in the distill stage, so that QAT starts where it ended."""
-    if learner.own.state_dict():
-        learner.own.load_state_dict(load_file(distill.path / LEARNED))
+    if learned_beside(module):
+        module.load_state_dict(module.state_dict() | load_file(distill.path / LEARNED))

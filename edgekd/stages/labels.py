@@ -17,7 +17,7 @@ from edgekd.stages import black_box
 from edgekd.stages.common import has_model, load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 3
+REVISION = 4
 
 
 def run(

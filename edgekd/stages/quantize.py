@@ -26,7 +26,7 @@ from edgekd.stages.common import answering, load_stage_model, read_data, set_les
 from edgekd.stages.distill import ROWS, TEACHER, load_learned, load_peers, load_whole
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 10
+REVISION = 11
 UNTRAINED = {"epochs": 0, "steps": 0, "seconds": 0.0, "step_ms": None}
 OBSERVATIONS = 4
 """How often the moving weights' ranges are observed anew, at even distances, before they are frozen."""
@@ -65,9 +65,7 @@ def run(
     asked = partial(answering, teacher, data, task, distill.path / TEACHER)
     peers = load_peers(distill, data.labels)
     chosen = np.load(distill.path / ROWS) if (distill.path / ROWS).exists() else None
-    lesson, learner = set_lesson(
-        ctx, "quantize", model, tokens, distill_spec, labels, asked, peers, seed, chosen, whole
-    )
+    lesson, _ = set_lesson(ctx, "quantize", model, tokens, distill_spec, labels, asked, peers, seed, chosen, whole)
 
     examples = batches(tokens["taught"], rows)
 
@@ -89,7 +87,7 @@ def run(
     else:
         model.load_state_dict(float_weights)
         observe()
-        load_learned(learner, distill)
+        load_learned(lesson.module, distill)
         training = train(ctx, lesson, quant, seed, observe)
         if lesson.rank(training["best"]) <= lesson.rank(scores["ptq"]):
             ctx.progress.log("quantize: no epoch came closer to the teacher than the best PTQ, which is kept")

@@ -74,7 +74,7 @@ def attention_maps(loss: spec.AttentionMaps, student: Signal, teacher: Signal, b
     KL(teacher ‖ student) of the weights (MiniLM, Wang et al. 2020). Padding is neither query nor key. Scores are made
     of queries and keys alone: biases by position, and masks other than padding, are left out on both sides.
     """
-    mask_BT, teacher = batch.mask_BT, teacher.map(Tensor.detach)
+    mask_BT, teacher = batch.mask(student.attention[own.pairs[0][0]][0]), teacher.map(Tensor.detach)
     keys_B, groups = mask_BT.sum(1).clamp_min(1), math.gcd(student.heads, teacher.heads)
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
@@ -92,15 +92,16 @@ def relations(loss: spec.Relations, student: Signal, teacher: Signal, batch: Bat
 
     A relation is softmax(A Aᵀ / √d) with A the queries, the keys or the values, split into ``heads`` heads of width d.
     """
+    mask_BT = batch.mask(student.attention[own.pairs[0][0]][0])
 
     def log_relation(x_BTD: Tensor) -> Tensor:
-        x = _heads(x_BTD, loss.heads, batch.mask_BT, (loss.heads / x_BTD.shape[-1]) ** 0.25)
-        return _log_weights(x, x, batch.mask_BT)
+        x = _heads(x_BTD, loss.heads, mask_BT, (loss.heads / x_BTD.shape[-1]) ** 0.25)
+        return _log_weights(x, x, mask_BT)
 
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
         for kind in loss.of:
             which = "qkv".index(kind[0])
             p_BATT = log_relation(teacher.attention[t][which].detach())
-            total = total + _kl(p_BATT, log_relation(student.attention[s][which]), batch.mask_BT)
+            total = total + _kl(p_BATT, log_relation(student.attention[s][which]), mask_BT)
     return total / (batch.total_tokens * loss.heads * len(loss.of) * len(own.pairs))

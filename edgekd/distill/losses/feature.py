@@ -52,7 +52,7 @@ class Hints(nn.Module):
 
 def _of_tokens(own: Hints, student: Signal, teacher: Signal, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """What is compared, (N, H) each, of the N tokens alone: padding is not worth a projection."""
-    where_N = batch.mask_BT.flatten().nonzero().squeeze(1)
+    where_N = batch.mask(student.hidden[next(iter(own.layers))]).flatten().nonzero().squeeze(1)
 
     def packed(signal: Signal, layers: Iterable[int]) -> Signal:
         return replace(signal, hidden={n: signal.hidden[n].flatten(0, 1).index_select(0, where_N) for n in layers})
@@ -72,7 +72,7 @@ def hidden_mse(
 
 def squared_error(s_BTH: Tensor, t_BTH: Tensor, batch: Batch) -> Tensor:
     """(student − teacher)², the mean over channels, summed over tokens."""
-    error_BTH = (s_BTH - t_BTH).masked_fill(~batch.mask_BT.unsqueeze(-1), 0.0)
+    error_BTH = (s_BTH - t_BTH).masked_fill(~batch.mask(s_BTH).unsqueeze(-1), 0.0)
     return error_BTH.square().sum() / t_BTH.shape[-1]
 
 
@@ -103,7 +103,7 @@ def attention_transfer(
     """
 
     def energy(states_BTH: Tensor) -> Tensor:
-        return F.normalize(states_BTH.float().square().sum(-1).masked_fill(~batch.mask_BT, 0.0), dim=-1)
+        return F.normalize(states_BTH.float().square().sum(-1).masked_fill(~batch.mask(states_BTH), 0.0), dim=-1)
 
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
