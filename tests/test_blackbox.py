@@ -115,7 +115,7 @@ def test_pauses_double_and_differ_by_chance(monkeypatch: pytest.MonkeyPatch) -> 
         ([500] * 9, {}, AssetError, "HTTP 500.*give the same command again later"),
         (["timeout"] * 9, {"timeout_s": 0.05}, AssetError, r"did not answer within 0\.05 s; raise teacher.timeout_s"),
         (["nonsense"] * 9, {}, AssetError, "is no chat completion: <html>a proxy"),
-        ([[]], {"probabilities": True}, AssetError, "gives no logprobs.*set teacher.probabilities=False"),
+        ([[]] * 9, {"probabilities": True}, AssetError, "gives no logprobs.*set teacher.probabilities=False"),
         ([], {"api_key_env": "NO_SUCH_KEY"}, AssetError, "the variable NO_SUCH_KEY holds no key"),
     ],
 )

@@ -36,9 +36,10 @@ class Asker:
         self.known = parse.names(labels)
         self.function = function.load(box) if box.function else None
         client.key_of(box)
-        self._identity = {"source": box.source, "of": function.fingerprint(box)}
+        self._identity = {"source": box.source, "of": function.version(box)}
         self.answers = cache.Answers(folder, box.name)
         self._turn, self._under_way = threading.Condition(), 0
+        self._dearer = 1.0  # so many times what it was reckoned to cost at most a request has been billed
 
     def close(self) -> None:
         """Close the file of answers."""
@@ -52,6 +53,8 @@ class Asker:
         """
         box, asked = self.box, self._questions(texts)
         found = self.answers.get(list(asked))
+        for key, answer in found.items():
+            self._learn(self._most(self._question(asked[key])), answer)
         missing = {key: text for key, text in asked.items() if key not in found}
         requests, _ = self.answers.spent()
         if missing and box.max_requests is not None and requests + len(missing) > box.max_requests:
@@ -60,11 +63,6 @@ class Asker:
         for key in list(missing)[:PROBES]:
             text = missing.pop(key)
             said[text] = answer = self._answer(key, text, min(1, box.retries), threading.Event())
-            if box.probabilities and self.function is None and not answer["positions"]:
-                raise AssetError(
-                    f"{box.source} gives no logprobs with the answers of {box.model!r}: set teacher.probabilities="
-                    "False and learn from its labels, or choose a model that gives them"
-                )
             if self._row(answer) is not None:
                 break
             if len(said) == PROBES:
@@ -137,39 +135,60 @@ class Asker:
                 why, wait_s = str(error), client.pause(attempt, error.wait_s)
                 if wait_s > LONGEST_WAIT_S or attempt == retries or stop.wait(wait_s):
                     break
-        raise AssetError(f"{why} (try {attempt + 1}). What was answered is kept: give the same command again later")
+        kept = "What was answered is kept: give the same command again later"
+        if self.function is not None and not self.box.model:
+            kept = (
+                "What was answered is kept while its file stays as it is: a changed one is asked everything anew. A "
+                "teacher.model, given from the start, keeps the answers until you change that"
+            )
+        raise AssetError(f"{why} (try {attempt + 1}). {kept}")
 
     def _try(self, key: str, text: str, stop: threading.Event) -> dict[str, Any]:
         """One request, booked before, and corrected to what it did cost; taken back where it surely costs nothing."""
         box, question = self.box, self._question(text)
-        most = 0.0 if self.function is not None else client.most_cost(box, question)
-        self._reserve(most, stop)
+        most = self._most(question)
+        booked = self._reserve(most, stop)
         try:
             if self.function is not None:
                 answer = function.call(self.function, box, text, self.labels)
+                self._row(answer)  # raises for what makes no sense, which is not kept: the function can be mended
             else:
                 answer = client.complete(box, {k: v for k, v in question.items() if k not in self._identity})
-        except BaseException as error:
-            if not (isinstance(error, client.TryAgain) and error.billed):
-                self.answers.release(most)
+        except (AssetError, client.TryAgain) as error:  # a function has been called, whatever became of it
+            if self.function is None and not getattr(error, "billed", False):
+                self.answers.release(booked)
             raise
         else:
             tokens = answer.get("tokens")
-            self.answers.keep(key, answer, most, client.cost(box, *tokens) if tokens else most)
+            self._learn(most, answer)
+            self.answers.keep(key, answer, booked, client.cost(box, *tokens) if tokens else booked)
             return answer
         finally:
             with self._turn:
                 self._under_way -= 1
                 self._turn.notify_all()
 
-    def _reserve(self, most: float, stop: threading.Event) -> None:
-        """Book a request of at most ``most``; where that is too much, those under way may yet turn out to cost less."""
+    def _reserve(self, most: float, stop: threading.Event) -> float:
+        """Book a request of at most ``most``, by the dearest so far, and return what was booked.
+
+        Where that is too much, those under way may yet turn out to cost less.
+        """
         with self._turn:
-            while not self.answers.reserve(most, self.box.max_requests, self.box.max_cost):
+            while not self.answers.reserve(booked := most * self._dearer, self.box.max_requests, self.box.max_cost):
                 if stop.is_set() or not self._under_way:
                     raise self._too_much("another request could exceed max_requests or max_cost")
                 self._turn.wait(1.0)
             self._under_way += 1
+            return booked
+
+    def _most(self, question: Mapping[str, Any]) -> float:
+        return 0.0 if self.function is not None else client.most_cost(self.box, question)
+
+    def _learn(self, most: float, answer: Mapping[str, Any]) -> None:
+        """Some endpoints bill more tokens than were asked for: what was reckoned at ``most`` may cost more again."""
+        if most > 0 and answer.get("tokens"):
+            with self._turn:
+                self._dearer = max(self._dearer, client.cost(self.box, *answer["tokens"]) / most)
 
     def _row(self, answer: Mapping[str, Any]) -> parse.Row | None:
         if "shares" in answer:
@@ -188,9 +207,12 @@ class Asker:
 
     def _nonsense(self, text: str, answer: Mapping[str, Any], what: str) -> DataError:
         given, said = (textwrap.shorten(part, 120) for part in (text, str(answer.get("text", ""))))
+        cure = "Change teacher.prompt, or the model"
+        if self.function is not None:
+            cure = "Mend the function" + (", and change teacher.model, its version" if self.box.model else "")
         return DataError(
             f"teacher {self.box.name}: of its answers {what}. Asked for the label of {given!r} it said {said!r}. "
-            f"Change teacher.prompt, or the model; the labels are {', '.join(self.labels[:8])}"
+            f"{cure}; the labels are {', '.join(self.labels[:8])}"
         )
 
     def _too_much(self, why: str) -> BudgetError:

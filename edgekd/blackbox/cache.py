@@ -89,7 +89,8 @@ class Answers:
     def keep(self, key: str, answer: object, booked: float = 0.0, cost: float = 0.0) -> None:
         """Keep an answer, and correct what was booked for it to what it did cost."""
         with self._using() as change:
-            change("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer, ensure_ascii=False)))
+            # All of it in ASCII: half a character, which some endpoints list as a token, has no UTF-8 to be written in.
+            change("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
             change("UPDATE spent SET cost = cost + ?", (cost - booked,))
 
     @contextmanager

@@ -20,6 +20,10 @@ from edgekd.spec import BlackBox
 
 MOST_BYTES = 2**22
 """No answer of a few tokens is longer."""
+MOST_TOKENS = 2**24
+"""No request has more: an endpoint that says so cannot count."""
+ODD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a reply raises where it is not of the form that it should have."""
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """What HTTP statuses may go away by themselves."""
 UNBILLED = (409, 425, 429, 503)
@@ -57,7 +61,7 @@ def request(box: BlackBox, text: str, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def most_cost(box: BlackBox, body: Mapping[str, Any]) -> float:
-    """What a request can cost at most; 0 without prices."""
+    """What a request costs at most, if the endpoint bills no more tokens than that; 0 without prices."""
     return cost(box, 64 + size(body), body["max_tokens"])
 
 
@@ -84,8 +88,9 @@ def key_of(box: BlackBox) -> str | None:
 def complete(box: BlackBox, body: Mapping[str, Any]) -> dict[str, Any]:
     """Post one request: ``{"text", "tokens", "positions"}``, the last as ``parse.from_tokens`` reads it, if asked for.
 
-    ``tokens`` are [prompt, completion], or ``None`` where the endpoint does not count. Raises ``TryAgain``, or
-    ``AssetError`` where trying again would not help. Whatever the endpoint says, the key is in no message.
+    ``tokens`` are [prompt, completion], or ``None`` where the endpoint does not count. Raises ``TryAgain``, also for an
+    answer without the ``logprobs`` that were asked for, or ``AssetError`` where trying again would not help. Whatever
+    the endpoint says, the key is in no message.
     """
     secret = key_of(box)
     headers = {"Content-Type": "application/json", "User-Agent": "edgekd"}
@@ -94,7 +99,7 @@ def complete(box: BlackBox, body: Mapping[str, Any]) -> dict[str, Any]:
     sent = Request(address, json.dumps(body).encode(), headers)
     try:
         with build_opener(_NoRedirect).open(sent, timeout=box.timeout_s) as reply:
-            content = _without(secret, reply.read(MOST_BYTES))
+            content = _without(secret, _body(reply, box.timeout_s))
     except HTTPError as error:
         raise _refused(box, error, secret) from None
     except URLError as error:  # it could not be sent
@@ -107,9 +112,19 @@ def complete(box: BlackBox, body: Mapping[str, Any]) -> dict[str, Any]:
     return _read(box, content)
 
 
+def _body(reply: Any, timeout_s: float) -> bytes:
+    """All of a reply. Raises ``TimeoutError`` where it takes longer: a socket's own limit is one for each piece."""
+    content, end = bytearray(), time.monotonic() + timeout_s
+    while len(content) < MOST_BYTES and (part := reply.read1(MOST_BYTES - len(content))):
+        content += part
+        if time.monotonic() > end:
+            raise TimeoutError
+    return bytes(content)
+
+
 def _refused(box: BlackBox, error: HTTPError, secret: str | None) -> Exception:
     try:
-        said = _line(_without(secret, error.read(MOST_BYTES)).decode(errors="replace"))
+        said = _line(_without(secret, _body(error, box.timeout_s)).decode(errors="replace"))
     except (OSError, HTTPException):
         said = ""
     what = f"{box.source} answered HTTP {error.code}: {said}"
@@ -154,18 +169,32 @@ def _read(box: BlackBox, content: bytes) -> dict[str, Any]:
     try:
         reply = json.loads(content)
         choice = reply["choices"][0]
-        text, usage = choice["message"]["content"] or "", reply.get("usage")
+        text = choice["message"]["content"] or ""
         if not isinstance(text, str):
             raise TypeError("its answer is no text")
-        tokens = [max(0, int(usage[part])) for part in ("prompt_tokens", "completion_tokens")] if usage else None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except ODD:
         said = _line(content[:1000].decode(errors="replace"))
         raise TryAgain(f"{box.source} answered with what is no chat completion: {said}", billed=True) from None
     try:
         positions = [_position(part) for part in choice["logprobs"]["content"]] if box.probabilities else []
-    except (LookupError, TypeError, ValueError):
+    except ODD:
         positions = []
-    return {"text": _line(text), "tokens": tokens, "positions": positions}
+    if box.probabilities and text and not positions:  # an answer of nothing has no tokens
+        why = (
+            f"{box.source} gives no logprobs with the answers of {box.model!r}: if it never does, set "
+            "teacher.probabilities=False and learn from its labels, or choose a model that gives them"
+        )
+        raise TryAgain(why, billed=True)
+    return {"text": _line(text), "tokens": _tokens(reply.get("usage")), "positions": positions}
+
+
+def _tokens(usage: Any) -> list[int] | None:
+    """[prompt, completion] as the endpoint counts them; ``None`` where it does not, or what it says cannot be."""
+    try:
+        counted = [int(usage[part]) for part in ("prompt_tokens", "completion_tokens")]
+    except ODD:
+        return None
+    return counted if all(0 <= count <= MOST_TOKENS for count in counted) else None
 
 
 def _position(part: Mapping[str, Any]) -> dict[str, Any]:

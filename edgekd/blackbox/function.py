@@ -28,6 +28,15 @@ def fingerprint(box: BlackBox) -> str:
     return f"function:{box.function[1]}:{hashlib.sha256(_file(box).read_bytes()).hexdigest()}"
 
 
+def version(box: BlackBox) -> str:
+    """What a question's key says of a black box: a function's ``model``, so that a mended file goes on; else as above.
+
+    The stage's key has the file all the same: for a changed one it looks again, and asks what is missing. Raises as
+    above.
+    """
+    return f"version:{box.model}" if box.function and box.model else fingerprint(box)
+
+
 def load(box: BlackBox) -> Any:
     """The function. Raises ``TargetError`` where there is none of that name."""
     assert box.function is not None

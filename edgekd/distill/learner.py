@@ -63,7 +63,8 @@ class Learner(nn.Module):
         if self.balanced:
             self.register_buffer("norms", torch.zeros(len(self.losses)))  # 0: not heard yet
             self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-            self.examples, self.heard = 0, [[]] * len(self.losses)  # of the step under way, and their gradients
+            self.examples = 0  # of the step under way
+            self.heard: list[list[Tensor]] = [[]] * len(self.losses)  # gradients, summed over them
 
     def forward(self, batch: Batch) -> Tensor:
         """The weighted loss of one micro-batch: a float32 scalar."""

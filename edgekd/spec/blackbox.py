@@ -43,19 +43,26 @@ class BlackBox:
     ``/chat/completions``, such as ``https://host/v1``, with its ``model``. The function is called with a text and the
     tuple of labels, by several threads at once; it returns a label, or (with ``probabilities``) the probability of
     each label that it names, what is missing to 1 being that of all others together; ``None`` where it has no answer.
-    For a function ``model`` is a version of your own, to be changed when it answers otherwise.
+    For a function ``model`` is a version of your own, to be changed when it answers otherwise: while it stays, what was
+    answered is kept though the file be changed. Without it a file that was changed in any way is asked everything anew.
 
     An endpoint is asked at temperature 0 with ``prompt``, where ``{text}`` and ``{labels}`` are filled in. With
     ``probabilities`` it must give ``logprobs``, ``top_logprobs`` of them for each token. ``api_key_env`` names the
-    environment variable that holds the key. At most ``concurrency`` requests are under way; one that fails is made
-    again ``retries`` times, after longer and longer pauses. Answers are kept in the store, whatever happens.
+    environment variable that holds the key. At most ``concurrency`` requests are under way; an answer must begin within
+    ``timeout_s``, and be whole in as long again. A request that fails is made again ``retries`` times, after longer and
+    longer pauses. Answers are kept in the store, whatever happens.
 
     Its first student is cut from another backbone, its ``source``, or has a ``config`` and a tokenizer of its own, of
     ``Student.vocabulary`` tokens (8,192 by default), trained on the training split.
 
-    ``max_requests`` and ``max_cost`` hold for all that one store has ever asked of this model, and are never exceeded;
-    the prices are those of a million tokens, in the currency of ``max_cost``. An answer that is no label leaves its
-    example out; with more than a share of ``max_unlabelled`` of those the run stops.
+    ``max_requests`` and ``max_cost`` hold for all that one store has ever asked of this model; the prices are those of
+    a million tokens, in the currency of ``max_cost``. ``max_requests`` is never exceeded, nor is ``max_cost`` while the
+    endpoint bills no more than a token for each byte of a prompt, 64 besides, and ``max_tokens`` for the answer. Where
+    it bills more, the requests then under way, ``concurrency`` of them at most, may exceed ``max_cost`` by that much;
+    further ones are reckoned by the dearest so far. What the endpoint does not count is taken to cost the most.
+
+    An answer that is no label leaves its example out; with more than a share of ``max_unlabelled`` of those the run
+    stops.
     """
 
     source: str
