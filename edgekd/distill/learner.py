@@ -107,7 +107,8 @@ class Learner(nn.Module):
             trained = [p for p in self.model.parameters() if p.requires_grad]
             for i, value in enumerate(found):
                 grads = torch.autograd.grad(value, trained, retain_graph=True, materialize_grads=True)
-                self.heard[i] = [g.float() + h for g, h in zip(grads, self.heard[i] or [0.0] * len(grads), strict=True)]
+                before = self.heard[i] or [torch.zeros_like(g, dtype=torch.float32) for g in grads]
+                self.heard[i] = [h + g for h, g in zip(before, grads, strict=True)]
         self.examples += len(batch.labels_B)
         if self.examples < batch.total_examples:
             return
