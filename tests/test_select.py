@@ -41,7 +41,7 @@ def softmax(x: Any) -> Any:
 
 
 @pytest.mark.parametrize("method", ["entropy", "margin", "gap"])
-def test_the_rows_are_those_of_the_highest_score_in_float64(store: labels.LabelStore, method: Any) -> None:
+def test_the_rows_are_those_of_each_answers_highest_scores_in_float64(store: labels.LabelStore, method: Any) -> None:
     p, q = softmax(np.array(store.logits)), softmax(student())
     ordered = np.sort(p, 1)
     score = {
@@ -49,8 +49,26 @@ def test_the_rows_are_those_of_the_highest_score_in_float64(store: labels.LabelS
         "margin": ordered[:, -2] - ordered[:, -1],
         "gap": (p * np.log(p / q)).sum(1),
     }[method]
+    answers = p.argmax(1)
     found = select.rows(spec.Select(method, 0.4), store, student, 0)
-    assert found.tolist() == sorted(np.argsort(-score, kind="stable")[:12].tolist())
+    assert len(found) == 12
+    for answer in set(answers.tolist()):
+        own = np.flatnonzero(answers == answer)
+        taken = [row for row in found if answers[row] == answer]
+        assert abs(len(taken) - 0.4 * len(own)) < 2
+        assert taken == sorted(own[np.argsort(-score[own], kind="stable")][: len(taken)].tolist())
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3)), min_size=1, max_size=60), st.data())
+def test_every_class_keeps_its_share_and_gives_its_highest(rows: list[tuple[int, int]], data: Any) -> None:
+    classes, scores = np.array(rows).T
+    count = data.draw(st.integers(1, len(rows)))
+    found = select.highest(scores.astype(float), classes, count)
+    assert len(set(found.tolist())) == count
+    for name in set(classes.tolist()):
+        own, taken = np.flatnonzero(classes == name), found[classes[found] == name]
+        assert abs(len(taken) - count / len(rows) * len(own)) < 2
+        assert sorted(taken.tolist()) == sorted(own[np.argsort(-scores[own], kind="stable")][: len(taken)].tolist())
 
 
 def test_random_rows_depend_on_the_seed_alone(store: labels.LabelStore) -> None:

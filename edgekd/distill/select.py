@@ -20,7 +20,7 @@ from edgekd.distill.several import Together
 def rows(select: spec.Select, store: LabelStore | Together, student: Callable[[], NDArray[Any]], seed: int) -> Ints:
     """The chosen rows, ascending: ``select.share`` of the store's examples, one at least.
 
-    ``student()`` gives the student's logits (N, C) and is called for ``gap`` alone. Ties go to the earlier row.
+    ``student()`` gives the student's logits (N, C) and is called for ``gap`` alone. Ties: the earlier row.
     """
     logits_NC = store.all_logits()
     count = max(1, round(select.share * len(logits_NC)))
@@ -30,8 +30,20 @@ def rows(select: spec.Select, store: LabelStore | Together, student: Callable[[]
         chosen = k_center(torch.from_numpy(np.array(store.fields["pooled"])), count).numpy()
     else:
         score_N = _SCORES[select.method](logits_NC, torch.from_numpy(student()) if select.method == "gap" else None)
-        chosen = torch.sort(score_N, descending=True, stable=True).indices[:count].numpy()
+        chosen = highest(score_N.numpy(), logits_NC.argmax(-1).numpy(), count)
     return np.sort(chosen).astype(np.int64)
+
+
+def highest(score_N: NDArray[Any], class_N: Ints, count: int) -> Ints:
+    """``count`` rows of the highest scores, in every class the same share of its rows.
+
+    The hardest of all are of few classes, and who is taught on these alone forgets the others (benchmarks/LOG.md).
+    """
+    order_N = np.lexsort((-score_N, class_N))  # by class, the highest first
+    sizes = np.bincount(class_N)
+    firsts = np.cumsum(sizes) - sizes
+    place_N = (np.arange(len(order_N)) - firsts[class_N[order_N]] + 0.5) / sizes[class_N[order_N]]
+    return order_N[np.argsort(place_N, kind="stable")[:count]]
 
 
 def _entropy(teacher_NC: Tensor, student_NC: Tensor | None) -> Tensor:

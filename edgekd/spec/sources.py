@@ -72,7 +72,8 @@ class Select:
     """Teach on ``share`` of the examples alone (training split and transfer set), chosen by the teacher's answers.
 
     ``entropy`` and ``margin`` take those it is least sure of, ``gap`` those on which the student is farthest from it
-    before it is taught, ``diversity`` those that leave no other far away (k-center on the teacher's mean states).
+    before it is taught, each of these the same share of the examples of every answer; ``diversity`` takes those that
+    leave no other far away (k-center on the teacher's mean states).
     """
 
     method: Literal["random", "entropy", "margin", "gap", "diversity"]
