@@ -27,7 +27,8 @@ def graph(
     Co-teachers have steps of their own beside the teacher's. Assistants and earlier generations of the student stand
     before ``distill``, each with the labels that it gives; before them what ``edgekd.phases`` adds. Students are taught
     on ``data``, which ``assets``, ``transfer`` or ``augment`` wrote; teachers on the labelled text of ``assets`` alone,
-    so that another transfer set trains none anew (but a black box is asked about all of it, at once). ``sources`` are
+    so that another transfer set trains none anew (but a black box is asked about all of it, at once). Teachers taken as
+    they come stand before those that are fine-tuned: what is wrong with one is found first. ``sources`` are
     the fingerprints of the data and the models, ``machine`` what a latency depends on; ``session`` holds the options
     that `edgekd tune` chose, if any.
     """
@@ -85,7 +86,7 @@ def graph(
                 assets=texts if isinstance(given, BlackBox) else After(f"assets{name}"),
                 seed=t.seed,
             )
-            for name, given in asked_of.items()
+            for name, given in sorted(asked_of.items(), key=lambda pair: getattr(pair[1], "finetune", None) is not None)
         },
         **copies,
         **general,

@@ -89,6 +89,8 @@ def run(
     actions = walk(wanted[:fetched])
     _check_calibration(target, line)
     _check_models(target, line)  # the teacher has been fetched
+    if wanted[fetched:]:
+        _check_sources(target, line, folder)
     actions |= walk(wanted[fetched:loaded])
     _check_models(target, line)  # what was fetched may have been a GGUF file, which is converted now
     actions |= walk(wanted[loaded:])
@@ -161,6 +163,17 @@ def _check_models(target: Target, line: Sequence[Step]) -> None:
         from edgekd.stages import labels
 
         labels.check(target, sizes.teacher_config(target, line))
+
+
+def _check_sources(target: Target, line: Sequence[Step], folder: Path) -> None:
+    """Raise what ``stages.assets.check`` does of the models that have been fetched and are still to be loaded."""
+    done = {step.name: step.stage.path for step in line if store.find(folder, step.stage.name, step.stage.key)}
+    given = {name: teacher for name, teacher in teachers(target).items() if isinstance(teacher, Teacher)}
+    waiting = [one for name, one in given.items() if f"assets{name}" in done and f"teacher{name}" not in done]
+    if waiting or "distill" not in done:
+        from edgekd.stages import assets
+
+        assets.check(target, waiting, done)
 
 
 def _check_calibration(target: Target, line: Sequence[Step]) -> None:

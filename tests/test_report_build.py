@@ -191,3 +191,15 @@ def test_a_student_of_another_backbone_than_its_teacher_names_it_with_its_licenc
     assert "backbone: Apache-2.0" in html.render(report)
     report = made.report(**given, student=spec.Student(source="dir:bert"))
     assert "The student's backbone's licence is not stated" in " ".join(report["limits"])
+
+
+def test_the_licence_of_a_backbone_that_an_assistant_is_cut_from_is_asked_for_too() -> None:
+    assistants = (spec.Student(source="dir:big", layers=4), spec.Student(layers=3))
+    report = made.report(assistants=assistants)
+    assert "The student's backbone's licence is not stated" in " ".join(report["limits"])
+    named = (spec.Student(source="dir:big", layers=4, licence="MIT"), spec.Student(layers=3))
+    student = spec.Student(source="dir:bert", layers=2, licence="Apache-2.0")
+    report = made.report(assistants=named, student=student)
+    assert report["licences"]["student"] == "MIT and Apache-2.0"
+    schema.validate(report)
+    assert made.report(assistants=assistants, student=student)["licences"]["student"] is None

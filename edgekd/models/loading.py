@@ -18,12 +18,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import transformers
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from edgekd.errors import AssetError, DataError
+from edgekd.errors import AssetError, DataError, TargetError
 from edgekd.models import text_cnn, text_lstm
 
 transformers_logging.set_verbosity_error()
@@ -52,8 +53,7 @@ def load_classifier(
     if gguf_file is None:
         _refuse_unsafe(folder)
     given = _options(gguf_file)
-    with _reading(f"the configuration of {folder}"):
-        config = AutoConfig.from_pretrained(folder, **given)
+    config = _config(folder, gguf_file)
     if finetuned:
         _check_labels(config, labels, folder)
     config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
@@ -76,6 +76,39 @@ def load_classifier(
     if gguf_file is not None and hasattr(model, "hf_quantizer"):
         model.hf_quantizer.remove_quantization_config(model)  # its numbers are plain ones now; marked, none are saved
     return model.float()
+
+
+def check(folder: Path, gguf_file: str | None = None) -> None:
+    """Raise ``AssetError`` for weights that are not there or not whole, and ``TargetError`` for a family that edgekd
+    cannot teach with: what ``load_classifier`` and the stages after it would say, without reading the numbers.
+    """
+    config = _config(folder, gguf_file)
+    if gguf_file is None:
+        _refuse_unsafe(folder)
+        for path in _safe_files(folder):
+            with _reading(f"the weights in {path}"), safe_open(path, "pt"):  # it compares the length with the header's
+                pass
+    check_family(config, str(folder))
+
+
+def check_family(config: Any, who: str) -> None:
+    """Raise ``TargetError`` for a configuration that does not say how many layers and channels its model has."""
+    missing = [name for name in ("num_hidden_layers", "hidden_size") if getattr(config, name, None) is None]
+    if missing:
+        raise TargetError(
+            f"{who}: models of type {config.model_type!r} are not supported, whose configuration gives no "
+            f"{' and no '.join(missing)}: take one of another type"
+        )
+
+
+def names_labels(folder: Path, gguf_file: str | None = None) -> bool:
+    """Whether the configuration calls the labels anything but ``LABEL_0``, ``LABEL_1`` and so on."""
+    return _named(_config(folder, gguf_file))
+
+
+def _config(folder: Path, gguf_file: str | None) -> Any:
+    with _reading(f"the configuration of {folder}"):
+        return AutoConfig.from_pretrained(folder, **_options(gguf_file))
 
 
 def set_dropout(config: Any, value: float | None) -> None:
@@ -112,10 +145,13 @@ def _check_labels(config: Any, labels: Sequence[str], folder: Path) -> None:
             f"the teacher in {folder} knows {len(theirs)} labels and the data has {len(labels)}: "
             "give the teacher a finetune=Finetune(...), or fix task.labels"
         )
-    named = not all(str(name).startswith("LABEL_") for name in theirs)
-    if named and theirs != list(labels):
+    if _named(config) and theirs != list(labels):
         cure = "set task.labels to the teacher's" if {*theirs} == {*labels} else "give it a finetune=Finetune(...)"
         raise DataError(f"the teacher's labels {theirs} are not the data's {list(labels)} in the same order: {cure}")
+
+
+def _named(config: Any) -> bool:
+    return not all(str(name).startswith("LABEL_") for name in config.id2label.values())
 
 
 def _check_weights(model: Any, found: Mapping[str, Any], folder: Path, finetuned: bool) -> None:
@@ -168,12 +204,24 @@ def _pickles(folder: Path) -> list[Path]:
             f"no weights in {folder}: expected {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} "
             "(or gguf_file=... for a GGUF folder)"
         )
+    return _shards(index)
+
+
+def _safe_files(folder: Path) -> list[Path]:
+    """The safetensors that transformers would load from ``folder``; none if it would load pickles."""
+    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    return [single] if single.is_file() else _shards(index) if index.is_file() else []
+
+
+def _shards(index: Path) -> list[Path]:
     with _reading(f"the list of weight files {index}"):
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    shards = sorted({folder / name for name in files})
+    shards = sorted({index.parent / name for name in files})
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
-        raise AssetError(f"{folder} lacks the weight files {', '.join(missing)}, which {index.name} lists: fetch them")
+        raise AssetError(
+            f"{index.parent} lacks the weight files {', '.join(missing)}, which {index.name} lists: fetch them"
+        )
     return shards
 
 

@@ -43,10 +43,7 @@ def build(
     else:
         tokenizer = load_tokenizer(folder)
     whole, pad_id = tokenizer.backend_tokenizer, int(tokenizer.pad_token_id)
-    old_ids: list[int] | None = None
-    if student.vocabulary is not None and student.vocabulary < len(tokenizer):
-        trimmed, old_ids = vocabulary.trim(whole, data.train.texts, student.vocabulary)
-        tokenizer = wrap(trimmed, tokenizer)
+    tokenizer, old_ids = cut_vocabulary(student, tokenizer, data.train.texts)
     tokenizer.model_max_length = max_length
     positions = student.positions or max_length
     size = len(old_ids) if old_ids is not None else len(tokenizer) if teacher is None else teacher.config.vocab_size
@@ -85,6 +82,16 @@ def build(
         },
     }
     return model, tokenizer, summary
+
+
+def cut_vocabulary(student: spec.Student, tokenizer: Any, texts: Sequence[str]) -> tuple[Any, list[int] | None]:
+    """The student's tokenizer, cut out of another, and each token's old id; that one itself and ``None`` where it is
+    kept whole. Raises as ``vocabulary.trim`` does.
+    """
+    if student.vocabulary is None or student.vocabulary >= len(tokenizer):
+        return tokenizer, None
+    trimmed, old_ids = vocabulary.trim(tokenizer.backend_tokenizer, texts, student.vocabulary)
+    return wrap(trimmed, tokenizer), old_ids
 
 
 def skeleton(options: Mapping[str, object]) -> Any:

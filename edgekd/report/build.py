@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,9 @@ def build(
         quality = verdicts.UNTRAINED
     data = target.task.licence or dataset.get("licence")
     licences = {"teacher": _licence(target), "terms": _terms(target), "data": data}
-    if target.student.source is not None:
-        licences["student"] = target.student.licence
+    backbones = {student.source: student.licence for student in target.learners if student.source is not None}
+    if backbones:
+        licences["student"] = _all(backbones.values())
     report = {
         "schema": SCHEMA,
         "edgekd_version": edgekd.__version__,
@@ -136,8 +137,13 @@ def _task(target: Target, dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _licence(target: Target) -> str | None:
-    """Those of all teachers: the student comes of each. ``None`` if one is not stated."""
-    found = [teacher.licence for teacher in (target.teacher, *target.co_teachers)]
+    """Those of all teachers: the student comes of each."""
+    return _all(teacher.licence for teacher in (target.teacher, *target.co_teachers))
+
+
+def _all(licences: Iterable[str | None]) -> str | None:
+    """Every one of them, once; ``None`` if one is not stated."""
+    found = list(licences)
     return " and ".join(dict.fromkeys(filter(None, found))) if all(found) else None
 
 

@@ -103,7 +103,8 @@ def _phases(target: Target) -> Iterator[str]:
     locators = (task.transfer, general and general.text)
     if task.transfer_column is not None and not any(locators):
         yield "task.transfer_column is a column of task.transfer or distill.general.text: name one of these, too"
-    if augment is not None and augment.mask and (target.student.source or target.co_teachers):
+    others = target.co_teachers or any(student.source for student in target.learners)
+    if augment is not None and augment.mask and others:
         yield "distill.augment masks by the teacher's own token, which other tokenizers read as text: set mask=0"
     if augment is not None and not 0 < augment.mask + augment.replace <= 1:
         yield (

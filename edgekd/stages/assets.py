@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from edgekd import assets, spec, tasks
+from edgekd.errors import AssetError
 from edgekd.store import Context
 
 REVISION = 3
@@ -33,3 +38,56 @@ def run(
     module.write(data, ctx.out)
     sizes = ", ".join(f"{count} {split}" for split, count in data.counts.items())
     ctx.progress.log(f"assets: {len(data.labels)} labels; {sizes} examples")
+
+
+def check(target: spec.Target, teachers: Sequence[spec.Teacher], done: Mapping[str, Path]) -> None:
+    """Raise, while nothing is trained yet, what models that cannot be loaded or cut would end a later stage with.
+
+    ``teachers`` are those still to be loaded, ``done`` the folders of the finished stages by the steps' names.
+    ``AssetError`` for files that are absent or broken and vocabularies too small, ``TargetError`` for families that are
+    not supported and configurations that make no student.
+    """
+    from edgekd.models import loading  # not above: to fetch needs no torch
+    from edgekd.models.student import cut_vocabulary, skeleton
+
+    for teacher in teachers:
+        folder = assets.resolve(teacher.source, also=teacher.files)
+        loading.check(folder, teacher.gguf_file)
+        loading.load_tokenizer(folder, teacher.gguf_file)
+    if "distill" in done:
+        return
+    module, first = tasks.TASKS[target.task.kind], target.learners[: len(target.assistants) + 1]  # of one kind each
+    texts = module.read(done["assets"]).train.texts if any(student.vocabulary for student in first) else ()
+    parent = _teachers_tokenizer(target.teacher, done)
+    for i, student in enumerate(first, 1):
+        if f"distill_{i}" in done:
+            parent = _made_tokenizer(done[f"distill_{i}"])
+            continue
+        if student.source is not None:
+            folder = assets.resolve(student.source)
+            loading.check(folder)
+            parent = loading.load_tokenizer(folder)
+        if student.config is not None:
+            loading.check_family(skeleton(student.config).config, "student.config")
+        if parent is not None:
+            parent, _ = cut_vocabulary(student, parent, texts)
+
+
+def _teachers_tokenizer(teacher: spec.Teacher | spec.BlackBox, done: Mapping[str, Path]) -> Any:
+    from edgekd.models import loading
+
+    if isinstance(teacher, spec.BlackBox):  # its student's own is trained on the texts
+        return None
+    if "teacher" in done:  # its source may be gone
+        return _made_tokenizer(done["teacher"])
+    return loading.load_tokenizer(assets.resolve(teacher.source, also=teacher.files), teacher.gguf_file)
+
+
+def _made_tokenizer(stage: Path) -> Any:
+    """That of a finished stage; ``None`` where it was damaged since, which the walk notices and makes anew."""
+    from edgekd.models import loading
+
+    try:
+        return loading.load_tokenizer(stage / "model")
+    except AssetError:
+        return None

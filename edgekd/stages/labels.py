@@ -10,14 +10,18 @@ import torch
 from edgekd import spec
 from edgekd.distill import labels as label_store
 from edgekd.distill import record
-from edgekd.distill.taps import LOGITS, VALIDATION, by_itself, check_heads, inside, store_bytes, stored
+from edgekd.distill.signal import Signal
+from edgekd.distill.taps import LOGITS, VALIDATION, Needs, by_itself, check_heads, inside, store_bytes, stored
 from edgekd.errors import TargetError
+from edgekd.models.loading import check_family
 from edgekd.models.student import skeleton
 from edgekd.stages import black_box
 from edgekd.stages.common import has_model, load_stage_model, read_data, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 4
+EXAMPLE = (1, 7)
+"""One text of so many tokens: what a model is tried on."""
 
 
 def run(
@@ -87,27 +91,53 @@ def check(target: spec.Target, teacher: Mapping[str, Any] | None) -> None:
 def check_signals(config: Mapping[str, Any], losses: Sequence[spec.Loss], who: str) -> None:
     """Raise ``TargetError`` where a model of this configuration has not, for every token, what ``losses`` look at.
 
-    Asked before anything is trained: the model is run without any numbers. Of a family that cannot be, only the
-    projections of attention are looked for; the rest is found when its labels are made.
+    Asked before anything is trained: the model is run without any numbers, or on zeros. Of a family that cannot be,
+    only the projections of attention are looked for; the rest is found when its labels are made.
     """
-    ids_BT = torch.ones(1, 7, dtype=torch.long, device="meta")
     try:
         model = skeleton({**config, "attn_implementation": "eager"}).eval()
     except TargetError:  # whoever builds it says so better
         return
+    name = type(model).__name__
+    check_family(model.config, who)
     asked = inside(losses, record.shape(model)["layers"])
-    try:
-        found = record.record(model, {"input_ids": ids_BT, "attention_mask": ids_BT}, asked)
-    except (RuntimeError, ValueError):  # it looks at numbers
+    if asked != LOGITS and model.config.is_encoder_decoder:
+        raise TargetError(
+            f"{who}: {name} is an encoder and a decoder, of which neither's states are taken: leave the losses that "
+            "look at any out of distill.losses"
+        )
+    found = _run_empty(model, asked, who)
+    if found is None:
         return
     attention = [states for parts in found.attention.values() for states in parts]
-    if any(getattr(states, "shape", ())[:2] != ids_BT.shape for states in (*found.hidden.values(), *attention)):
+    if any(getattr(states, "shape", ())[:2] != EXAMPLE for states in (*found.hidden.values(), *attention)):
         raise TargetError(
-            f"{who}: {type(model).__name__} has not one state for every token in every layer: leave the losses that "
+            f"{who}: {name} has not one state for every token in every layer: leave the losses that "
             "look at them out of distill.losses"
         )
     if attention and not found.heads:
-        raise TargetError(f"{who}: the configuration of {type(model).__name__} gives no number of attention heads")
+        raise TargetError(f"{who}: the configuration of {name} gives no number of attention heads")
     for loss in losses:
         for width in {states.shape[-1] for states in attention}:
             check_heads(loss, who, width)
+
+
+@torch.no_grad()
+def _run_empty(model: Any, asked: Needs, who: str) -> Signal | None:
+    """What a ``skeleton`` gives of ``asked``: without any numbers, else on zeros; ``None`` where neither can be."""
+    for device in ("meta", "cpu"):
+        if device == "cpu":  # zeros that nobody writes to take no memory
+            model._apply(lambda x: torch.zeros_like(x, device="cpu"))
+        ids_BT = torch.ones(EXAMPLE, dtype=torch.long, device=device)
+        try:
+            return record.record(model, {"input_ids": ids_BT, "attention_mask": ids_BT}, asked)
+        except TypeError as error:
+            if "unexpected keyword" not in str(error):
+                continue
+            raise TargetError(
+                f"{who}: {type(model).__name__} takes other inputs than tokens and their mask ({error}): take a model "
+                "of another family"
+            ) from error
+        except (RuntimeError, ValueError, IndexError):  # it looks at numbers; on zeros, at more than there is
+            continue
+    return None
