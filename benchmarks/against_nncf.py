@@ -53,7 +53,7 @@ def compare(run: Path, rounds: int, calls: int) -> int:
     if not link.exists():
         quantize(fp32.folder / "model.onnx", calibration_feeds(report, folders), link)
     rows = measure(
-        [*students, Artifact("nncf", link.parent, fp32.inputs)],
+        [*students, Artifact("nncf", (link.parent,), fp32.inputs)],
         runtimes=(RUNTIME,),
         threads=(1,),
         workloads={RUNTIME: WORKLOADS},

@@ -188,7 +188,7 @@ def _inputs(folder: Path) -> Path:
 def _told(folder: Path, name: str, **behaviour: object) -> Artifact:
     (folder / name).mkdir()
     (folder / name / "model.onnx").write_text(json.dumps(behaviour))
-    return Artifact(name, folder / name, _inputs(folder / name))
+    return Artifact(name, (folder / name,), _inputs(folder / name))
 
 
 def _model(folder: Path) -> Artifact:
@@ -209,7 +209,7 @@ def _model(folder: Path) -> Artifact:
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "model.onnx"
     )
-    return Artifact(folder.name, folder, _inputs(folder))
+    return Artifact(folder.name, (folder,), _inputs(folder))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def main() -> None:
         found = audit.audit(paths[OURS], KEEP_FLOAT)
         print(f"{found['int8']} multiplications in int8, {found['float']} in float, by onnxruntime's optimized graph")
         rows = measure(
-            [Artifact(a, path.parent, out / "inputs.npz") for a, path in paths.items()],
+            [Artifact(a, (path.parent,), out / "inputs.npz") for a, path in paths.items()],
             runtimes=("ort_cpu",),
             threads=(1,),
             workloads={"ort_cpu": LENGTHS},

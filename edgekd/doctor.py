@@ -88,7 +88,7 @@ def _requirements() -> list[tuple[Requirement, str]]:
                 declared += [Requirement(f"{line}; extra == '{extra}'") for line in lines]
     found = []
     for requirement in declared:
-        extra = next((e for e in ("openvino", "dev") if _only_with(requirement, e)), "")
+        extra = next((e for e in ("openvino", "litert", "litert-convert", "dev") if _only_with(requirement, e)), "")
         if extra != "dev":
             found.append((requirement, extra))
     return found

@@ -21,6 +21,7 @@ def graph(
     calibration_ids: tuple[str, ...],
     machine: Mapping[str, object],
     session: Mapping[str, object] | None = None,
+    converters: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, dict[str, object]]:
     """Each stage's keyword arguments, which are also what its key is made of. Nothing else reaches a stage.
 
@@ -30,7 +31,8 @@ def graph(
     so that another transfer set trains none anew (but a black box is asked about all of it, at once). Teachers taken as
     they come stand before those that are fine-tuned: what is wrong with one is found first. ``sources`` are
     the fingerprints of the data and the models, ``machine`` what a latency depends on; ``session`` holds the options
-    that `edgekd tune` chose, if any.
+    that `edgekd tune` chose, if any. ``converters`` are the versions of what makes the files of those runtimes of the
+    target that read no ``.onnx``.
     """
     from edgekd.distill.taps import taps
 
@@ -48,6 +50,10 @@ def graph(
     parent: After = teacher
     before: tuple[After, ...] = ()
     chain: dict[str, dict[str, object]] = {}
+    conversions: dict[str, dict[str, object]] = {
+        f"convert_{name}": dict(runtime=name, versions=versions, lengths=lengths(t), export=export)
+        for name, versions in (converters or {}).items()
+    }
     unlabelled = ("transfer", phases.GENERAL)
     task_sources = {name: source for name, source in sources.items() if name not in unlabelled}
     for i, student in enumerate(t.learners):
@@ -121,6 +127,7 @@ def graph(
             distill=distill,
             quantize=quantize,
         ),
+        **conversions,
         "bench": dict(
             task=t.task,
             bench=t.bench,
@@ -129,8 +136,16 @@ def graph(
             assets=assets,
             machine=machine,
             session=dict(session or {}),
+            **({"conversions": tuple(After(name) for name in conversions)} if conversions else {}),
         ),
     }
+
+
+def lengths(target: Target) -> tuple[int, ...]:
+    """The numbers of tokens that a file of fixed lengths must take for all that is timed: powers of two from 16."""
+    names = {name for workloads in target.bench.workloads.values() for name in workloads} - {"real"}
+    longest = max([target.task.max_length, *(int(name.removeprefix("fixed")) for name in names)])
+    return tuple(2**i for i in range(4, max(5, (longest - 1).bit_length() + 1)))
 
 
 def teachers(target: Target) -> dict[str, Teacher | BlackBox]:

@@ -43,7 +43,8 @@ def steps(target: Target, folder: Path, *, beside: Path | None = None) -> list[S
     ids = tuple(catalog.calibration_ids(calibration, beside=beside)) if calibration else ()
     here = {**machine.fingerprint(), "runtimes": runtimes.installed()}  # installing one more makes new rows
     session = result.session(folder / run_name(target), target)
-    return runner.resolve(graph(target, sources, ids, here, session), folder, stage_revision)
+    converters = {name: found for name in target.bench.runtimes if (found := runtimes.converters(name))}
+    return runner.resolve(graph(target, sources, ids, here, session, converters), folder, stage_revision)
 
 
 def run(

@@ -66,7 +66,7 @@ def inputs(tmp_path):
 def told(folder: Path, inputs: Path, name: str, **behaviour: object) -> Artifact:
     (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / name / "model.onnx").write_text(json.dumps(behaviour))
-    return Artifact(name, folder / name, inputs)
+    return Artifact(name, (folder / name,), inputs)
 
 
 def run(artifacts, out, **change):
@@ -85,7 +85,7 @@ def test_rows_hold_what_onnx_models_are_and_do(tmp_path):
         (tmp_path / name / "model.onnx.data").write_bytes(b"0" * 1000)  # external data counts
         (tmp_path / name / "tokenizer.json").write_bytes(b"0" * 1000)  # the rest does not
         inputs = write_inputs(tmp_path / "inputs.npz", labels=[0, 1, 2] * 4)
-        artifacts.append(Artifact(name, tmp_path / name, inputs))
+        artifacts.append(Artifact(name, (tmp_path / name,), inputs))
         session = runtimes.get("ort_cpu").load(tmp_path / name / "model.onnx", 1)
         data = workloads.load(inputs)
         expected[name] = np.concatenate([session.run(workloads.feeds(data[i], session.inputs)) for i in range(12)])
@@ -191,7 +191,7 @@ def test_more_threads_than_usable_are_not_measured(tmp_path, inputs, monkeypatch
 
 
 def test_an_artifact_without_the_runtimes_file_is_a_row_that_says_so(tmp_path, inputs):
-    (row,) = run([Artifact("student_qad", tmp_path / "nowhere", inputs)], tmp_path / "out")
+    (row,) = run([Artifact("student_qad", (tmp_path / "nowhere",), inputs)], tmp_path / "out")
     assert row["why_invalid"] == "there is no model.onnx of student_qad" and row["size_bytes"] is None
 
 
@@ -338,7 +338,7 @@ from edgekd.bench.measure import Artifact, measure
 from edgekd.progress import Progress
 from edgekd.tasks.text_classification import score
 folder, runtime = Path(sys.argv[1]), sys.argv[2]
-artifacts = [Artifact(name, folder / name, folder / "inputs.npz") for name in ("teacher_fp32", "slow")]
+artifacts = [Artifact(name, (folder / name,), folder / "inputs.npz") for name in ("teacher_fp32", "slow")]
 options = dict(runtimes=[runtime], threads=[1], workloads={}, rounds=2, calls=5, out=folder / "out", score=score)
 table = measure(artifacts, progress=Progress(quiet=True), **options)
 print(json.dumps([row["rounds"] for row in table]))

@@ -20,6 +20,8 @@ DOORS = {
     "onnx": ("onnxio/*",),
     "onnxruntime": (
         "runtimes/ort_cpu.py",
+        "runtimes/ort_mobile.py",
+        "onnxio/bridge.py",
         "onnxio/audit.py",
         "onnxio/parity.py",
         "onnxio/dynamic.py",
@@ -29,6 +31,9 @@ DOORS = {
     "onnxoptimizer": (),
     "optimum": (),
     "openvino": ("runtimes/openvino.py",),
+    "ai_edge_litert": ("runtimes/litert.py",),
+    "ai_edge_quantizer": ("runtimes/litert.py",),
+    "litert_torch": ("runtimes/litert.py",),
     "accelerate": (),
     "gguf": (),
     "datasets": ("tasks/*",),
@@ -71,7 +76,13 @@ LAYERS = (
 )
 """A file imports from its own layer or a lower one (lower stands first)."""
 
-IMPORT_NAMES = {"onnx-ir": "onnx_ir"}
+IMPORT_NAMES = {
+    "onnx-ir": "onnx_ir",
+    "ai-edge-litert": "ai_edge_litert",
+    "ai-edge-quantizer": "ai_edge_quantizer",
+    "litert-torch": "litert_torch",
+}
+EXTRAS = ("openvino", "litert", "litert-convert")
 
 LIGHT = (
     *(
@@ -169,7 +180,8 @@ def test_what_answers_at_once_imports_no_torch(name: str) -> None:
 
 def test_every_imported_package_is_a_declared_dependency_and_the_other_way_round() -> None:
     declared = [Requirement(line).name.lower() for line in PROJECT["project"]["dependencies"]]
-    declared += [Requirement(line).name for line in PROJECT["project"]["optional-dependencies"]["openvino"]]
+    extras = PROJECT["project"]["optional-dependencies"]
+    declared += [Requirement(line).name for extra in EXTRAS for line in extras[extra]]
     packages = {IMPORT_NAMES.get(name, name) for name in declared}
     used = {m.partition(".")[0] for path in FILES.values() for m in imports(path)}
     third = used - set(sys.stdlib_module_names) - {"edgekd"}
@@ -186,7 +198,7 @@ def test_every_pinned_version_is_inside_its_declared_range() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
     extras = PROJECT["project"]["optional-dependencies"]
-    for line in (*PROJECT["project"]["dependencies"], *extras["openvino"], *extras["dev"]):
+    for line in (*PROJECT["project"]["dependencies"], *(line for extra in (*EXTRAS, "dev") for line in extras[extra])):
         requirement = Requirement(line)
         assert requirement.specifier.contains(pins[requirement.name.lower()]), line
     assert not [line for line in lines if "+" in line], "a local version is found on one machine only"

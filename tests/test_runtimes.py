@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgekd import runtimes, spec
 from edgekd.errors import BenchError, MissingDependencyError
+from edgekd.runtimes import converting
 
 
 def need(name: str) -> runtimes.Runtime:
@@ -28,6 +29,17 @@ def need(name: str) -> runtimes.Runtime:
 every_runtime = pytest.mark.parametrize("name", runtimes.RUNTIMES)
 
 
+def made(name: str, model: Path, lengths: tuple[int, ...] = (16, 64)) -> Path:
+    """The file that a runtime reads, from an ``.onnx``."""
+    if not runtimes.entry(name).converters:
+        return model
+    if runtimes.converters(name) is None:
+        pytest.skip(f"not installed: {runtimes.entry(name).extra}")
+    file = model.parent / runtimes.entry(name).file
+    assert "error" not in (found := converting.convert(name, model, file, lengths)), found
+    return file
+
+
 def test_the_table_and_the_targets_know_the_same_runtimes():
     assert tuple(runtimes.RUNTIMES) == spec.RUNTIMES
 
@@ -37,7 +49,7 @@ def test_the_table_and_the_targets_know_the_same_runtimes():
 def test_the_logits_are_those_of_the_onnx_reference(name, threads, tmp_path):
     runtime = need(name)
     model = bag_of_words(tmp_path / "model.onnx")
-    session = runtime.load(tmp_path / "model.onnx", threads)
+    session = runtime.load(made(name, tmp_path / "model.onnx"), threads)
     assert set(session.inputs) == {"input_ids", "attention_mask"}
     rng = np.random.default_rng(1)
     earlier = []
@@ -82,7 +94,8 @@ def test_exactly_the_asked_threads_do_work(name, threads, tmp_path):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one CPU")
     bag_of_words(tmp_path / "model.onnx", sizes=(512, 512, 512, 512))
-    command = [sys.executable, "-c", COUNT, name, str(tmp_path / "model.onnx"), str(threads)]
+    file = made(name, tmp_path / "model.onnx", (512,))
+    command = [sys.executable, "-c", COUNT, name, str(file), str(threads)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -98,9 +111,10 @@ def test_a_version_is_that_of_the_package(name):
 @every_runtime
 def test_a_file_that_is_no_model_is_an_error_and_not_a_crash(name, tmp_path):
     runtime = need(name)
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x07garbage")
+    file = tmp_path / runtimes.entry(name).file
+    file.write_bytes(b"\x08\x07garbage")
     with pytest.raises(Exception):  # noqa: B017 (each library has its own)
-        runtime.load(tmp_path / "model.onnx", 1)
+        runtime.load(file, 1)
 
 
 @every_runtime
@@ -144,7 +158,7 @@ def test_loading_a_model_sends_nothing_and_leaves_nothing_in_the_home_folder(nam
     home = tmp_path / "home"
     home.mkdir()
     environment = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
-    command = [sys.executable, "-c", AUDIT, name, str(tmp_path / "model.onnx")]
+    command = [sys.executable, "-c", AUDIT, name, str(made(name, tmp_path / "model.onnx"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**environment, "HOME": str(home)})
     assert done.stdout.strip() == "[] [] []"
     assert list(home.iterdir()) == []

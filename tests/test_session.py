@@ -89,7 +89,7 @@ def test_options_reach_the_process_that_is_timed_and_are_part_of_what_a_kept_res
     monkeypatch.setattr(launch, "launch", seen)
 
     def timed(options: dict[str, Any]) -> Any:
-        artifact = Artifact("one", tmp_path, tmp_path / "inputs.npz", options)
+        artifact = Artifact("one", (tmp_path,), tmp_path / "inputs.npz", options)
         quiet = Progress(quiet=True)
         return measure(
             [artifact], runtimes=("ort_cpu",), threads=(1,), workloads={}, rounds=1, calls=3, out=tmp_path / "out",

@@ -61,18 +61,21 @@ def launch(job: dict[str, Any], wanted: str, timeout_s: float, calm_ns: int | No
     samples = Path(job["samples"])
     samples.with_suffix(".json").unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "edgekd.bench.child"]
-    text, environment = json.dumps({**job, "parent": os.getpid(), "calm_ns": calm_ns}).encode(), _env(job)
+    text, variables = (
+        json.dumps({**job, "parent": os.getpid(), "calm_ns": calm_ns}).encode(),
+        environment(job["threads"]),
+    )
     try:
-        done = subprocess.run(command, input=text, capture_output=True, timeout=timeout_s, env=environment)
+        done = subprocess.run(command, input=text, capture_output=True, timeout=timeout_s, env=variables)
     except subprocess.TimeoutExpired:
         raise ChildFailed(f"took longer than {timeout_s:.0f} s") from None
     except OSError as error:
         raise BenchError(f"cannot start {sys.executable}: {error}") from error
     if done.returncode != 0:
-        reason = _reason(done.returncode, done.stderr.decode(errors="replace"))
-        if store.disk_full(OSError(reason)):
-            raise store.full_disk_error(OSError(reason))
-        raise ChildFailed(reason)
+        why = reason(done.returncode, done.stderr.decode(errors="replace"))
+        if store.disk_full(OSError(why)):
+            raise store.full_disk_error(OSError(why))
+        raise ChildFailed(why)
     try:
         answer = json.loads(done.stdout)
         figures = rows.summary(answer, samples)
@@ -88,20 +91,21 @@ def logits(samples: Path) -> np.ndarray[Any, np.dtype[np.float32]] | None:
         return file["logits"] if "logits" in file.files else None
 
 
-def _env(job: dict[str, Any]) -> dict[str, str]:
-    """The child's environment: this package importable, and the thread pools that read a variable at the asked size."""
+def environment(threads: int) -> dict[str, str]:
+    """A child's environment: this package importable, and the thread pools that read a variable at the asked size."""
     package = str(Path(edgekd.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     return {
         **os.environ,
         "PYTHONPATH": path,
-        "OMP_NUM_THREADS": str(job["threads"]),
-        "MKL_NUM_THREADS": str(job["threads"]),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": "1",  # numpy's, which only the harness uses
     }
 
 
-def _reason(code: int, stderr: str) -> str:
+def reason(code: int, stderr: str) -> str:
+    """Why a child ended so: the signal that ended it, or the last line that it said."""
     last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
     if code < 0:
         names = {number.value: number.name for number in signal.Signals}

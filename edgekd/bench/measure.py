@@ -27,19 +27,27 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder with the file that a runtime loads (``model.onnx``, ...), and the tokenized test split that it reads.
+    """Folders with the files that runtimes load (``model.onnx``, ...), and the tokenized test split that they read.
 
-    ``session`` holds options (``edgekd.session``) for its sessions in onnxruntime on the CPU.
+    ``session`` holds options (``edgekd.session``) for its sessions in onnxruntime on the CPU; ``lacking`` says why a
+    runtime's file could not be made.
     """
 
     name: str
-    folder: Path
+    folders: tuple[Path, ...]
     inputs: Path
     session: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    lacking: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def file(self, runtime: str) -> Path | None:
+        """The runtime's file, if it is there."""
+        name = runtime_table.entry(runtime).file
+        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
 
     def files(self, runtime: str) -> list[Path]:
         """The runtime's file and its external data, which lie beside it under names that begin with its own."""
-        return sorted(found for found in self.folder.glob(f"{runtime_table.entry(runtime).file}*") if found.is_file())
+        found = self.file(runtime)
+        return [] if found is None else sorted(one for one in found.parent.glob(f"{found.name}*") if one.is_file())
 
     def size_bytes(self, runtime: str) -> int:
         """The bytes of ``files``."""
@@ -129,8 +137,10 @@ def _refused(artifacts: Sequence[Artifact], cells: Mapping[str, Sequence[Cell]])
             for artifact in artifacts:
                 if command is not None:
                     found[cell, artifact.name] = f"skipped: {command}" if cell == its_cells[0] else None
-                elif not (artifact.folder / file).is_file():
-                    found[cell, artifact.name] = f"there is no {file} of {artifact.name}"
+                elif artifact.file(runtime) is None:
+                    extra = runtime_table.entry(runtime).extra
+                    absent = f"there is no {file} of {artifact.name}" + (f"; what makes it: {extra}" if extra else "")
+                    found[cell, artifact.name] = artifact.lacking.get(runtime, absent)
                 elif cell.threads > usable:
                     limit = f"{usable} CPUs usable (affinity and cgroup quota)"
                     found[cell, artifact.name] = f"{cell.threads} threads asked for, {limit}"
@@ -150,7 +160,7 @@ def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, co
     for number in range(rounds):
         job: dict[str, Any] = {
             "runtime": cell.runtime,
-            "model": str(artifact.folder / runtime_table.entry(cell.runtime).file),
+            "model": str(artifact.file(cell.runtime)),
             "inputs": str(artifact.inputs),
             "workload": cell.workload,
             "threads": cell.threads,

@@ -20,7 +20,12 @@ ARTIFACTS = {
 """Artifact -> its name for people, in the order of every table. ``student_qad`` is what ships, trained under
 quantization (QAD) where ``trained`` says so. See ``artifact``."""
 
-RUNTIMES = {"ort_cpu": "onnxruntime", "openvino": "OpenVINO"}
+RUNTIMES = {
+    "ort_cpu": "onnxruntime",
+    "ort_mobile": "onnxruntime mobile (.ort)",
+    "openvino": "OpenVINO",
+    "litert": "LiteRT",
+}
 
 KINDS = ("embedding", "linear", "norm", "other", "graph")
 

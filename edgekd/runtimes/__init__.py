@@ -1,6 +1,7 @@
 """Inference runtimes: one module each, imported only when it is used, and never beside torch in a timed process.
 
-To add one: a module with ``load(path, threads)`` and ``version()`` (see ``Runtime``), and a line in ``RUNTIMES``.
+To add one: a module with ``load(path, threads)`` and ``version()`` (see ``Runtime``), and a line in ``RUNTIMES``; with
+``convert(source, out, lengths)`` too (see ``edgekd.runtimes.converting``) where it does not read ``.onnx``.
 """
 
 from __future__ import annotations
@@ -45,17 +46,33 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a runtime's code is, which package it stands on, how that is installed, and which file it loads."""
+    """Where a runtime's code is, which package it stands on, how that is installed, and which file it loads.
+
+    ``converters`` are the packages that make this file of an ``.onnx``, if it is another; ``extra`` installs them.
+    """
 
     module: str
     package: str
     install: str
     file: str = "model.onnx"
+    converters: tuple[str, ...] = ()
+    extra: str = ""
 
 
 RUNTIMES = {
     "ort_cpu": Entry("edgekd.runtimes.ort_cpu", "onnxruntime", "pip install onnxruntime"),
+    "ort_mobile": Entry(
+        "edgekd.runtimes.ort_mobile", "onnxruntime", "pip install onnxruntime", "model.ort", ("onnxruntime",)
+    ),
     "openvino": Entry("edgekd.runtimes.openvino", "openvino", "pip install 'edgekd[openvino]'"),
+    "litert": Entry(
+        "edgekd.runtimes.litert",
+        "ai_edge_litert",
+        "pip install 'edgekd[litert]'",
+        "model.tflite",
+        ("litert_torch", "ai_edge_quantizer", "torch"),
+        "pip install 'edgekd[litert-convert]'",
+    ),
 }
 
 
@@ -76,6 +93,14 @@ def availability(name: str) -> str | None:
     """``None`` if the runtime is installed, else the command that installs it. Imports nothing."""
     found = entry(name)
     return None if not found.package or importlib.util.find_spec(found.package) else found.install
+
+
+def converters(name: str) -> dict[str, str] | None:
+    """The versions of the packages that convert for a runtime; ``None`` where one is not installed. Imports nothing."""
+    packages = entry(name).converters
+    if not all(importlib.util.find_spec(package) for package in packages):
+        return None
+    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def installed() -> dict[str, str]:

@@ -25,7 +25,7 @@ class Export:
     max_score_gap: float = 0.003
 
 
-RUNTIMES = ("ort_cpu", "openvino")
+RUNTIMES = ("ort_cpu", "ort_mobile", "openvino", "litert")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,16 +18,38 @@ REVISION = 2
 ARTIFACTS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
 """In the order in which they take turns."""
 SHIPPED = ARTIFACTS[-1]
+CONVERSION = "conversion.json"
 
 
-def artifacts(export: Path, session: Mapping[str, Any] | None = None) -> list[Artifact]:
-    """What the ``export`` stage left in its folder, as ``measure`` takes it; ``session`` is for what is shipped."""
+def artifacts(
+    export: Path, session: Mapping[str, Any] | None = None, conversions: Mapping[str, Path] | None = None
+) -> list[Artifact]:
+    """What the ``export`` stage left in its folder, as ``measure`` takes it; ``session`` is for what is shipped.
+
+    ``conversions`` are the folders that ``convert`` left, by runtime.
+    """
     inputs = {kind: export / "inputs" / f"{kind}.npz" for kind in ("teacher", "student")}
+    made = conversions or {}
     return [
-        Artifact(name, export / name, inputs[name.partition("_")[0]], (session or {}) if name == SHIPPED else {})
+        Artifact(
+            name,
+            (export / name, *(folder / name for folder in made.values())),
+            inputs[name.partition("_")[0]],
+            (session or {}) if name == SHIPPED else {},
+            {runtime: f"not converted: {why}" for runtime, folder in made.items() if (why := _error(folder / name))},
+        )
         for name in ARTIFACTS
         if (export / name).is_dir()  # a black box has no graph
     ]
+
+
+def _runtime(conversion: store.Stage) -> str:
+    return str(store.read_json(conversion.path / store.MANIFEST)["inputs"]["runtime"])
+
+
+def _error(folder: Path) -> str | None:
+    error: str | None = store.read_json(folder / CONVERSION).get("error")
+    return error
 
 
 def run(
@@ -40,18 +62,20 @@ def run(
     assets: store.Stage,
     machine: dict[str, object],
     session: Mapping[str, Any],
+    conversions: tuple[store.Stage, ...] = (),
 ) -> None:
     """Write ``rows.json``, ``environment.json`` and the samples of every process to ``raw/``.
 
     ``machine`` (``edgekd.machine.fingerprint()``) is an input because the figures are the machine's: another machine,
     another key. ``environment.json`` holds it with the versions used, and ``missing_features``: what the device has and
     this machine lacks; where that is not empty the figures are a stand-in's. ``session`` holds the options of
-    onnxruntime that `edgekd tune` chose for the shipped student.
+    onnxruntime that `edgekd tune` chose for the shipped student; ``conversions`` are the ``convert`` stages, one for
+    each runtime that reads no ``.onnx`` and whose converter is installed.
     """
     if session:
         ctx.progress.log(f"bench: {SHIPPED} with the session options of `edgekd tune`: {session_options.text(session)}")
     rows = measure(
-        artifacts(export.path, session),
+        artifacts(export.path, session, {_runtime(stage): stage.path for stage in conversions}),
         runtimes=bench.runtimes,
         threads=bench.threads,
         workloads=bench.workloads,

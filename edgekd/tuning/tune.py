@@ -206,7 +206,7 @@ def _build(
 
 
 def _artifact(name: str, stage: Stage, session: Mapping[str, Any] | None = None) -> Artifact:
-    return Artifact(name, stage.path, stage.path / "inputs.npz", session or {})
+    return Artifact(name, (stage.path,), stage.path / "inputs.npz", session or {})
 
 
 def _confirm(

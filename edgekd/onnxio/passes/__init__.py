@@ -39,7 +39,10 @@ PREPARED = ("constants", "fold_clip", "fold_transpose", "gather_dequantize", "dy
 
 QUANTIZED_PASSES = (*PREPARED, *LEAN, "early_quantize", "gemm_bias", *FINISH)
 
-PASSES: dict[str, ModuleType] = {name: import_module(f"{__name__}.{name}") for name in QUANTIZED_PASSES}
+FOLDED = ("constants", "fold_qdq", "constants", "common_subexpressions", "dead", "names")
+"""What makes floats of a shipped graph's integers."""
+
+PASSES: dict[str, ModuleType] = {name: import_module(f"{__name__}.{name}") for name in (*QUANTIZED_PASSES, *FOLDED)}
 
 
 def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:

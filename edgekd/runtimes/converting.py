@@ -1,0 +1,81 @@
+"""A shipped ``.onnx`` into the file that a runtime reads: in a process of its own, on a copy, without network.
+
+Converters bring half a framework along, crash, and some write into what they read or tell their makers about it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekd import runtimes
+from edgekd.bench import launch
+from edgekd.errors import EdgekdError
+
+TIMEOUT_S = 1800.0
+
+
+def convert(runtime: str, source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
+    """Write ``out`` and return what the runtime's ``convert`` says of it; or ``{"error": why}``, and nothing is there.
+
+    ``lengths`` are the numbers of tokens that the file must take, for formats that fix them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / "model.onnx"
+        for file in source.parent.glob(f"{source.name}*"):  # with external data
+            shutil.copyfile(file, Path(folder) / file.name)
+        made = Path(folder) / "out" / out.name
+        made.parent.mkdir()
+        job = {"runtime": runtime, "source": str(copied), "out": str(made), "lengths": list(lengths)}
+        command = [*_offline(), sys.executable, "-P", "-m", "edgekd.runtimes.converting"]
+        environment = {**launch.environment(1), "ORT_DISABLE_TELEMETRY": "1", "JAX_PLATFORMS": "cpu"}
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(job).encode(), capture_output=True, timeout=TIMEOUT_S, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"took longer than {TIMEOUT_S:.0f} s"}
+        if done.returncode or not made.is_file():
+            return {"error": launch.reason(done.returncode, done.stderr.decode(errors="replace"))}
+        for file in made.parent.iterdir():
+            shutil.move(file, out.parent / file.name)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@functools.cache
+def _offline() -> tuple[str, ...]:
+    """What to put before a command so that it sees no network, where the system allows that."""
+    command = ("unshare", "--map-root-user", "--net")
+    try:
+        allowed = subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return ()
+    return command if allowed else ()
+
+
+def main() -> int:
+    """Read the job from stdin, convert, answer on stdout; an error is the last line of stderr."""
+    job = json.load(sys.stdin)
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        module: Any = runtimes.get(job["runtime"])
+        found = module.convert(Path(job["source"]), Path(job["out"]), tuple(job["lengths"]))
+    except EdgekdError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found), file=answer, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
