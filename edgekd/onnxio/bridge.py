@@ -85,7 +85,7 @@ def stored(model: onnx.ModelProto) -> dict[bytes, Stored]:
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     made = {node.output[0]: node for node in model.graph.node}
     readers = {name: node for node in model.graph.node for name in node.input}
-    found = {}
+    found: dict[bytes, Stored] = {}
     for node in model.graph.node:
         if node.op_type == "MatMulInteger":  # its product is cast, then scaled
             factor = made[readers[readers[node.output[0]].output[0]].input[1]]

@@ -70,7 +70,7 @@ def _reshape(of: Mapping[str, Any], x: Any, shape: Ints) -> Any:
     )
 
 
-def _gemm(of: Mapping[str, Any], a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def _gemm(of: Mapping[str, Any], a: Tensor, b: Tensor, bias: Tensor | None = None) -> Any:
     a = a.t() if of.get("transA") else a
     b = b if of.get("transB") else b.t()
     alpha, beta = of.get("alpha", 1.0), of.get("beta", 1.0)
@@ -79,7 +79,7 @@ def _gemm(of: Mapping[str, Any], a: Tensor, b: Tensor, bias: Tensor | None = Non
     return alpha * F.linear(a, b) + beta * bias
 
 
-def _normalized(of: Mapping[str, Any], x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def _normalized(of: Mapping[str, Any], x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:
     return F.layer_norm(x, scale.shape, scale, bias, of.get("epsilon", 1e-5))
 
 
@@ -104,11 +104,11 @@ def _cast(of: Mapping[str, Any], x: Any) -> Any:
     return x if to is None else _each(to, x)
 
 
-def _quantize(of: Mapping[str, Any], x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def _quantize(of: Mapping[str, Any], x: Tensor, scale: Tensor, zero: Tensor) -> Any:
     return Q.quantize_per_tensor(x, float(scale), int(zero), *INTEGERS[zero.dtype], zero.dtype)
 
 
-def _dequantize(of: Mapping[str, Any], x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def _dequantize(of: Mapping[str, Any], x: Tensor, scale: Tensor, zero: Tensor) -> Any:
     if x.dtype == torch.int32:  # a bias
         return x.float() * scale
     if scale.ndim == 0:
@@ -123,7 +123,7 @@ def _reduced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return apply
 
 
-def _conv(of: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _conv(of: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     spread = x.ndim - 2
     pads = of.get("pads", [0] * 2 * spread)
     x = F.pad(x, [p for i in reversed(range(spread)) for p in (pads[i], pads[i + spread])])
@@ -137,9 +137,11 @@ def _pad(of: Mapping[str, Any], x: Any, pads: Ints, value: Any = None, axes: Any
     return F.pad(x, [p for i in reversed(range(half)) for p in (pads[i], pads[i + half])], value=float(value or 0))
 
 
-def _split(of: Mapping[str, Any], x: Tensor, parts: Ints | None = None) -> tuple[Tensor, ...]:
+def _split(of: Mapping[str, Any], x: Tensor, parts: Ints | None = None) -> Any:
     axis = of.get("axis", 0)
-    return x.split(x.shape[axis] // of["num_outputs"] if parts is None else parts, axis)
+    return torch.split_with_sizes(
+        x, [x.shape[axis] // of["num_outputs"]] * of["num_outputs"] if parts is None else parts, axis
+    )
 
 
 def _filled(of: Mapping[str, Any], shape: Ints) -> Any:
@@ -215,7 +217,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Equal": _binary(lambda a, b: a == b),
     "Erf": _unary(torch.erf),
     "Exp": _unary(torch.exp),
-    "Expand": lambda of, x, shape: _tensor(x).expand(torch.broadcast_shapes(_tensor(x).shape, _sizes(shape))),
+    "Expand": lambda of, x, shape: _tensor(x) * torch.ones(_sizes(shape), dtype=_tensor(x).dtype),
     "Flatten": lambda of, x: x.reshape(math.prod(x.shape[: of.get("axis", 1)]), -1),
     "Floor": _unary(torch.floor),
     "Gather": _gather,

@@ -2,10 +2,9 @@
 
 Requires: ``constants``, ``fold_clip``.
 Does: dequantizes integer weights, biases and tables, whose numbers stay on their grid, so that whoever quantizes them
-again finds the same integers; drops the ``QuantizeLinear -> DequantizeLinear`` pair of an activation, but leaves a
-``Clip`` in its place where the range begins or ends at zero and what is quantized does not: there the range does the
-work of a ``Relu`` (or, with its other end, of a ``Relu6``) that had been left to it. A product of integers whose ranges
-are found at run time becomes a product of floats.
+again finds the same integers; puts a ``Clip`` in the place of an activation's ``QuantizeLinear -> DequantizeLinear``,
+which does what its range did (often the work of a ``Relu`` or ``Relu6`` that had been left to it), unless what is
+quantized cannot leave the range. A product of integers whose ranges are found at run time becomes one of floats.
 Ensures: nothing quantizes or dequantizes.
 """
 
@@ -57,7 +56,7 @@ def _dequantized(graph: ir.Graph, node: ir.Node) -> None:
     scale, zero = constant(node.inputs[1]), _zero(node)
     between, value = _source(node.inputs[0])
     if (source := producer(value, "DynamicQuantizeLinear")) is not None and not between:
-        replace(node, source.inputs[0])
+        node.outputs[0].replace_all_uses_with(_known(source.inputs[0]))
         return
     integers = constant(value)
     if scale is None or value is None or (integers is None and producer(value, "QuantizeLinear") is None):
@@ -80,7 +79,13 @@ def _dequantized(graph: ir.Graph, node: ir.Node) -> None:
             if number is not None and number.dtype.kind in "iu":
                 name = f"{step.name}_float"
                 step.replace_input_with(place, add_constant(graph, name, _floats(number, scale, zero)))
-    replace(node, node.inputs[0])
+    replace(node, _known(node.inputs[0]))
+
+
+def _known(value: ir.Value | None) -> ir.Value:
+    """An input that an operator cannot be without."""
+    assert value is not None
+    return value
 
 
 def _numbers(node: ir.Node) -> tuple[int, ...]:
@@ -91,8 +96,8 @@ def _numbers(node: ir.Node) -> tuple[int, ...]:
 
 def _in_range(graph: ir.Graph, node: ir.Node) -> ir.Value:
     """What stands in the place of a ``QuantizeLinear``: its input, cut where its range cuts what others do not."""
-    value, scale, zero = node.inputs[0], constant(node.inputs[1]), _zero(node)
-    assert value is not None and scale is not None
+    value, scale, zero = _known(node.inputs[0]), constant(node.inputs[1]), _zero(node)
+    assert scale is not None
     made, bounds = value.producer(), np.iinfo(zero.dtype)
     ends = [_floats(np.asarray(end), scale, zero) for end in (bounds.min, bounds.max)]
     within = SPAN.get(made.op_type) if made is not None else None
@@ -116,7 +121,7 @@ def _float_product(graph: ir.Graph, node: ir.Node) -> None:
     if between:
         between[-1].replace_input_with(0, value)
         value = node.inputs[0]
-    floats = add_constant(graph, f"{node.inputs[1].name}_float", _floats(weight, scale, np.zeros((), np.int8)))
+    floats = add_constant(graph, f"{_known(node.inputs[1]).name}_float", _floats(weight, scale, np.zeros((), np.int8)))
     replace(scaled, insert_before(scaled, "MatMul", [value, floats], f"{node.name}"))
 
 
@@ -136,4 +141,5 @@ def _zero(node: ir.Node) -> np.ndarray:
 
 def _floats(integers: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
     """As ``DequantizeLinear`` has them: the difference in int32, the product in float32."""
-    return (integers.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
+    floats: np.ndarray = (integers.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
+    return floats
