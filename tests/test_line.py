@@ -218,6 +218,22 @@ def test_attention_in_int8_and_session_options_are_measured_shipped_and_deployed
     assert "chosen by `edgekd tune`" in edgekd("ship", "int8_attention", cwd=line).stderr
 
 
+@pytest.mark.slow
+def test_what_another_runtime_reads_is_made_of_what_ships_and_measured_beside_it(line: Path) -> None:
+    text = (line / "tiny_line.py").read_text().replace('name="tiny_line"', 'name="two_runtimes"')
+    both = 'bench=Bench(runtimes=("ort_cpu", "ort_mobile"), rounds=3, calls=20)'
+    (line / "two_runtimes.py").write_text(text.replace("bench=Bench(rounds=3, calls=20)", both))
+    plan = json.loads(edgekd("plan", str(line / "two_runtimes.py"), "--json", cwd=line).stdout)
+    assert [stage["stage"] for stage in plan["stages"] if stage["action"] == "run"] == ["convert_ort_mobile", "bench"]
+    edgekd("run", str(line / "two_runtimes.py"), cwd=line)
+    report = json.loads((line / "runs/two_runtimes/report.json").read_text())
+    schema.validate(report)
+    scores = {(row["artifact"], row["runtime"]): (row["score"], row["agreement"]) for row in report["rows"]}
+    assert len(scores) == 2 * len(ROWS)
+    assert all(scores[name, "ort_cpu"] == scores[name, "ort_mobile"] for name in ROWS)
+    assert "onnxruntime mobile (.ort), 1 thread, real lengths" in (line / "runs/two_runtimes/report.md").read_text()
+
+
 @pytest.mark.parametrize("share", [0.01, 1.5])
 def test_training_is_left_out_where_ptq_keeps_the_share_that_is_asked(line: Path, tmp_path: Path, share: float) -> None:
     target = line / "tiny_line.py"
