@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd import store
+from edgekd import runtimes, store
 from edgekd.bundle import MANIFEST, MODEL, SCHEMA, contents, describe, read_manifest, verify_files
 from edgekd.errors import BundleError
 from edgekd.onnxio.layout import TOKENIZER_FILES
@@ -17,6 +17,9 @@ from edgekd.report import figures, schema, verdicts
 from edgekd.tuning import result
 
 __all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
+
+CONVERT, CONVERSION = "convert_", "conversion.json"
+"""What steps are called that convert for a runtime, and what they say of it."""
 
 SCORE_TOLERANCE = 0.003
 """Another CPU rounds otherwise, so an answer may tip over: a score within this of the claimed one is the same."""
@@ -36,14 +39,16 @@ def ship(run_folder: Path, out: Path) -> Path:
     what it was when it was finished.
     """
     report = schema.load(run_folder / "report.json")
-    export = run_folder.parent / "store" / report["stages"]["export"]["folder"]
-    if not export.is_dir():
-        raise BundleError(
-            f"{export} is gone, and the model with it; make it again with `edgekd run {report['target']}`"
-        )
-    if (why := store.problem(export, contents=True)) is not None:
-        raise BundleError(f"{export}: {why}; make it again with `edgekd run {report['target']}`, which will notice")
-    return pack(report, export, out)
+    kept = {name: run_folder.parent / "store" / stage["folder"] for name, stage in report["stages"].items()}
+    conversions = {name.removeprefix(CONVERT): path for name, path in kept.items() if name.startswith(CONVERT)}
+    for folder in (kept["export"], *conversions.values()):
+        if not folder.is_dir():
+            raise BundleError(
+                f"{folder} is gone, and the model with it; make it again with `edgekd run {report['target']}`"
+            )
+        if (why := store.problem(folder, contents=True)) is not None:
+            raise BundleError(f"{folder}: {why}; make it again with `edgekd run {report['target']}`, which will notice")
+    return pack(report, kept["export"], out, conversions)
 
 
 def session_note(run_folder: Path) -> str | None:
@@ -51,10 +56,13 @@ def session_note(run_folder: Path) -> str | None:
     return result.note(run_folder, schema.load(run_folder / "report.json")["session"])
 
 
-def pack(report: Mapping[str, Any], export: Path, out: Path) -> Path:
+def pack(report: Mapping[str, Any], export: Path, out: Path, conversions: Mapping[str, Path] | None = None) -> Path:
     """Write the bundle of the export stage's ``student_qad`` with its card, its report and a manifest of hashes.
 
-    The folder appears whole or not at all; an older bundle there is replaced. The model's bytes are the exported ones.
+    ``conversions`` are the ``convert`` stages' folders by runtime: what was made of the same student for each lies in a
+    folder of that name. The bundle appears whole or not at all; an older one there is replaced. The model's bytes are
+    the exported ones.
+
     Raises ``BundleError`` if something to ship is missing or contradicts the report, or if ``out`` is anything but a
     bundle, an empty folder or nothing.
     """
@@ -65,7 +73,8 @@ def pack(report: Mapping[str, Any], export: Path, out: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write(report, source, graph, partial)
+        _write(source, conversions or {}, partial)
+        _describe(report, graph, partial)
         _swap(partial, out)
     except OSError as error:
         raise (store.full_disk_error(error) if store.disk_full(error) else _failed(out, error)) from error
@@ -74,14 +83,24 @@ def pack(report: Mapping[str, Any], export: Path, out: Path) -> Path:
     return out
 
 
-def _write(report: Mapping[str, Any], source: Path, graph: Mapping[str, Any], folder: Path) -> None:
-    from edgekd.report import card, html, markdown
-
+def _write(source: Path, conversions: Mapping[str, Path], folder: Path) -> None:
     (folder / MODEL).parent.mkdir(parents=True)
     _copy(source / "model.onnx", folder / MODEL)
     for name in ("config.json", *TOKENIZER_FILES):
         _copy(source / name, folder / name)
+    for runtime, stage in conversions.items():
+        for file in sorted((stage / verdicts.SHIPPED).iterdir()):
+            if file.name != CONVERSION:
+                (folder / runtime).mkdir(exist_ok=True)
+                _copy(file, folder / runtime / file.name)
+
+
+def _describe(report: Mapping[str, Any], graph: Mapping[str, Any], folder: Path) -> None:
+    from edgekd.report import card, html, markdown
+
+    files = {name: f"{name}/{entry.file}" for name, entry in runtimes.RUNTIMES.items()}
     manifest = _manifest(report, graph)
+    manifest["runtimes"] = {name: file for name, file in files.items() if (folder / file).is_file()}
     store.write_text(folder / "README.md", card.render(report, manifest))
     store.write_json(folder / "report.json", report)
     store.write_text(folder / "report.md", markdown.render(report))

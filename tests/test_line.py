@@ -232,6 +232,13 @@ def test_what_another_runtime_reads_is_made_of_what_ships_and_measured_beside_it
     assert len(scores) == 2 * len(ROWS)
     assert all(scores[name, "ort_cpu"] == scores[name, "ort_mobile"] for name in ROWS)
     assert "onnxruntime mobile (.ort), 1 thread, real lengths" in (line / "runs/two_runtimes/report.md").read_text()
+    bundle = line / "dist/two_runtimes"
+    assert json.loads((bundle / "manifest.json").read_text())["runtimes"] == {"ort_mobile": "ort_mobile/model.ort"}
+    assert (bundle / "ort_mobile/required_operators_and_types.config").is_file()
+    assert "`ort_mobile/model.ort`" in (bundle / "README.md").read_text()
+    assert edgekd("verify", "dist/two_runtimes", cwd=line).returncode == 0
+    (bundle / "ort_mobile/model.ort").write_bytes(b"another")
+    assert edgekd("verify", "dist/two_runtimes", cwd=line, check=False).returncode == 11
 
 
 @pytest.mark.parametrize("share", [0.01, 1.5])

@@ -91,6 +91,8 @@ def _use(manifest: Mapping[str, Any]) -> list[str]:
         f"{manifest['minimum_onnxruntime']} or later, inputs {inputs}. The folder is laid out as "
         "transformers.js and optimum expect."
     )
+    others = [f"{escape(figures.RUNTIMES[name])}: {code(file)}" for name, file in manifest.get("runtimes", {}).items()]
+    about += f" The same student for other runtimes: {'; '.join(others)}." if others else ""
     return ["## Use", python, about]
 
 
