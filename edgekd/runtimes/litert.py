@@ -40,7 +40,10 @@ class LiteRtSession:
         length = next((n for n in self._runners if n >= tokens), None)
         if length is None:
             raise BenchError(f"{tokens} tokens, and the file goes up to {max(self._runners)}")
-        padded = {n: np.pad(x, ((0, 0), (0, length - tokens))).astype(self._types[n]) for n, x in feeds.items()}
+        padded = {}
+        for name, given in feeds.items():
+            padded[name] = np.zeros((len(given), length), self._types[name])
+            padded[name][:, :tokens] = given
         logits: NDArray[Any] = next(iter(self._runners[length](**padded).values()))
         return logits
 
