@@ -12,7 +12,7 @@ import pytest
 from tiny_onnx import classifier, feed, logits, quantized
 
 from edgekd.errors import ExportError
-from edgekd.onnxio import export, files, scales
+from edgekd.onnxio import agreement, export, files, scales
 from edgekd.onnxio.parity import gate
 
 FEEDS = [feed(1 + 2 * i, 3 + i, seed=i) for i in range(8)]
@@ -153,6 +153,17 @@ def test_a_score_gap_fails_though_most_answers_agree(exported: Any, tmp_path: Pa
     bad = altered(path, "classifier.weight", tmp_path, -1.0)
     with pytest.raises(ExportError, match=r"scores 1\.0000 and 0\.\d+ .*logits \(the output of classifier\)"):
         check(model, bad, labels, min_agreement=0.0, max_score_gap=0.01)
+
+
+def test_a_score_gap_that_chance_opens_is_none() -> None:
+    labels, one = np.zeros(512, int), np.eye(3)[np.zeros(512, int)]
+    for flips, apart in ((2, False), (6, True)):  # by McNemar's test 2 * 0.5 ** flips
+        other = one.copy()
+        other[:flips] = [0, 1, 0]
+        row = agreement.compare(one, other, labels)
+        assert row["score_p"] == pytest.approx(2 * 0.5**flips) and row["score_gap"] == flips / 512
+        assert agreement.apart(row, 0.98, 0.003) == apart
+    assert agreement.apart(row, 0.995, 1.0) and not agreement.apart(row, 0.98, 0.02)
 
 
 def test_labels_must_be_as_many_as_rows(exported: Any) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from edgekd.errors import ExportError
 from edgekd.onnxio import files, scales
+from edgekd.onnxio.agreement import apart, compare
 from edgekd.onnxio.audit import session
 from edgekd.onnxio.names import located, module_path
 from edgekd.quant.grids import Grid
@@ -38,14 +39,14 @@ def gate(
 ) -> dict[str, Any]:
     """Compare the three on ``feeds`` (int64 arrays (batch, sequence) by input name) with one label per row.
 
-    Returns ``examples``; ``score`` by way; ``pairs``: by pair ``agreement`` (share of equal argmax), ``score_gap``
-    (difference in accuracy), ``max_abs`` and ``rms`` (of logits); and ``module``: the one whose output departs most
-    between torch and plain onnxruntime on a few feeds, given the same input, and its relative RMS ``error``.
+    Returns ``examples``; ``score`` by way; ``pairs``: by pair ``agreement`` (share of equal argmax), ``score_gap`` (in
+    accuracy), ``score_p`` (how likely by chance), ``max_abs`` and ``rms`` (of logits); ``module``: whose output departs
+    most between torch and plain onnxruntime on a few feeds, given the same input, and its relative RMS ``error``.
 
-    Raises ``ExportError`` when a pair agrees on less than ``min_agreement``, differs by more than ``max_score_gap``, or
-    answers something not finite, and when one module's output departs by more than 1% (a wrong weight shows there
-    though the answers may not change yet). The message names the first tensor, in the order of the graph, that departs.
-    Before all that, it names a scale or zero point that is not its quantizer's (``scales.check``).
+    Raises ``ExportError`` when a pair agrees on less than ``min_agreement``, has scores further apart than
+    ``max_score_gap`` and than by chance, or answers something not finite, and when a module's output departs by more
+    than 1% (a wrong weight shows there though the answers may not change yet). The message names the first tensor, in
+    the order of the graph, that departs; before all that, a scale or zero point that is not its quantizer's.
     """
     graph = files.read(path)
     scales.check(model, graph)
@@ -62,13 +63,13 @@ def gate(
     report: dict[str, Any] = {
         "examples": len(labels),
         "score": {way: float((answers[way].argmax(1) == labels).mean()) for way in WAYS},
-        "pairs": {f"{a}/{b}": _compare(answers[a], answers[b], labels) for a, b in PAIRS},
+        "pairs": {f"{a}/{b}": compare(answers[a], answers[b], labels) for a, b in PAIRS},
         "module": largest and dict(zip(("module", "tensor", "error"), largest, strict=True)),
     }
     for a, b in PAIRS:
         row = report["pairs"][f"{a}/{b}"]
         finite = all(np.isfinite(answers[way]).all() for way in (a, b))
-        if not finite or row["agreement"] < min_agreement or row["score_gap"] > max_score_gap:
+        if not finite or apart(row, min_agreement, max_score_gap):
             worst = feeds[_worst(feeds, answers[a], answers[b])]
             found = (
                 "give answers that are not finite" if not finite else f"agree on {row['agreement']:.2%} of the examples"
@@ -106,8 +107,8 @@ def gate_graphs(
     """
     scales.check_added(before, after, added)
     one, other = (_run(graph, feeds, optimize=True) for graph in (before, after))
-    row = _compare(one, other, np.asarray(labels))
-    if row["agreement"] < min_agreement or row["score_gap"] > max_score_gap:
+    row = compare(one, other, np.asarray(labels))
+    if apart(row, min_agreement, max_score_gap):
         raise ExportError(
             f"with {REWRITTEN.get(what, what)} the file agrees with itself on {row['agreement']:.2%} of the "
             f"examples, and its score moves by {row['score_gap']:.4f} (asked for: {min_agreement:.2%}, and scores "
@@ -131,18 +132,6 @@ def _coarsest(graph: onnx.ModelProto, added: Mapping[str, Grid], feeds: Sequence
             errors[tensor] = max(errors[tensor], _relative(one, other))
     worst = max(errors, key=errors.__getitem__, default=None)
     return "" if worst is None else f"{worst} departs most, {errors[worst]:.1%} off in integers: "
-
-
-def _compare(one: Array, other: Array, labels: Array) -> dict[str, float]:
-    with np.errstate(invalid="ignore", over="ignore"):
-        apart = one.astype(np.float64) - other
-        first, second = one.argmax(1), other.argmax(1)
-        return {
-            "agreement": float((first == second).mean()),
-            "score_gap": float(abs((first == labels).mean() - (second == labels).mean())),
-            "max_abs": float(np.abs(apart).max()),
-            "rms": float(np.sqrt(np.square(apart).mean())),
-        }
 
 
 def _torch(model: nn.Module, feed: Feed, graph: onnx.ModelProto) -> Array:
