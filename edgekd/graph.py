@@ -136,7 +136,7 @@ def graph(
             assets=assets,
             machine=machine,
             session=dict(session or {}),
-            **({"conversions": tuple(After(name) for name in conversions)} if conversions else {}),
+            conversions=tuple(After(name) for name in conversions),
         ),
     }
 

@@ -468,8 +468,8 @@ def test_doctor_says_what_is_missing_and_how_to_install_it(
     out, err = capsys.readouterr()
     packages = {p["name"]: p for p in json.loads(out)["packages"]}
     broken = {name for name, package in packages.items() if package["advice"]}
-    assert broken == {"brevitas", "openvino", "transformers"}
-    assert packages["openvino"]["required"] is False
+    assert {name for name in broken if packages[name]["required"]} == {"brevitas", "transformers"}
+    assert "openvino" in broken and packages["openvino"]["required"] is False
     assert "-m pip install" in err
     assert "brevitas" in err
     assert "transformers" in err

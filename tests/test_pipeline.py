@@ -64,6 +64,14 @@ def test_a_stage_takes_exactly_what_the_graph_gives_it(name: str) -> None:
     assert sorted(signature(name)) == sorted(given)
 
 
+def test_a_runtime_that_reads_another_file_gets_a_stage_that_makes_it_and_the_bench_waits_for_it() -> None:
+    graph = pipeline.graph(target(), {}, (), {}, converters={"litert": {"ai-edge-litert": "2.3.0"}})
+    assert sorted(signature("convert")) == sorted(graph["convert_litert"])
+    assert graph["convert_litert"]["lengths"] == (16, 32, 64, 128)
+    assert list(graph)[-2:] == ["convert_litert", "bench"]
+    assert graph["bench"]["conversions"] == (runner.After("convert_litert"),)
+
+
 def test_every_stage_is_in_the_graph_and_has_a_revision_that_is_read_without_importing_it() -> None:
     assert tuple(pipeline.graph(target(), {}, (), {})) == pipeline.STAGES
     code = (

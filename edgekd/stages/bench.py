@@ -62,7 +62,7 @@ def run(
     assets: store.Stage,
     machine: dict[str, object],
     session: Mapping[str, Any],
-    conversions: tuple[store.Stage, ...] = (),
+    conversions: tuple[store.Stage, ...],
 ) -> None:
     """Write ``rows.json``, ``environment.json`` and the samples of every process to ``raw/``.
 
