@@ -63,11 +63,11 @@ def target(folder: Path, **finetune: Any) -> tuple[spec.Target, Path]:
     path = tiny_target.write(folder, epochs=4)
     base = catalog.load(str(path))
     losses = (spec.KL(), spec.HiddenMSE(0.01))
-    fast = spec.Optimizer(learning_rate=1e-2, batch_size=16)
+    fast = spec.Optimizer(learning_rate=5e-3, batch_size=8)
     changed = dataclasses.replace(
         base,
         task=dataclasses.replace(base.task, transfer_words=None, limit=80),
-        distill=spec.Distill(losses=losses, epochs=16, optimizer=fast),
+        distill=spec.Distill(losses=losses, epochs=30, optimizer=fast),
         quant=dataclasses.replace(base.quant, epochs=1),
         teacher=spec.Teacher(source=f"dir:{folder}/decoder", finetune=spec.Finetune(epochs=4, **finetune)),
         student=spec.Student(source=f"dir:{folder}/teacher", layers=2, vocabulary=70, dropout=0.0),
