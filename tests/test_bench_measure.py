@@ -561,6 +561,7 @@ def test_the_stage_writes_rows_samples_and_what_this_machine_is(tmp_path):
         assets=store.Stage("assets", "0" * 16, tmp_path),
         machine=machine.fingerprint(),
         session={"session.disable_prepacking": "1"},
+        conversions=(),
     )
     table, environment = store.read_json(out / "rows.json"), store.read_json(out / "environment.json")
     assert [row["artifact"] for row in table] == list(bench_stage.ARTIFACTS)
