@@ -51,7 +51,7 @@ def compare(run: Path, rounds: int, calls: int) -> int:
     out = run / "against_nncf"
     link = out / "nncf" / "model.onnx"
     if not link.exists():
-        quantize(fp32.folder / "model.onnx", calibration_feeds(report, folders), link)
+        quantize(fp32.file("ort_cpu"), calibration_feeds(report, folders), link)
     rows = measure(
         [*students, Artifact("nncf", (link.parent,), fp32.inputs)],
         runtimes=(RUNTIME,),

@@ -135,7 +135,7 @@ def independent(folder: Path, trials: int) -> Iterator[Claim]:
     """The same file timed by a script that shares no line with the harness, in turns with it."""
     artifact = _model(folder / "teacher_fp32")
     tokens = [int(token) for token in np.load(artifact.inputs)["ids"][:LENGTH]]
-    command = [sys.executable, "-c", LOOP, str(artifact.folder / "model.onnx"), json.dumps(machine.pick_cpus(1))]
+    command = [sys.executable, "-c", LOOP, str(artifact.file("ort_cpu")), json.dumps(machine.pick_cpus(1))]
     ours, theirs = [], []
     for turn in range(7):
         (row,) = _measure([artifact], folder / f"out{turn}", "ort_cpu", rounds=1, workload=f"fixed{LENGTH}")

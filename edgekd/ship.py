@@ -14,12 +14,10 @@ from edgekd.errors import BundleError
 from edgekd.onnxio.layout import TOKENIZER_FILES
 from edgekd.progress import Progress
 from edgekd.report import figures, schema, verdicts
+from edgekd.stages.bench import CONVERSION
 from edgekd.tuning import result
 
 __all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
-
-CONVERT, CONVERSION = "convert_", "conversion.json"
-"""What steps are called that convert for a runtime, and what they say of it."""
 
 SCORE_TOLERANCE = 0.003
 """Another CPU rounds otherwise, so an answer may tip over: a score within this of the claimed one is the same."""
@@ -40,7 +38,7 @@ def ship(run_folder: Path, out: Path) -> Path:
     """
     report = schema.load(run_folder / "report.json")
     kept = {name: run_folder.parent / "store" / stage["folder"] for name, stage in report["stages"].items()}
-    conversions = {name.removeprefix(CONVERT): path for name, path in kept.items() if name.startswith(CONVERT)}
+    conversions = {name.partition("_")[2]: path for name, path in kept.items() if name.partition("_")[0] == "convert"}
     for folder in (kept["export"], *conversions.values()):
         if not folder.is_dir():
             raise BundleError(

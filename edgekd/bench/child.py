@@ -175,7 +175,7 @@ def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     os.replace(temporary, path)
 
 
-def main() -> int:
+def serve(run: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """Read the job, answer on stdout; an error goes to stderr as one line, with its exit code."""
     job = json.load(sys.stdin)
     proc.die_with_parent(job["parent"])
@@ -191,4 +191,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(run))

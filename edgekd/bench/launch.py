@@ -61,12 +61,9 @@ def launch(job: dict[str, Any], wanted: str, timeout_s: float, calm_ns: int | No
     samples = Path(job["samples"])
     samples.with_suffix(".json").unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "edgekd.bench.child"]
-    text, variables = (
-        json.dumps({**job, "parent": os.getpid(), "calm_ns": calm_ns}).encode(),
-        environment(job["threads"]),
-    )
+    text, env = json.dumps({**job, "parent": os.getpid(), "calm_ns": calm_ns}).encode(), environment(job["threads"])
     try:
-        done = subprocess.run(command, input=text, capture_output=True, timeout=timeout_s, env=variables)
+        done = subprocess.run(command, input=text, capture_output=True, timeout=timeout_s, env=env)
     except subprocess.TimeoutExpired:
         raise ChildFailed(f"took longer than {timeout_s:.0f} s") from None
     except OSError as error:

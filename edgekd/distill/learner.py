@@ -113,13 +113,11 @@ class Learner(nn.Module):
         if self.examples < batch.total_examples:
             return
         if measured:
-            self._take(torch.stack([torch.stack([g.norm() for g in grads]).norm() for grads in self.heard]))
+            fresh = torch.stack([torch.stack([g.norm() for g in grads]).norm() for grads in self.heard])
+            mixed = torch.where(self.norms > 0, self.norms.lerp(fresh, 1 - BALANCE_MOMENTUM), fresh)
+            self.norms.copy_(torch.where(fresh > FAINT * fresh.max(), mixed, self.norms))
         self.steps += 1
         self.examples, self.heard = 0, [[]] * len(self.losses)
-
-    def _take(self, fresh: Tensor) -> None:
-        mixed = torch.where(self.norms > 0, self.norms.lerp(fresh, 1 - BALANCE_MOMENTUM), fresh)
-        self.norms.copy_(torch.where(fresh > FAINT * fresh.max(), mixed, self.norms))
 
 
 def at(number: float | spec.Ramp, progress: float) -> float:

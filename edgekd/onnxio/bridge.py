@@ -19,6 +19,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor, nn
 
 from edgekd.errors import ExportError
+from edgekd.onnxio.graph import dequantized
 from edgekd.onnxio.operators import OPERATORS
 
 Array = NDArray[Any]
@@ -110,7 +111,8 @@ def stored(model: onnx.ModelProto) -> dict[bytes, Stored]:
 
 def _stored(name: str, weight: Array, scale: Array, table: bool) -> dict[bytes, Stored]:
     weight = np.ascontiguousarray(weight)
-    floats = weight.astype(np.float32) * (scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale)
+    of_rows = scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
+    floats = dequantized(weight, of_rows, np.zeros((), np.int8))
     return {floats.tobytes(): Stored(name, weight, scale, table)}
 
 

@@ -108,6 +108,18 @@ def per_tensor(node: ir.Node) -> bool:
     return scale is not None and scale.ndim == 0
 
 
+def zero_point(node: ir.Node) -> np.ndarray:
+    """A Q/DQ node's zero point; the standard's where it has none."""
+    found = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    return np.array(0, np.uint8) if found is None else found
+
+
+def dequantized(integers: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """As ``DequantizeLinear`` has them: the difference in int32, the product in float32."""
+    floats: np.ndarray = (integers.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
+    return floats
+
+
 def infer(model: ir.Model) -> None:
     """Write the shape of every value, in numbers and names of the inputs' dynamic dimensions.
 

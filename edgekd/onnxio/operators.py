@@ -7,7 +7,7 @@ leave them open. All else is a tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
@@ -46,7 +46,9 @@ def _slice(of: Mapping[str, Any], x: Any, begin: Ints, end: Ints, axes: Any = No
         return x[begin[0] : min(end[0], len(x)) : steps[0] if steps else 1]
     for i, axis in enumerate(axes if axes is not None else range(len(begin))):
         cut: list[Any] = [slice(None)] * x.ndim
-        cut[axis] = slice(begin[i], None if isinstance(end[i], int) and end[i] > 2**31 else end[i], _at(steps, i, 1))
+        cut[axis] = slice(
+            begin[i], None if isinstance(end[i], int) and end[i] > 2**31 else end[i], steps[i] if steps else 1
+        )
         x = x[tuple(cut)]
     return x
 
@@ -126,29 +128,34 @@ def _reduced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _conv(of: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     spread = x.ndim - 2
     pads = of.get("pads", [0] * 2 * spread)
-    x = F.pad(x, [p for i in reversed(range(spread)) for p in (pads[i], pads[i + spread])])
+    x = F.pad(x, _ends(pads))
     convolve = (F.conv1d, F.conv2d)[spread - 1]
     steps, holes = (of.get(name, [1] * spread) for name in ("strides", "dilations"))
     return convolve(x, weight, bias, steps, 0, holes, of.get("group", 1))
 
 
 def _pad(of: Mapping[str, Any], x: Any, pads: Ints, value: Any = None, axes: Any = None) -> Any:
+    return F.pad(x, _ends(pads), value=float(value or 0))
+
+
+def _ends(pads: Ints) -> Ints:
+    """What is added at both ends of each dimension, as torch lists it: the last dimension first."""
     half = len(pads) // 2
-    return F.pad(x, [p for i in reversed(range(half)) for p in (pads[i], pads[i + half])], value=float(value or 0))
+    return [p for i in reversed(range(half)) for p in (pads[i], pads[i + half])]
 
 
 def _split(of: Mapping[str, Any], x: Tensor, parts: Ints | None = None) -> Any:
     axis = of.get("axis", 0)
-    return torch.split_with_sizes(
-        x, [x.shape[axis] // of["num_outputs"]] * of["num_outputs"] if parts is None else parts, axis
-    )
+    if parts is None:
+        parts = [x.shape[axis] // of["num_outputs"]] * of["num_outputs"]
+    return torch.split_with_sizes(x, parts, axis)
 
 
 def _filled(of: Mapping[str, Any], shape: Ints) -> Any:
     value = of["value"].item() if "value" in of else 0.0
-    return (
-        [value] * shape[0] if len(shape) == 1 and isinstance(value, int) and shape[0] < 9 else torch.full(shape, value)
-    )
+    if len(shape) == 1 and isinstance(value, int) and shape[0] < 9:
+        return [value] * shape[0]
+    return torch.full(shape, value)
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
@@ -194,10 +201,6 @@ def _sizes(shape: Any) -> Ints:
 
 def _tensor(x: Any) -> Any:
     return x if isinstance(x, Tensor) else torch.tensor(x)
-
-
-def _at(given: Sequence[Any] | None, i: int, default: Any) -> Any:
-    return default if given is None else given[i]
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {

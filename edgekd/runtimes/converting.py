@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import runtimes
-from edgekd.bench import launch
-from edgekd.errors import EdgekdError
+from edgekd.bench import child, launch
 
 TIMEOUT_S = 1800.0
 
@@ -35,12 +34,11 @@ def convert(runtime: str, source: Path, out: Path, lengths: Sequence[int]) -> di
         made = Path(folder) / "out" / out.name
         made.parent.mkdir()
         job = {"runtime": runtime, "source": str(copied), "out": str(made), "lengths": list(lengths)}
+        text = json.dumps({**job, "parent": os.getpid()}).encode()
         command = [*_offline(), sys.executable, "-P", "-m", "edgekd.runtimes.converting"]
         environment = {**launch.environment(1), "ORT_DISABLE_TELEMETRY": "1", "JAX_PLATFORMS": "cpu"}
         try:
-            done = subprocess.run(
-                command, input=json.dumps(job).encode(), capture_output=True, timeout=TIMEOUT_S, env=environment
-            )
+            done = subprocess.run(command, input=text, capture_output=True, timeout=TIMEOUT_S, env=environment)
         except subprocess.TimeoutExpired:
             return {"error": f"took longer than {TIMEOUT_S:.0f} s"}
         if done.returncode or not made.is_file():
@@ -62,20 +60,12 @@ def _offline() -> tuple[str, ...]:
     return command if allowed else ()
 
 
-def main() -> int:
-    """Read the job from stdin, convert, answer on stdout; an error is the last line of stderr."""
-    job = json.load(sys.stdin)
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    try:
-        module: Any = runtimes.get(job["runtime"])
-        found = module.convert(Path(job["source"]), Path(job["out"]), tuple(job["lengths"]))
-    except EdgekdError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(found), file=answer, flush=True)
-    return 0
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Do the job of a converting process."""
+    module: Any = runtimes.get(job["runtime"])
+    found: dict[str, Any] = module.convert(Path(job["source"]), Path(job["out"]), tuple(job["lengths"]))
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child.serve(run))

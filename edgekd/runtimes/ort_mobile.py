@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,6 @@ def convert(source: Path, out: Path, lengths: tuple[int, ...]) -> dict[str, Any]
         target_platform="arm",
         enable_type_reduction=True,
     )
-    written = out.parent / source.with_suffix(".ort").name
-    if written != out:
-        shutil.move(written, out)
-    configs = list(out.parent.glob("*.config"))
-    if configs and configs[0].name != CONFIG:
-        configs[0].rename(out.parent / CONFIG)
+    (out.parent / f"{source.stem}.ort").rename(out)
+    (out.parent / f"{source.stem}.{CONFIG}").rename(out.parent / CONFIG)
     return {}

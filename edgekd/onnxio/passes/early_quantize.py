@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgekd.onnxio.graph import add_constant, constant, insert_before, per_tensor, producer, replace
+from edgekd.onnxio.graph import add_constant, constant, insert_before, per_tensor, producer, replace, zero_point
 
 MAXIMA = ("MaxPool", "ReduceMax")
 COMMUTE = ("Clip", "Pad", "Relu", *MAXIMA)
@@ -93,7 +93,7 @@ def _on_integers(graph: ir.Graph, node: ir.Node, integers: ir.Value, quantize: i
         rest[1:2] = [add_constant(graph, f"{name}_value", number)]
     elif kind not in MAXIMA:
         ends = [None if end is None else _integer(end, quantize) for end in _ends(node)]
-        bounds = np.iinfo(_point(quantize).dtype)
+        bounds = np.iinfo(zero_point(quantize).dtype)
         if ends[0] in (None, bounds.min) and ends[1] in (None, bounds.max):
             return integers
         kind, rest = "Clip", [None if end is None else add_constant(graph, f"{name}_end", end) for end in ends]
@@ -116,7 +116,7 @@ def _exact(node: ir.Node, quantize: ir.Node) -> bool:
     """Whether integers stand for the very numbers that a node puts in the place of others, if it does."""
     if node.op_type not in ("Relu", "Clip"):
         return node.op_type in MAXIMA
-    point = _point(quantize)
+    point = zero_point(quantize)
     bounds = np.iinfo(point.dtype)
     for end in _ends(node):
         steps = 0.0 if end is None else _steps(end, quantize)
@@ -128,7 +128,7 @@ def _exact(node: ir.Node, quantize: ir.Node) -> bool:
 
 def _integer(number: float, quantize: ir.Node) -> np.ndarray:
     """What ``quantize`` makes of a number."""
-    point = _point(quantize)
+    point = zero_point(quantize)
     bounds = np.iinfo(point.dtype)
     return np.asarray(np.clip(np.rint(_steps(number, quantize)) + point, bounds.min, bounds.max), point.dtype)
 
@@ -137,8 +137,3 @@ def _steps(number: float, quantize: ir.Node) -> float:
     scale = constant(quantize.inputs[1])
     assert scale is not None
     return float(np.float32(number) / scale)
-
-
-def _point(quantize: ir.Node) -> np.ndarray:
-    point = constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
-    return np.array(0, np.uint8) if point is None else point

@@ -15,7 +15,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgekd.errors import ExportError
-from edgekd.onnxio.graph import add_constant, attribute, constant, insert_before, producer, replace
+from edgekd.onnxio.graph import (
+    add_constant,
+    attribute,
+    constant,
+    dequantized,
+    insert_before,
+    producer,
+    replace,
+    zero_point,
+)
 
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger")
 MOVING = ("Clip", "Gather", "MaxPool", "Pad", "ReduceMax", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
@@ -53,7 +62,7 @@ def _left(graph: ir.Graph) -> list[ir.Node]:
 
 def _dequantized(graph: ir.Graph, node: ir.Node) -> None:
     """Let floats flow to where ``node`` had made them, if it is known where its integers come from."""
-    scale, zero = constant(node.inputs[1]), _zero(node)
+    scale, zero = constant(node.inputs[1]), zero_point(node)
     between, value = _source(node.inputs[0])
     if (source := producer(value, "DynamicQuantizeLinear")) is not None and not between:
         node.outputs[0].replace_all_uses_with(_known(source.inputs[0]))
@@ -67,7 +76,7 @@ def _dequantized(graph: ir.Graph, node: ir.Node) -> None:
             of_output = attribute(node, "axis", 1)
             shape[of_output if not between and of_output >= 0 else -1] = scale.size
         scale, zero = scale.reshape(shape), zero.reshape(shape if zero.ndim else ())
-        floats = add_constant(graph, f"{value.name}_float", _floats(integers, scale, zero))
+        floats = add_constant(graph, f"{value.name}_float", dequantized(integers, scale, zero))
         if not between:
             replace(node, floats)
             return
@@ -78,7 +87,7 @@ def _dequantized(graph: ir.Graph, node: ir.Node) -> None:
             number = constant(step.inputs[place])
             if number is not None and number.dtype.kind in "iu":
                 name = f"{step.name}_float"
-                step.replace_input_with(place, add_constant(graph, name, _floats(number, scale, zero)))
+                step.replace_input_with(place, add_constant(graph, name, dequantized(number, scale, zero)))
     replace(node, _known(node.inputs[0]))
 
 
@@ -96,15 +105,15 @@ def _numbers(node: ir.Node) -> tuple[int, ...]:
 
 def _in_range(graph: ir.Graph, node: ir.Node) -> ir.Value:
     """What stands in the place of a ``QuantizeLinear``: its input, cut where its range cuts what others do not."""
-    value, scale, zero = _known(node.inputs[0]), constant(node.inputs[1]), _zero(node)
+    value, scale, zero = _known(node.inputs[0]), constant(node.inputs[1]), zero_point(node)
     assert scale is not None
-    made, bounds = value.producer(), np.iinfo(zero.dtype)
-    ends = [_floats(np.asarray(end), scale, zero) for end in (bounds.min, bounds.max)]
+    made, integers = value.producer(), np.iinfo(zero.dtype)
+    ends = [dequantized(np.asarray(end), scale, zero) for end in (integers.min, integers.max)]
     within = SPAN.get(made.op_type) if made is not None else None
     if within is not None and ends[0] <= within[0] and within[1] <= ends[1]:
         return value
-    bounds_ = [add_constant(graph, f"{node.name}_end", end) for end in ends]
-    return insert_before(node, "Clip", [value, *bounds_], f"{node.name}")
+    bounds = [add_constant(graph, f"{node.name}_end", end) for end in ends]
+    return insert_before(node, "Clip", [value, *bounds], f"{node.name}")
 
 
 def _float_product(graph: ir.Graph, node: ir.Node) -> None:
@@ -121,7 +130,9 @@ def _float_product(graph: ir.Graph, node: ir.Node) -> None:
     if between:
         between[-1].replace_input_with(0, value)
         value = node.inputs[0]
-    floats = add_constant(graph, f"{_known(node.inputs[1]).name}_float", _floats(weight, scale, np.zeros((), np.int8)))
+    floats = add_constant(
+        graph, f"{_known(node.inputs[1]).name}_float", dequantized(weight, scale, np.zeros((), np.int8))
+    )
     replace(scaled, insert_before(scaled, "MatMul", [value, floats], f"{node.name}"))
 
 
@@ -132,14 +143,3 @@ def _source(value: ir.Value | None) -> tuple[list[ir.Node], ir.Value | None]:
         between.append(node)
         value = node.inputs[0]
     return between, value
-
-
-def _zero(node: ir.Node) -> np.ndarray:
-    found = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    return np.zeros((), np.uint8) if found is None else found
-
-
-def _floats(integers: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
-    """As ``DequantizeLinear`` has them: the difference in int32, the product in float32."""
-    floats: np.ndarray = (integers.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
-    return floats
