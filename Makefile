@@ -6,6 +6,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# With every runtime that Python installs, and what converts for them: for the tests alone, some 2 GB.
+TESTED := .venv/installed-runtimes
 
 # Another environment, from the same constraints but for what hangs on the major version of transformers.
 CANARY := .venv-canary
@@ -22,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/python targets/reuters_x86.py
 	$(BIN)/edgekd report reuters_x86
 
-test: check
+test: check $(TESTED)
 	$(BIN)/python -m pytest -q
 
 check: $(INSTALLED)
@@ -42,6 +44,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,dev]'
+	touch $@
+
+$(TESTED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,litert-convert,dev]'
 	touch $@
 
 canary: $(CANARY)/installed
