@@ -12,7 +12,8 @@ import numpy as np
 
 from edgekd import store
 from edgekd.bench import rows
-from edgekd.bench.spawn import ChildFailed, spawn
+from edgekd.bench.spawn import ChildFailed as ChildFailed
+from edgekd.bench.spawn import spawn
 from edgekd.bench.workloads import UNREADABLE
 
 

@@ -90,11 +90,9 @@ def measure(
     }
     every_cell = [cell for its_cells in cells.values() for cell in its_cells]
     refused = _refused(artifacts, cells, host)
-    contents = functools.cache(_contents)
+    contents = functools.cache(functools.partial(_contents, host=host))
     jobs = {
-        (cell, artifact.name): _jobs(
-            artifact, cell, rounds, calls, out / "raw", contents(artifact, cell.runtime, host), host
-        )
+        (cell, artifact.name): _jobs(artifact, cell, rounds, calls, out / "raw", contents(artifact, cell.runtime), host)
         for cell in every_cell
         for artifact in artifacts
         if (cell, artifact.name) not in refused
