@@ -20,9 +20,6 @@ from edgekd import runtimes
 from edgekd.bench import child, workloads
 from edgekd.bench.conditions import conditions, throttled
 
-SLOWDOWN = 1.1
-"""A last minute that takes so many times the first one's median was held back by something."""
-
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Do the job: ``minutes`` (``p50_ms``, ``p90_ms``, ``calls``, ``temperature_c``, ``frequency_mhz`` of each).

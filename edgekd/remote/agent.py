@@ -85,11 +85,12 @@ def describe(folder: Path, names: list[str], threads: list[int]) -> dict[str, An
 def _put(request: dict[str, Any], stream: BinaryIO, folder: Path) -> dict[str, Any]:
     """Write the bytes that follow to a file in the folder; its path is the answer."""
     path = folder / "files" / request["folder"] / request["name"]
-    if not path.resolve().is_relative_to(folder.resolve() / "files"):
-        return {"error": f"{request['name']!r} is no name for a file"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    left, seen, trouble = int(request["bytes"]), hashlib.sha256(), ""
-    with path.open("wb") as file:
+    inside = path.resolve().is_relative_to(folder.resolve() / "files")
+    trouble = "" if inside else "that is no name for a file"
+    if inside:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    left, seen = int(request["bytes"]), hashlib.sha256()
+    with open(path if inside else os.devnull, "wb") as file:
         while left:
             signal.alarm(IDLE_S)
             chunk = stream.read(min(CHUNK, left))
@@ -98,12 +99,12 @@ def _put(request: dict[str, Any], stream: BinaryIO, folder: Path) -> dict[str, A
             left -= len(chunk)
             seen.update(chunk)
             try:
-                file.write(chunk if not trouble else b"")
+                file.write(b"" if trouble else chunk)
             except OSError as error:  # what still comes belongs to this request, and must be read
                 trouble = str(error)
-    if trouble or seen.hexdigest() != request["sha256"]:
-        return {"error": f"cannot write {path.name}: {trouble or 'it came damaged'}"}
-    return {"path": str(path)}
+    if not trouble and seen.hexdigest() != request["sha256"]:
+        trouble = "it came damaged"
+    return {"error": f"cannot write {path.name}: {trouble}"} if trouble else {"path": str(path)}
 
 
 def _measure(request: dict[str, Any], stream: BinaryIO, folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -127,7 +128,7 @@ def _ending_with(stream: BinaryIO) -> Iterator[None]:
     reader, writer = os.pipe()
 
     def watch() -> None:
-        ready, _, _ = select.select([stream, reader], [], [])
+        ready, _, _ = select.select([stream.fileno(), reader], [], [])
         if reader not in ready:
             os.kill(os.getpid(), signal.SIGTERM)
 

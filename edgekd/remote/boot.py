@@ -1,9 +1,11 @@
 """What a device runs first: ``python3 -c`` executes this text, which comes over standard input (``BOOT`` in ``agent``).
 
 It makes a folder of its own under the system's temporary one, puts the harness there, serves, and removes the folder
-whatever happens: the end, an error, a signal, a connection that breaks. Written for any Python 3, so that an old one
-is told so; it imports nothing of ours before that.
+whatever happens: the end, an error, a signal, a connection that breaks. It runs on Pythons that are too old for us
+(3.7), so that these are told so, and imports nothing of ours before that.
 """
+
+from __future__ import annotations
 
 import fcntl
 import json
@@ -12,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from typing import Any, BinaryIO
 
 PREFIX = "edgekd-bench-"
 LOCK = "lock"
@@ -19,7 +22,7 @@ OLDEST = (3, 11)
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)
 
 
-def main(stream):
+def main(stream: BinaryIO) -> int:
     """Serve one connection; ``stream`` is the standard input behind this text."""
     head = json.loads(stream.readline())
     unfit = _unfit(head["folder"])
@@ -49,15 +52,15 @@ def main(stream):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unfit(folder):
+def _unfit(folder: str | None) -> dict[str, Any] | None:
     """Why this machine cannot measure, or None."""
     if sys.version_info < OLDEST:
         found = ".".join(map(str, sys.version_info[:3]))
-        return {"unfit": "{} is Python {}; 3.11 or later is needed".format(sys.executable, found)}
+        return {"unfit": f"{sys.executable} is Python {found}; 3.11 or later is needed"}
     if not sys.platform.startswith("linux"):
-        return {"unfit": "it runs {}; only Linux can be measured on".format(sys.platform)}
+        return {"unfit": f"it runs {sys.platform}; only Linux can be measured on"}
     if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
-        return {"unfit": "there is no folder {} that one may write to".format(folder)}
+        return {"unfit": f"there is no folder {folder} that one may write to"}
     import importlib.util
 
     if importlib.util.find_spec("numpy") is None:
@@ -65,7 +68,7 @@ def _unfit(folder):
     return None
 
 
-def _sweep(above):
+def _sweep(above: str) -> None:
     """Remove the folders of earlier connections that died without a chance to: nobody holds their lock any more."""
     for name in os.listdir(above):
         if not name.startswith(PREFIX):
@@ -86,7 +89,7 @@ def _sweep(above):
             os.close(lock)
 
 
-def _stop(number, frame):
+def _stop(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 

@@ -45,7 +45,12 @@ def parse(text: str) -> Address:
     user, _, host = found.netloc.rpartition("@")
     host = re.sub(r":\d*$", "", host)
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    good = found.scheme == "ssh" and not any(rest) and (NAME.fullmatch(host) or IPV6.fullmatch(host))
+    good = (
+        text.isprintable()
+        and found.scheme == "ssh"
+        and not any(rest)
+        and (NAME.fullmatch(host) or IPV6.fullmatch(host))
+    )
     if not good or port == 0 or (user and not NAME.fullmatch(user)) or ("@" in found.netloc and not user):
         raise UsageError(f"{text!r} is no address of a device; it is ssh://user@host[:port], e.g. ssh://pi@192.168.1.7")
     return Address(host, user or None, port)
