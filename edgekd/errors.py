@@ -77,5 +77,23 @@ class MissingDependencyError(EdgekdError):
     exit_code = 12
 
 
+class HostError(EdgekdError):
+    """A device cannot be reached: no such host, nobody listens, the key is refused."""
+
+    exit_code = 13
+
+
+class HostLostError(EdgekdError):
+    """The connection to a device broke while it measured; what was measured until then is kept."""
+
+    exit_code = 14
+
+
+class HostUnfitError(EdgekdError):
+    """A device cannot measure: another architecture than the bundle's, an old Python, too little memory or disk."""
+
+    exit_code = 15
+
+
 INTERRUPTED = 130
 """Exit code after ctrl-C (128 + SIGINT) or SIGTERM; the run resumes where it stopped."""

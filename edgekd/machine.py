@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekd.spec import X86_AVX2, X86_VNNI, Device
+from edgekd.devices import X86_AVX2, X86_VNNI, Device
 
 ROOT = Path("/")
 

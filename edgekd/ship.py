@@ -13,7 +13,7 @@ from edgekd.bundle import MANIFEST, MODEL, SCHEMA, contents, describe, read_mani
 from edgekd.errors import BundleError
 from edgekd.onnxio.layout import TOKENIZER_FILES
 from edgekd.progress import Progress
-from edgekd.report import figures, schema, verdicts
+from edgekd.report import android, figures, schema, verdicts
 from edgekd.stages.bench import CONVERSION
 from edgekd.tuning import result
 
@@ -72,6 +72,12 @@ def pack(report: Mapping[str, Any], export: Path, out: Path, conversions: Mappin
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(source, conversions or {}, partial)
+        inputs = export / "inputs" / "student.npz"
+        if report["device"]["isa"] == "aarch64" and inputs.is_file():
+            from edgekd.onnxio import testdata
+
+            names = [found["name"] for found in graph["inputs"]]
+            testdata.write(partial / android.TEST_DATA, inputs, names, android.tokens(report))
         _describe(report, graph, partial)
         _swap(partial, out)
     except OSError as error:
@@ -99,7 +105,10 @@ def _describe(report: Mapping[str, Any], graph: Mapping[str, Any], folder: Path)
     files = {name: f"{name}/{entry.file}" for name, entry in runtimes.RUNTIMES.items()}
     manifest = _manifest(report, graph)
     manifest["runtimes"] = {name: file for name, file in files.items() if (folder / file).is_file()}
-    store.write_text(folder / "README.md", card.render(report, manifest))
+    phone = (
+        android.commands(report, manifest, describe(folder / MODEL)["sha256"]) if (folder / "android").is_dir() else ""
+    )
+    store.write_text(folder / "README.md", card.render(report, manifest, phone))
     store.write_json(folder / "report.json", report)
     store.write_text(folder / "report.md", markdown.render(report))
     store.write_text(folder / "report.html", html.render(report))

@@ -71,8 +71,8 @@ def test_the_help_of_a_command_teaches_by_an_example(command: str, capsys: pytes
 
 
 def test_the_commands_are_those_that_are_promised(capsys: pytest.CaptureFixture[str]) -> None:
-    makers, users = ["list", "plan", "run", "report", "compare", "tune"], ["ship", "verify", "predict", "diagnose"]
-    assert list(COMMANDS) == [*makers, *users, "copy", "doctor"]
+    makers, users = ["list", "plan", "run", "report", "compare", "tune"], ["ship", "verify", "bench"]
+    assert list(COMMANDS) == [*makers, *users, "predict", "diagnose", "copy", "doctor"]
     main(["--help"])
     shown = capsys.readouterr().out
     assert all(command in shown for command in COMMANDS)

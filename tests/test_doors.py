@@ -66,7 +66,7 @@ LAYERS = (
     ("runner.py",),
     ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*", "blackbox/*"),
     (
-        *("stages/*", "ship.py", "phases.py", "sizes.py", "history.py", "isa/*"),
+        *("stages/*", "remote/*", "ship.py", "phases.py", "sizes.py", "history.py", "isa/*"),
         *("tuning/__init__.py", "tuning/candidates.py", "tuning/choose.py", "tuning/result.py"),
     ),
     ("graph.py",),

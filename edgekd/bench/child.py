@@ -74,7 +74,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     _, peak_mib = proc.memory_mib()
     if "torch" in sys.modules:
         raise BenchError("torch was imported into a timed process; its thread pool disturbs the runtime's")
-    _save(Path(job["samples"]), arrays)
+    save(Path(job["samples"]), arrays)
     return {
         "version": runtime.version(),
         "load_ms": load_ms,
@@ -166,7 +166,8 @@ def _logits(session: runtimes.Session, inputs: workloads.Inputs) -> NDArray[np.f
     return np.concatenate(rows)
 
 
-def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+def save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write an ``.npz`` whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]

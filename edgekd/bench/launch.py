@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import edgekd
 from edgekd import store
 from edgekd.bench import rows
+from edgekd.bench.spawn import ChildFailed as ChildFailed
+from edgekd.bench.spawn import spawn
 from edgekd.bench.workloads import UNREADABLE
-from edgekd.errors import BenchError
-
-
-class ChildFailed(Exception):
-    """The child crashed, gave up or took too long; the message is the reason for the row."""
 
 
 def samples_file(raw: Path, artifact: str, cell: rows.Cell, number: int) -> Path:
@@ -60,21 +52,21 @@ def launch(job: dict[str, Any], wanted: str, timeout_s: float, calm_ns: int | No
     """
     samples = Path(job["samples"])
     samples.with_suffix(".json").unlink(missing_ok=True)
-    command = [sys.executable, "-P", "-m", "edgekd.bench.child"]
-    text, env = json.dumps({**job, "parent": os.getpid(), "calm_ns": calm_ns}).encode(), environment(job["threads"])
     try:
-        done = subprocess.run(command, input=text, capture_output=True, timeout=timeout_s, env=env)
-    except subprocess.TimeoutExpired:
-        raise ChildFailed(f"took longer than {timeout_s:.0f} s") from None
-    except OSError as error:
-        raise BenchError(f"cannot start {sys.executable}: {error}") from error
-    if done.returncode != 0:
-        why = reason(done.returncode, done.stderr.decode(errors="replace"))
-        if store.disk_full(OSError(why)):
-            raise store.full_disk_error(OSError(why))
-        raise ChildFailed(why)
+        answer = spawn({**job, "calm_ns": calm_ns}, timeout_s)
+    except ChildFailed as error:
+        if store.disk_full(error):
+            raise store.full_disk_error(error) from error
+        raise
+    return keep(answer, samples, wanted)
+
+
+def keep(answer: dict[str, Any], samples: Path, wanted: str) -> dict[str, Any]:
+    """Write a child's answer beside its samples, for ``kept`` to find, and return the figures.
+
+    Raises ``ChildFailed`` where the samples are not what a child leaves.
+    """
     try:
-        answer = json.loads(done.stdout)
         figures = rows.summary(answer, samples)
     except UNREADABLE as error:
         raise ChildFailed(f"ended without an answer ({error})") from None
@@ -86,26 +78,3 @@ def logits(samples: Path) -> np.ndarray[Any, np.dtype[np.float32]] | None:
     """The logits of the whole test split, if that child was to score it."""
     with np.load(samples, allow_pickle=False) as file:
         return file["logits"] if "logits" in file.files else None
-
-
-def environment(threads: int) -> dict[str, str]:
-    """A child's environment: this package importable, and the thread pools that read a variable at the asked size."""
-    package = str(Path(edgekd.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": "1",  # numpy's, which only the harness uses
-    }
-
-
-def reason(code: int, stderr: str) -> str:
-    """Why a child ended so: the signal that ended it, or the last line that it said."""
-    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
-    if code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        memory = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"crashed with {names.get(-code, f'signal {-code}')}{memory}" + (f": {last[:300]}" if last else "")
-    return last[:300] or f"ended with exit code {code}"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd import machine, store
 from edgekd import runtimes as runtime_table
-from edgekd.bench import child, launch, rows
+from edgekd import store
+from edgekd.bench import child, hosts, launch, rows
 from edgekd.bench.rows import Cell, Row
 from edgekd.bench.workloads import fixed_length
 from edgekd.bench.workloads import load as load_inputs
@@ -67,8 +67,9 @@ def measure(
     score: Callable[[Logits, NDArray[np.int64]], float],
     baseline: str = BASELINE,
     timeout_s: float = 900.0,
+    host: hosts.Host = hosts.HERE,
 ) -> list[Row]:
-    """Measure; one row per artifact, runtime, thread count and workload (given by runtime; ``real`` by default).
+    """Measure on ``host``; one row per artifact, runtime, threads and workload (given by runtime; default ``real``).
 
     A round goes through all cells (runtime, threads, workload) and, within a cell, through all artifacts, each in a
     fresh process on the same examples; every other round backwards, so that a machine that slowly heats up favours
@@ -88,15 +89,15 @@ def measure(
         for runtime in runtimes
     }
     every_cell = [cell for its_cells in cells.values() for cell in its_cells]
-    refused = _refused(artifacts, cells)
-    contents = functools.cache(_contents)
+    refused = _refused(artifacts, cells, host)
+    contents = functools.cache(functools.partial(_contents, host=host))
     jobs = {
-        (cell, artifact.name): _jobs(artifact, cell, rounds, calls, out / "raw", contents(artifact, cell.runtime))
+        (cell, artifact.name): _jobs(artifact, cell, rounds, calls, out / "raw", contents(artifact, cell.runtime), host)
         for cell in every_cell
         for artifact in artifacts
         if (cell, artifact.name) not in refused
     }
-    figures, failed = _run(jobs, rounds, timeout_s, progress)
+    figures, failed = _run(jobs, rounds, timeout_s, progress, host)
 
     table: list[Row] = []
     logits: dict[tuple[str, str, int], Logits] = {}
@@ -125,12 +126,14 @@ class _Job:
 Place = tuple[Cell, str]  # a cell, and an artifact's name
 
 
-def _refused(artifacts: Sequence[Artifact], cells: Mapping[str, Sequence[Cell]]) -> dict[Place, str | None]:
+def _refused(
+    artifacts: Sequence[Artifact], cells: Mapping[str, Sequence[Cell]], host: hosts.Host
+) -> dict[Place, str | None]:
     """What is not even tried, and why; ``None``: no row either, since the runtime's first cell says it for all."""
-    usable = machine.usable_threads()
+    usable = host.usable_threads()
     found: dict[Place, str | None] = {}
     for runtime, its_cells in cells.items():
-        command = runtime_table.availability(runtime)
+        command = host.availability(runtime)
         file = runtime_table.entry(runtime).file
         for cell in its_cells:
             fixed_length(cell.workload)
@@ -147,14 +150,21 @@ def _refused(artifacts: Sequence[Artifact], cells: Mapping[str, Sequence[Cell]])
     return found
 
 
-def _contents(artifact: Artifact, runtime: str) -> dict[str, str]:
-    """What a result depends on besides the job: the files' SHA-256, and the version of the runtime's package."""
-    package = runtime_table.entry(runtime).package
+def _contents(artifact: Artifact, runtime: str, host: hosts.Host) -> dict[str, str]:
+    """What a result depends on besides the job: the files' SHA-256, and what the host says of itself."""
     hashes = {file.name: store.sha256(file) for file in [*artifact.files(runtime), artifact.inputs]}
-    return {**hashes, package: runtime_table.installed().get(package, "")}
+    return {**hashes, **host.identity(runtime_table.entry(runtime).package)}
 
 
-def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, contents: dict[str, str]) -> list[_Job]:
+def _jobs(
+    artifact: Artifact,
+    cell: Cell,
+    rounds: int,
+    calls: int,
+    raw: Path,
+    contents: dict[str, str],
+    host: hosts.Host,
+) -> list[_Job]:
     """One job per round."""
     made = []
     for number in range(rounds):
@@ -164,7 +174,7 @@ def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, co
             "inputs": str(artifact.inputs),
             "workload": cell.workload,
             "threads": cell.threads,
-            "cpus": machine.pick_cpus(cell.threads),
+            "cpus": host.pick_cpus(cell.threads),
             "calls": calls,
             "warmup": child.WARMUP,
             "score": number == 0 and cell.workload == "real",
@@ -177,7 +187,7 @@ def _jobs(artifact: Artifact, cell: Cell, rounds: int, calls: int, raw: Path, co
 
 
 def _run(
-    jobs: Mapping[Place, Sequence[_Job]], rounds: int, timeout_s: float, progress: Progress
+    jobs: Mapping[Place, Sequence[_Job]], rounds: int, timeout_s: float, progress: Progress, host: hosts.Host
 ) -> tuple[dict[Place, Figures], dict[Place, str]]:
     """The figures of every place by round, and the reason of every place that failed."""
     figures: dict[Place, Figures] = {place: [] for place in jobs}
@@ -193,7 +203,7 @@ def _run(
                     result = found[place] if whole else None
                     try:
                         job = jobs[place][number]
-                        result = result or launch.launch(job.job, job.digest, timeout_s, calm_ns)
+                        result = result or host.launch(job.job, job.digest, timeout_s, calm_ns)
                     except launch.ChildFailed as error:
                         failed[place] = str(error)
                         progress.log(f"{place[1]} in {cell.runtime}, {cell.threads} threads, {cell.workload}: {error}")

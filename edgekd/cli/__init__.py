@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from edgekd import __version__
-from edgekd.cli import bundles, line, tools, tuning
+from edgekd.cli import bundles, device, line, tools, tuning
 from edgekd.cli.diagnosis import diagnose
 from edgekd.errors import EdgekdError
 from edgekd.store import disk_full, full_disk_error
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tuning.tune,
     "ship": bundles.ship,
     "verify": bundles.verify,
+    "bench": device.bench,
     "predict": bundles.predict,
     "diagnose": diagnose,
     "copy": tools.copy,

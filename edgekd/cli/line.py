@@ -228,9 +228,15 @@ def report(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit with 9 unless every line of the budget is met.")] = False,
     format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.md,
+    read: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE", help="First take in a phone's times.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="With --import: what to call it; default: as it says.")] = None,
     store: Store = RUNS,
 ) -> None:
     """Print the report of a run: the budget, every artifact side by side, sizes and limits.
+
+    --import reads what the commands in a bundle's README.md leave: times on Android. Exits with 5 if it is damaged.
 
     Examples:
 
@@ -238,10 +244,13 @@ def report(
     $ edgekd report reuters_x86 --check
     $ edgekd report reuters_x86-smoke --format json
     $ edgekd report reuters_x86 --format html > report.html
+    $ edgekd report reuters_android_arm64 --import phone.txt
     """
+    from edgekd.report import importing
     from edgekd.report.schema import load as load_report
 
     folder = run_folder(target, store)
+    folder = importing.read(read, folder, store, name).parent if read is not None else folder
     found = load_report(folder / "report.json")
     written = folder / f"report.{format.value}"
     sys.stdout.write(written.read_text(encoding="utf-8") if written.is_file() else _rendered(found, format))

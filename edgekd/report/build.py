@@ -16,9 +16,9 @@ from edgekd import store
 from edgekd.bench import launch
 from edgekd.bench.rows import Cell
 from edgekd.errors import StoreError
-from edgekd.report import headline, limits, verdicts
+from edgekd.report import conclude, devices, verdicts
 from edgekd.report.schema import SCHEMA
-from edgekd.spec import BlackBox, Distill, Target, precision
+from edgekd.spec import BlackBox, Distill, Target
 from edgekd.spec.blackbox import FORBIDDEN
 from edgekd.spec.literal import literal
 
@@ -49,22 +49,16 @@ def build(
     taught = read("transfer", "dataset.json") if "transfer" in folders else dataset
     runtime = target.bench.runtimes[0]
     right = {name: _right(folders, name, runtime) for name in (verdicts.SHIPPED, "student_ptq")}
-    bits = precision(target.quant.scheme)
     models = _models(target, read)
-    teacher = models["teacher"]
-    black_box = {"valid": True, **teacher["scores"]["test"]} if teacher["black_box"] else None
-    budget = verdicts.budget_lines(target.budget, rows, runtime, bits, black_box)
-    speed = verdicts.race(rows, "student_fp32", verdicts.SHIPPED, bits)
-    today = verdicts.race(rows, "teacher_ort_dynamic", verdicts.SHIPPED, bits)
     quality = verdicts.quality(right[verdicts.SHIPPED], right["student_ptq"])
-    quantize = models["training"]["quantize"]
-    if not quantize["trained"]:
+    if not models["training"]["quantize"]["trained"]:
         quality = verdicts.UNTRAINED
     data = target.task.licence or dataset.get("licence")
     licences = {"teacher": _licence(target), "terms": _terms(target), "data": data}
     backbones = {student.source: student.licence for student in target.learners if student.source is not None}
     if backbones:
         licences["student"] = _all(backbones.values())
+    device = _device(target, machine)
     report = {
         "schema": SCHEMA,
         "edgekd_version": edgekd.__version__,
@@ -73,26 +67,15 @@ def build(
         "smoke": target.smoke,
         "seed": target.seed,
         "created": created or datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": _device(target, machine),
+        "device": device,
         "machine": dict(machine),
         "versions": dict(versions),
         "task": _task(target, {**dataset, "counts": taught["counts"]}),
-        "headline": headline.headline(
-            target.smoke, budget, speed, today, quality, quantize["ptq"], rows, runtime, bits, black_box
-        ),
-        "budget": budget,
-        "budget_met": verdicts.budget_met(budget),
-        "verdicts": {
-            "int8_vs_fp32": _word(speed, runtime),
-            "int8_vs_teacher_ort_dynamic": _word(today, runtime),
-            "qad_vs_ptq": quality["verdict"],
-            "speed": speed,
-            "today": today,
-            "quality": quality,
-        },
+        **dict.fromkeys(conclude.CONCLUSIONS),
         **models,
-        "rows": rows,
-        "latency": [found for row in rows if (found := _histogram(folders["bench"] / "raw", row)) is not None],
+        "rows": [row | {"host": None, "measured_on": devices.measured_on(device["missing"])} for row in rows],
+        "latency": [found for row in rows if (found := histogram(folders["bench"] / "raw", row)) is not None],
+        "devices": [],
         "sizes": read("export", "sizes.json"),
         "audit": read("export", "audit.json"),
         "parity": read("export", "parity.json"),
@@ -101,7 +84,7 @@ def build(
         "stages": {name: dict(info) for name, info in stage_info.items()},
         "licences": licences,
     }
-    return report | {"limits": limits.limits(report)}
+    return conclude.conclude(report, target.budget, quality, runtime)
 
 
 class _Reader:
@@ -120,12 +103,9 @@ class _Reader:
 
 
 def _device(target: Target, machine: Mapping[str, Any]) -> dict[str, Any]:
-    device, flags = target.device, set(machine.get("flags", ()))
-    missing = [feature for feature in device.features if flags.isdisjoint(feature.split("|"))]
-    if machine.get("isa", device.isa) != device.isa:
-        missing = [device.isa]
+    device = target.device
     named: dict[str, Any] = {"name": device.name, "isa": device.isa, "features": list(device.features)}
-    return named | {"memory_mib": device.memory_mib, "missing": missing}
+    return named | {"memory_mib": device.memory_mib, "missing": devices.missing(named, machine)}
 
 
 def _task(target: Target, dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,11 +182,6 @@ def _by_split(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {split: scores[split] for split in ("validation", "test") if split in scores}
 
 
-def _word(lines: list[dict[str, Any]], runtime: str) -> str:
-    main = {"runtime": runtime, "threads": 1, "workload": "real"}
-    return next((line["verdict"] for line in lines if all(line[k] == v for k, v in main.items())), "unknown")
-
-
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
@@ -223,7 +198,7 @@ def _right(folders: Mapping[str, Path], artifact: str, runtime: str) -> NDArray[
     return np.asarray(answers == labels, bool) if answers.shape == labels.shape else None
 
 
-def _histogram(raw: Path, row: Mapping[str, Any]) -> dict[str, Any] | None:
+def histogram(raw: Path, row: Mapping[str, Any]) -> dict[str, Any] | None:
     """The calls of a row in bins of equal ratio, without the slowest thousandth; None without samples."""
     place = {name: row[name] for name in ("artifact", "runtime", "threads", "workload")}
     cell = Cell(row["runtime"], row["threads"], row["workload"])

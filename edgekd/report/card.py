@@ -13,10 +13,13 @@ from edgekd.report.markdown import bullets, code, escape, table
 Report = Mapping[str, Any]
 
 
-def render(report: Report, manifest: Mapping[str, Any]) -> str:
-    """The card, with the front matter that model hubs read; ``manifest`` is the bundle's, ``files`` not needed."""
+def render(report: Report, manifest: Mapping[str, Any], phone: str = "") -> str:
+    """The card, with the front matter that model hubs read; ``manifest`` is the bundle's, ``files`` not needed.
+
+    ``phone`` are the commands that measure it on one (``android.commands``).
+    """
     parts = [_front(report), f"# {escape(report['run'])}", *_what(report, manifest), *_scores(report)]
-    parts += [*_use(manifest), *_made(report), *_rights(report)]
+    parts += [*_use(manifest), *(_phone(phone) if phone else []), *_made(report), *_rights(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -94,6 +97,15 @@ def _use(manifest: Mapping[str, Any]) -> list[str]:
     others = [f"{escape(figures.RUNTIMES[name])}: {code(file)}" for name, file in manifest.get("runtimes", {}).items()]
     about += f" The same student for other runtimes: {'; '.join(others)}." if others else ""
     return ["## Use", python, about]
+
+
+def _phone(commands: str) -> list[str]:
+    about = (
+        "In this folder, with the tools for the phone's architecture beside it: "
+        "`onnxruntime_perf_test` from a build of onnxruntime for Android, `benchmark_model` from LiteRT's nightly "
+        "binaries (`android_aarch64_benchmark_model`, renamed). Screen on, nothing else running, and cool."
+    )
+    return ["## Measuring on an Android phone", about, f"```sh\n{commands}\n```"]
 
 
 def _made(report: Report) -> list[str]:

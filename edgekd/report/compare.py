@@ -88,6 +88,7 @@ def render(found: Mapping[str, Any]) -> str:
 
 def _row(a: Mapping[str, Any], b: Mapping[str, Any], tests: list[int], same_data: bool) -> list[Change]:
     place = {name: a[name] for name in ("artifact", "runtime", "threads", "workload")}
+    place |= {name: a.get(name) for name in ("host", "measured_on")}
     found: list[Change] = []
     for figure in figures.FIGURES:
         one, two = figures.value(a, figure), figures.value(b, figure)

@@ -27,6 +27,9 @@ RUNTIMES = {
     "litert": "LiteRT",
 }
 
+PROXY = "host-proxy"
+"""How a figure is marked that was not taken on the device it is for (a row's ``measured_on``; else ``device``)."""
+
 KINDS = ("embedding", "linear", "norm", "other", "graph")
 
 TENSOR_HEAD = ("Tensor of the shipped file", "Kind", "Type", "Shape", "KiB", "Read by")
@@ -99,6 +102,16 @@ def runtime(name: str) -> str:
     return RUNTIMES.get(name, name)
 
 
+def device(row: Row) -> str | None:
+    """The device that measured a row (its ``host``), where that is not the run's own machine."""
+    return row.get("host")
+
+
+def place(row: Row) -> str:
+    """The runtime of a row, and the device it ran on where that is another: ``LiteRT on Pixel 8``."""
+    return runtime(row["runtime"]) + (f" on {device(row)}" if device(row) else "")
+
+
 def workload(name: str) -> str:
     """``real`` -> ``real lengths``, ``fixed64`` -> ``64 tokens``."""
     if name == "real":
@@ -107,19 +120,21 @@ def workload(name: str) -> str:
 
 
 def where(row: Row) -> str:
-    """What a row was measured under: ``onnxruntime, 1 thread, real lengths``."""
+    """What a row was measured under: ``onnxruntime, 1 thread, real lengths``; a stand-in's is marked ``PROXY``."""
     threads = row["threads"]
-    return f"{runtime(row['runtime'])}, {threads} thread{'' if threads == 1 else 's'}, {workload(row['workload'])}"
+    proxy = f", {PROXY}" if row.get("measured_on") == PROXY else ""
+    return f"{place(row)}, {threads} thread{'' if threads == 1 else 's'}, {workload(row['workload'])}{proxy}"
 
 
-def key(row: Row) -> tuple[str, str, int, str]:
-    """What tells a row from every other one of its report: artifact, runtime, threads, workload."""
-    return row["artifact"], row["runtime"], row["threads"], row["workload"]
+def key(row: Row) -> tuple[str, str, int, str, str | None]:
+    """What tells a row from every other one of its report: artifact, runtime, threads, workload, device."""
+    return row["artifact"], row["runtime"], row["threads"], row["workload"], device(row)
 
 
 def find(rows: Iterable[Row], artifact: str, like: Row) -> Row | None:
-    """The row of ``artifact`` under the conditions (runtime, threads, workload) of ``like``, valid or not."""
-    return next((r for r in rows if key(r) == (artifact, like["runtime"], like["threads"], like["workload"])), None)
+    """The row of ``artifact`` under the conditions (runtime, threads, workload, device) of ``like``, valid or not."""
+    wanted = key({**like, "artifact": artifact})
+    return next((row for row in rows if key(row) == wanted), None)
 
 
 def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:

@@ -37,19 +37,24 @@ def headline(
     runtime: str,
     precision: str = "int8",
     black_box: Row | None = None,
+    host: str | None = None,
 ) -> list[str]:
     """The lines, worst first after the budget's.
 
     ``budget`` from ``verdicts.budget_lines``; ``speed`` is what ships against the fp32 student and ``today`` against
     the teacher with ORT's dynamic quantization, both from ``verdicts.race``; ``quality`` from ``verdicts.quality``.
     ``ptq`` says how the best PTQ was made; ``runtime`` is the one that the budget is judged in, ``precision`` what the
-    shipped student is called by; ``black_box`` as in ``verdicts.budget_lines``.
+    shipped student is called by; ``black_box`` and ``host`` as in ``verdicts.budget_lines``.
     """
-    like = {"runtime": runtime, "threads": 1, "workload": "real"}
+    like = {"runtime": runtime, "threads": 1, "workload": "real", "host": None}
     found = [*_speed(speed, like, precision), *_size(rows, like, precision), *_quality(quality, ptq, rows, like)]
     found = [*found, *_today(today, like, precision), *_product(rows, like, precision, black_box)]
+    found += _devices(rows, like, precision)
     bad = any(rank == _BAD for rank, _ in found)
-    lines = [_budget(budget, bad), *(text for _, text in sorted(found, key=lambda line: line[0]))]
+    lines = [
+        _budget(budget, bad) + _whose_times(budget, rows, host),
+        *(text for _, text in sorted(found, key=lambda line: line[0])),
+    ]
     return [SMOKE, *lines] if smoke else lines
 
 
@@ -78,6 +83,14 @@ def _budget(lines: Sequence[dict[str, Any]], bad: bool) -> str:
     return f"BUDGET MET, {len(lines)} of {len(lines)}" + (", but read what follows." if bad else ".")
 
 
+def _whose_times(lines: Sequence[dict[str, Any]], rows: Sequence[Row], host: str | None) -> str:
+    if host is not None:
+        return f" Times and memory are those of {host}."
+    if lines and any(figures.device(row) is None and row.get("measured_on") == figures.PROXY for row in rows):
+        return f" Times and memory are a stand-in's ({figures.PROXY})."
+    return ""
+
+
 def _open(lines: Sequence[dict[str, Any]]) -> list[str]:
     """Lines that could not be judged; those of one reason together, since one row has many figures."""
     reasons: dict[str, list[str]] = {}
@@ -89,7 +102,7 @@ def _open(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _main(lines: Sequence[dict[str, Any]], like: Row) -> dict[str, Any] | None:
-    return next((x for x in lines if all(x[k] == like[k] for k in like)), None)
+    return next((x for x in lines if all(x.get(k) == like[k] for k in like)), None)
 
 
 def _interval(line: dict[str, Any]) -> str:
@@ -101,14 +114,14 @@ def _speed(lines: Sequence[dict[str, Any]], like: Row, precision: str) -> list[_
     slower: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line["verdict"] == "slower":
-            slower.setdefault(line["runtime"], []).append(line)
+            slower.setdefault(figures.place(line), []).append(line)
     found = [
         (
             _BAD,
-            f"{precision} is SLOWER than the fp32 student in {figures.runtime(runtime)}: it takes "
+            f"{precision} is SLOWER than the fp32 student in {where}: it takes "
             f"{', '.join(map(_slower, part))}; where time counts there, ship the fp32 student.",
         )
-        for runtime, part in slower.items()
+        for where, part in slower.items()
     ]
     main = _main(lines, like)
     word = main["verdict"] if main else "unknown"
@@ -184,10 +197,34 @@ def _product(rows: Sequence[Row], like: Row, precision: str, black_box: Row | No
         parts.append(f"is {figures.ratio(its['size_bytes'] / mine['size_bytes'])} smaller ({sizes})")
     if mine["valid"] and its["valid"] and mine.get("speedup_vs_teacher") is not None:
         span = figures.span(mine.get("speedup_low"), mine.get("speedup_high"))
-        parts.append(
-            f"is {figures.ratio(mine['speedup_vs_teacher'])} as fast at p50" + (f" (95%: {span})" if span else "")
+        told = "; ".join(
+            filter(
+                None,
+                [f"95%: {span}" if span else "", figures.PROXY if mine.get("measured_on") == figures.PROXY else ""],
+            )
         )
+        parts.append(f"is {figures.ratio(mine['speedup_vs_teacher'])} as fast at p50" + (f" ({told})" if told else ""))
     if not parts:
         return []
     text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     return [(_GOOD, f"The {precision} student {text}.")]
+
+
+def _devices(rows: Sequence[Row], like: Row, precision: str) -> list[_Line]:
+    """What the shipped student takes on each device that measured it; at other lengths where not at real ones."""
+    found: list[_Line] = []
+    for host in dict.fromkeys(filter(None, map(figures.device, rows))):
+        mine = [
+            r for r in rows if figures.device(r) == host and r["artifact"] == verdicts.SHIPPED and r["threads"] == 1
+        ]
+        row = next((r for r in mine if r["workload"] == "real"), mine[0] if mine else None)
+        if row is None:
+            continue
+        if not row["valid"]:
+            found.append((_UNKNOWN, f"On {host} the {precision} student is INVALID: {row['why_invalid']}."))
+            continue
+        span, times = figures.span(row["speedup_low"], row["speedup_high"]), figures.ratio(row["speedup_vs_teacher"])
+        ratio = f" and is {times} as fast as the teacher there" if row["speedup_vs_teacher"] is not None else ""
+        text = f"On {host} the {precision} student takes {figures.amount(row['p50_ms'], 'ms')} at p50{ratio}"
+        found.append((_GOOD, f"{text} ({f'95%: {span}; ' if span else ''}{figures.where({**row, 'host': None})})."))
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.report import figures, headline, plots
+from edgekd.report import devices, figures, headline, plots
 
 Report = Mapping[str, Any]
 
@@ -35,6 +35,7 @@ def render(report: Report) -> str:
     return template.render(
         report=report,
         figures=figures,
+        devices=devices,
         badges=_badges(report),
         tiles=_tiles(report),
         budget=[_budget_row(line) for line in report["budget"]],
@@ -67,6 +68,7 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
     black_box = report["teacher"].get("black_box")
     if black_box:
         its = {**report["teacher"]["scores"]["test"], "size_bytes": None}
+    proxy = f", {figures.PROXY}" if mine["measured_on"] == figures.PROXY else ""
     found = [(figures.percent(mine["score"]), "score on test", f"teacher {figures.percent((its or {}).get('score'))}")]
     if its and its["size_bytes"] and mine["size_bytes"]:
         base = f"{figures.amount(mine['size_mib'], 'MiB')} against {figures.amount(its['size_mib'], 'MiB')}"
@@ -75,11 +77,15 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
         span = figures.span(mine["speedup_low"], mine["speedup_high"])
         if not black_box:
             times = figures.ratio(mine["speedup_vs_teacher"])
-            found.append((times, "as fast as the teacher", f"95%: {span}" if span else ""))
+            found.append((times, f"as fast as the teacher{proxy}", f"95%: {span}" if span else ""))
         found.append(
-            (figures.amount(mine["p50_ms"], "ms"), "p50 of a call", f"p99 {figures.amount(mine['p99_ms'], 'ms')}")
+            (
+                figures.amount(mine["p50_ms"], "ms"),
+                f"p50 of a call{proxy}",
+                f"p99 {figures.amount(mine['p99_ms'], 'ms')}",
+            )
         )
-        found.append((figures.amount(mine["peak_rss_mib"], "MiB"), "peak memory", "above the loaded runtime"))
+        found.append((figures.amount(mine["peak_rss_mib"], "MiB"), f"peak memory{proxy}", "above the loaded runtime"))
     else:
         found.append(("INVALID", "times", mine["why_invalid"]))
     return found

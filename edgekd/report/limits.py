@@ -23,6 +23,22 @@ def limits(report: Mapping[str, Any]) -> list[str]:
     else:
         found.append(f"Times and memory are those of {cpu}; another machine has others.")
     found += _rows(report["rows"])
+    found += [
+        f"Rows on {device['name']} were timed by {device['by']}, by its own rules: it watches no neighbours, keeps no "
+        "samples and scores nothing."
+        for device in report["devices"]
+        if device["imported"]
+    ]
+    found += [
+        f"host-proxy: {device['name']} lacks {', '.join(device['missing'])} of {report['device']['name']}."
+        for device in report["devices"]
+        if device["missing"]
+    ]
+    found += [
+        f"{device['name']} held its clock back while it measured: let it cool, or give it a fan."
+        for device in report["devices"]
+        if device["throttled"]
+    ]
     if report["session"]:
         found.append(
             "The shipped student was measured in onnxruntime, and is deployed, with session options that `edgekd tune` "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgekd.report import figures, headline
+from edgekd.report import devices, figures, headline
 
 Report = Mapping[str, Any]
 
@@ -20,6 +20,7 @@ def render(report: Report) -> str:
         *_top(report),
         *_budget(report),
         *measurements(report),
+        *_devices(report),
         *_isa(report),
         *_sizes(report),
         *_training(report),
@@ -106,6 +107,14 @@ def _how_measured(report: Report) -> str:
         "measured, under the same conditions, with its 95% interval; memory is the peak above the loaded runtime; "
         "scores are the test split's, in that runtime."
     )
+
+
+def _devices(report: Report) -> list[str]:
+    if not report["devices"]:
+        return []
+    body = [[escape(cell) for cell in devices.row(device)] for device in report["devices"]]
+    minutes = [escape(line) for device in report["devices"] if (line := devices.sustained(device))]
+    return ["## Devices", table(devices.HEAD, body, 6), *([bullets(minutes)] if minutes else [])]
 
 
 def _isa(report: Report) -> list[str]:

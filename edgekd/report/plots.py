@@ -37,7 +37,7 @@ def accuracy_against_size(report: Mapping[str, Any]) -> str | None:
 
 def accuracy_against_latency(report: Mapping[str, Any]) -> str | None:
     """Score on test against p50 at real lengths, one thread; shapes tell runtimes, areas grow with the file's size."""
-    rows = [r for r in report["rows"] if (r["workload"], r["threads"]) == ("real", 1)]
+    rows = [r for r in _own(report["rows"]) if (r["workload"], r["threads"]) == ("real", 1)]
     rows = [row for row in _ordered(rows) if row["valid"] and row["score"] is not None and row["p50_ms"]]
     return _scatter(report, rows, "p50_ms", "p50 (ms, log scale)", "Score against latency")
 
@@ -107,7 +107,12 @@ def _ordered(rows: Iterable[Row]) -> list[Row]:
 def _main(rows: Sequence[Row]) -> list[Row]:
     """The rows of the first runtime at real lengths, one thread, in the artifacts' order."""
     first = rows[0]["runtime"] if rows else ""
-    return _ordered(r for r in rows if (r["runtime"], r["threads"], r["workload"]) == (first, 1, "real"))
+    return _ordered(r for r in _own(rows) if (r["runtime"], r["threads"], r["workload"]) == (first, 1, "real"))
+
+
+def _own(rows: Iterable[Row]) -> Iterator[Row]:
+    """What the run's own machine measured: times of two machines do not belong on one axis."""
+    return (row for row in rows if figures.device(row) is None)
 
 
 def _colour(name: str) -> str:

@@ -43,6 +43,10 @@ def load(path: Path) -> dict[str, Any]:
     validate(report)
     report.setdefault("isa", [])  # a report from before other instruction sets were asked
     report.setdefault("session", {})
+    report.setdefault("devices", [])
+    for row in report["rows"]:
+        row.setdefault("host", None)
+        row.setdefault("measured_on", "host-proxy" if report["device"]["missing"] else "device")
     return report
 
 

@@ -22,23 +22,29 @@ UNTRAINED = {"verdict": "unknown", "why": "not trained under quantization: PTQ w
 
 
 def budget_lines(
-    budget: Budget, rows: Sequence[Row], runtime: str, precision: str = "int8", black_box: Row | None = None
+    budget: Budget,
+    rows: Sequence[Row],
+    runtime: str,
+    precision: str = "int8",
+    black_box: Row | None = None,
+    host: str | None = None,
 ) -> list[dict[str, Any]]:
     """One line per figure that ``budget`` asks for, of the shipped artifact in ``runtime``, one thread, real lengths.
 
     ``met`` is None where nothing can be said, and ``why`` says why. What comes off the clock or out of a child's memory
     needs a VALID row; bytes and scores do not become wrong because a machine was noisy. ``precision``: as in
-    ``figures.artifact``, here and below. ``black_box`` stands for the row of a teacher that has none.
+    ``figures.artifact``, here and below. ``black_box`` stands for the row of a teacher that has none. ``host`` is the
+    device whose times and memory count, where that is not the run's own machine.
     """
-    like = {"runtime": runtime, "threads": 1, "workload": "real"}
-    shipped, teacher = (figures.find(rows, name, like) for name in (SHIPPED, "teacher_fp32"))
-    teacher = black_box or teacher
     lines = []
     for field in dataclasses.fields(budget):
         limit = getattr(budget, field.name)
         if limit is None:
             continue
         ask = _ASKS[field.name]
+        like = {"runtime": runtime, "threads": 1, "workload": "real", "host": host if ask.needs_valid else None}
+        shipped, teacher = (figures.find(rows, name, like) for name in (SHIPPED, "teacher_fp32"))
+        teacher = black_box or teacher
         why = _unjudged(ask, shipped, teacher, like, precision)
         measured = None if why else ask.read(shipped, teacher)
         met = None if measured is None else measured <= limit if ask.sense == "at most" else measured >= limit
@@ -118,6 +124,7 @@ def race(rows: Sequence[Row], base: str, other: str, precision: str = "int8") ->
         if mate is None:
             continue
         line: dict[str, Any] = {name: row[name] for name in ("runtime", "threads", "workload")}
+        line |= {name: row.get(name) for name in ("host", "measured_on")}
         line |= {"verdict": "unknown", "ratio": None, "low": None, "high": None, "rounds": row["rounds"], "why": None}
         invalid = next((r for r in (row, mate) if not r["valid"]), None)
         base_ms, other_ms = mate["round_p50_ms"], row["round_p50_ms"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import runtimes
-from edgekd.bench import child, launch
+from edgekd.bench import child, spawn
 
 TIMEOUT_S = 1800.0
 
@@ -36,13 +36,13 @@ def convert(runtime: str, source: Path, out: Path, lengths: Sequence[int]) -> di
         job = {"runtime": runtime, "source": str(copied), "out": str(made), "lengths": list(lengths)}
         text = json.dumps({**job, "parent": os.getpid()}).encode()
         command = [*_offline(), sys.executable, "-P", "-m", "edgekd.runtimes.converting"]
-        environment = {**launch.environment(1), "ORT_DISABLE_TELEMETRY": "1", "JAX_PLATFORMS": "cpu"}
+        environment = {**spawn.environment(1), "ORT_DISABLE_TELEMETRY": "1", "JAX_PLATFORMS": "cpu"}
         try:
             done = subprocess.run(command, input=text, capture_output=True, timeout=TIMEOUT_S, env=environment)
         except subprocess.TimeoutExpired:
             return {"error": f"took longer than {TIMEOUT_S:.0f} s"}
         if done.returncode or not made.is_file():
-            return {"error": launch.reason(done.returncode, done.stderr.decode(errors="replace"))}
+            return {"error": spawn.reason(done.returncode, done.stderr.decode(errors="replace"))}
         for file in made.parent.iterdir():
             shutil.move(file, out.parent / file.name)
     found: dict[str, Any] = json.loads(done.stdout)

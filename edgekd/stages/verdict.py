@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgekd import spec
 from edgekd.isa import results
-from edgekd.store import MANIFEST, Stage, read_json, sha256, write_json, write_text
+from edgekd.store import MANIFEST, Stage, read_json, sha256
 
 PACKAGES = ("torch", "transformers", "brevitas", "onnx", "datasets", "tokenizers", "numpy")
 """Whose versions a report tells, beside those that the bench wrote down."""
@@ -16,13 +16,14 @@ PACKAGES = ("torch", "transformers", "brevitas", "onnx", "datasets", "tokenizers
 
 def run(target: spec.Target, stages: Mapping[str, Stage], out: Path) -> None:
     """Write ``report.json``, ``report.md`` and ``report.html`` into ``out``, the run's folder."""
-    from edgekd.report import build, html, markdown, schema, verdicts
+    from edgekd.report import build, conclude, devices, files, verdicts
 
     environment = read_json(stages["bench"].path / "environment.json")
     info = {
         name: {"key": stage.key, "folder": stage.path.name, "seconds": read_json(stage.path / MANIFEST)["seconds"]}
         for name, stage in stages.items()
     }
+    model = sha256(stages["export"].path / verdicts.SHIPPED / "model.onnx")
     report = build.build(
         target,
         {name: stage.path for name, stage in stages.items()},
@@ -30,14 +31,13 @@ def run(target: spec.Target, stages: Mapping[str, Stage], out: Path) -> None:
         {**_versions(), **environment["versions"]},
         out.name,
         info,
-        isa=results.recorded(out, sha256(stages["export"].path / verdicts.SHIPPED / "model.onnx")),
+        isa=results.recorded(out, model),
         session=environment.get("session"),
         created=environment.get("measured"),
     )
-    schema.validate(report)
-    write_json(out / "report.json", report)
-    write_text(out / "report.md", markdown.render(report))
-    write_text(out / "report.html", html.render(report))
+    if records := devices.recorded(out, model):
+        report = conclude.again(devices.merge(report, records))
+    files.write(report, out)
 
 
 def _versions() -> dict[str, str]:
