@@ -189,6 +189,7 @@ def test_agreement_counts_first_places():
 
 GOOD = {"p50_ms": 1.0, "null_ms": 0.001, "stolen": 0.0, "neighbours": 0.0, "settled": True, "busy_threads": 1}
 CELL = Cell("ort_cpu", 1, "real")
+REFERENCE = ("teacher", "ort_cpu")
 
 
 def test_five_good_rounds_are_valid():
@@ -243,7 +244,7 @@ def test_without_a_teacher_there_is_no_ratio_and_the_row_stays_valid():
 def test_logits_that_are_not_finite_make_a_row_invalid():
     table = [_row("student", [1.0] * 5)]
     found = np.array([[np.nan, 1.0], [0.0, 1.0]], np.float32)
-    rows.add_scores(table, {("student", "ort_cpu", 1): found}, {"student": np.array([1, 1])}, None, score)
+    rows.add_scores(table, {("student", "ort_cpu", 1): found}, {"student": np.array([1, 1])}, REFERENCE, score)
     assert not table[0]["valid"] and "not finite" in table[0]["why_invalid"] and table[0]["kl"] is None
 
 
@@ -252,8 +253,20 @@ def test_a_score_is_the_files_whatever_was_timed():
     table = [{**_row("student", [1.0]), **dict(zip(("runtime", "threads", "workload"), c, strict=True))} for c in cells]
     table.append(rows.empty("student", Cell("ort_cpu", 4, "real"), 2**20, "4 threads asked for"))
     right, half = (np.array([[0, 1], found], np.float32) for found in ([0, 1], [1, 0]))
-    logits = {("student", "ort_cpu", 1): right, ("student", "ort_cpu", 2): half}
-    rows.add_scores(table, logits, {"student": np.array([1, 1])}, right, score)
+    logits = {("student", "ort_cpu", 1): right, ("student", "ort_cpu", 2): half, (*REFERENCE, 1): right}
+    rows.add_scores(table, logits, {"student": np.array([1, 1])}, REFERENCE, score)
     assert [row["score"] for row in table] == [1.0, 1.0, 0.5, 1.0, None]
     assert [row["agreement"] for row in table] == [1.0, 1.0, 0.5, 1.0, None]
     assert [row["kl"] is not None for row in table] == [True, True, True, True, False]
+
+
+def test_every_runtime_is_compared_with_the_same_artifact_in_onnxruntime_and_with_the_teacher_there():
+    places = [("teacher", "ort_cpu"), ("teacher", "litert"), ("student", "ort_cpu"), ("student", "litert")]
+    table = [{**_row(name, [1.0]), "runtime": runtime, "workload": "real"} for name, runtime in places]
+    table.append({**_row("student", [1.0]), "runtime": "openvino", "workload": "fixed64"})  # never scored there
+    answers = {"teacher ort_cpu": 0b0000, "teacher litert": 0b0001, "student ort_cpu": 0b0011, "student litert": 0b0111}
+    told = {key: np.eye(2, dtype=np.float32)[[bits >> i & 1 for i in range(4)]] for key, bits in answers.items()}
+    logits = {(name, runtime, 1): told[f"{name} {runtime}"] for name, runtime in places}
+    rows.add_scores(table, logits, dict.fromkeys(("teacher", "student"), np.zeros(4, np.int64)), REFERENCE, score)
+    assert [row["agreement"] for row in table] == [1.0, 0.75, 0.5, 0.25, 0.5]
+    assert [row["agreement_onnx"] for row in table] == [None, 0.75, None, 0.75, None]

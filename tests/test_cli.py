@@ -344,6 +344,30 @@ def test_a_rendering_that_is_gone_is_made_again_from_the_report(
     assert capsys.readouterr().out == {"md": markdown, "html": html}[format].render(found)
 
 
+def test_two_runs_or_more_are_compared_as_text_as_data_and_as_a_page(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import report_fixture
+
+    from edgekd.report import compare
+
+    rows = [row for row in report_fixture.rows() if row["runtime"] == "openvino"]
+    reports = [report_fixture.report(rows) | {"run": name} for name in ("one", "two", "three")]
+    for found in reports:
+        (Path("runs") / found["run"]).mkdir(parents=True)
+        store.write_json(Path("runs") / found["run"] / "report.json", found)
+    for given in (reports[:2], reports):
+        names = [found["run"] for found in given]
+        assert main(["compare", *names]) == 0
+        assert capsys.readouterr().out == compare.render(compare.compare(given))
+        assert main(["compare", *names, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == compare.compare(given)
+    assert main(["compare", "one", "two", "--format", "html"]) == 0
+    assert "<h1>one → two</h1>" in capsys.readouterr().out
+    assert main(["compare", "one", "two", "four"]) == errors.UsageError.exit_code
+    assert capsys.readouterr().out == ""
+
+
 def test_report_without_a_name_is_that_of_the_latest_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from tiny_onnx import classifier, feed, quantized
 
 from edgekd import runtimes
 from edgekd.bench.measure import Artifact, measure
-from edgekd.onnxio import bridge, export
+from edgekd.onnxio import audit, bridge, export
 from edgekd.onnxio.files import read
 from edgekd.progress import Progress
 from edgekd.runtimes import converting
@@ -96,6 +96,16 @@ def test_litert_has_the_very_integers_of_the_shipped_file_and_its_labels(student
     )
     assert np.abs(one - other).mean() < 0.1 * np.abs(one).mean()  # activations are rounded otherwise
     assert (one.argmax(1) == other.argmax(1)).mean() >= 0.9
+
+
+def test_openvino_tells_which_multiplications_it_does_in_int8(student: Path) -> None:
+    if (command := runtimes.availability("openvino")) is not None:
+        pytest.skip(f"not installed: {command}")
+    session: Any = runtimes.get("openvino").load(student, 1)
+    told = session.executed()
+    audited = audit.audit(student, KEEP)["multiplications"]
+    assert set(told["int8"]) == {row["node"] for row in audited if row["int8"]}
+    assert told["float"] and not any("query" in name or "dense" in name for name in told["float"])
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def test_every_row_of_a_stand_in_is_marked_and_so_is_every_sentence_on_its_times
             assert "host-proxy" in line, line
     text = markdown.render(report)
     assert all("host-proxy" in line for line in text.splitlines() if line.startswith("### "))
-    assert html.render(report).count('<td class="left nowrap">host-proxy</td>') == len(report["rows"])
+    body = html.render(report).partition('<table id="table"')[2].partition("</table>")[0]
+    assert body.count('<span class="tag">host-proxy</span>') == len(report["rows"])
     assert {row["measured_on"] for row in made.report()["rows"]} == {"device"}
 
 

@@ -9,7 +9,7 @@ import report_fixture as made
 
 from edgekd import spec
 from edgekd.errors import StoreError
-from edgekd.report import build, card, html, limits, markdown, schema, verdicts
+from edgekd.report import build, card, choice, html, limits, markdown, schema, verdicts
 from edgekd.store import read_json, write_json
 
 
@@ -86,6 +86,17 @@ def test_a_histogram_holds_the_calls_of_all_rounds_but_the_slowest_thousandth(tm
     assert len(files) == 5
     assert np.histogram(times, edges)[0].tolist() == found["counts"]
     assert sum(found["counts"]) == 999
+
+
+def test_what_converters_said_and_what_to_ship_where_are_in_the_report(tmp_path: Path) -> None:
+    report = made.report(made.everywhere(), made.CONVERSIONS)
+    schema.validate(report)
+    assert report["conversions"] == made.CONVERSIONS
+    assert report["ship"] == choice.choices(made.target().budget, report["rows"], "ort_cpu")
+    places = {(row["runtime"], row.get("host")) for row in report["rows"]}
+    assert {(one["runtime"], one.get("host")) for one in report["ship"]} == places
+    assert [one for one in report["latency"] if one["runtime"] == "litert"] != []  # the machine's own
+    assert len(report["latency"]) == len([row for row in report["rows"] if row["rounds"] and not row.get("host")])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import report_fixture as made
 
 from edgekd import spec
-from edgekd.report import figures, html, plots
+from edgekd.report import figures, html, plots, tensors
 from edgekd.store import write_json
 
 REPORT = made.report()
@@ -132,8 +132,50 @@ def test_a_badge_says_whether_the_budget_is_met(budget: spec.Budget, smoke: bool
     assert set(re.findall(r'<span class="badge \w+">([^<]+)<', page)) == words
 
 
+@pytest.fixture(scope="module")
+def everywhere() -> str:
+    """The page of a run in many runtimes, on a machine that lacks what the device has, without charts."""
+    device = spec.Device(name="Xeon D", isa="x86_64", features=("avx_vnni",))
+    report = made.report(made.everywhere(), made.CONVERSIONS, device=device)
+    for row in report["rows"]:
+        if row["runtime"] == "openvino":
+            row["executed"] = {"int8": ["layer.0.dense"], "float": ["layer.0.MatMul", "layer.1.MatMul"]}
+    return html.render(report | {"latency": [], "sizes": {}})
+
+
+def card(page: str, place: str) -> str:
+    """The text of a runtime's card."""
+    cards = re.findall(r'<article class="card">(.*?)</article>', page, re.DOTALL)
+    texts = [" ".join("".join(Tags(found).texts).split()) for found in cards]
+    return next(text for text in texts if text.startswith(place + " ") and " on " not in text[: len(place) + 4])
+
+
+def test_each_runtime_has_a_card_with_what_to_ship_and_what_that_costs(everywhere: str) -> None:
+    text = card(everywhere, "LiteRT")
+    assert text.startswith("LiteRT 2.3.0 host-proxy Ship: student, shipped int8; 1.80× as fast as the student fp32")
+    for fact in ("97.12 %", "99.60 %", "0.720, 1.37, 1.87 ms", "14.0 MiB, the runtime 48.0 MiB", "1.53 MiB"):
+        assert fact in text
+    assert text.endswith("26 in int8 encoder.layer.*.dense.weight × 26 1 in float classifier.weight")
+    assert "1 in int8 layer.0.dense 2 in float layer.*.MatMul × 2" in card(everywhere, "OpenVINO")
+    assert card(everywhere, "executorch") == "executorch skipped Not installed: pip install 'edgekd[executorch]'"
+    assert card(everywhere, "mnn") == "mnn failed Ship nothing: crashed with SIGSEGV."
+
+
+def test_what_was_not_measured_says_why_in_its_row_and_caveats_stand_beside_figures(everywhere: str) -> None:
+    body = everywhere.partition('<table id="table"')[2].partition("</table>")[0].partition("<tbody>")[2]
+    rows = [" ".join("".join(Tags(row + "</tr>").texts).split()) for row in body.split("</tr>")[:-1]]
+    assert len(rows) == len(made.everywhere()) - 8  # two runtimes with one row instead of five
+    assert "all 5 artifacts executorch real lengths skipped 2 skipped: pip install 'edgekd[executorch]'" in rows
+    assert "all 5 artifacts mnn real lengths failed 3 crashed with SIGSEGV" in rows
+    measured = [row for row in rows if not row.startswith("all 5")]
+    assert all(("host-proxy" in row) != ("on Pixel 8" in row) for row in measured)
+    assert sum("INVALID 1 host-proxy" in row for row in measured) == 1
+    links = set(re.findall(r'href="#(why-\d+)"', everywhere))
+    assert links == {"why-1", "why-2", "why-3"} and all(f'id="{link}"' in everywhere for link in links)
+
+
 def test_every_row_is_in_the_sortable_table_with_its_figures_as_numbers() -> None:
-    body = PAGE.partition('<table id="table">')[2].partition("</table>")[0]
+    body = PAGE.partition('<table id="table"')[2].partition("</table>")[0]
     rows = body.partition("<tbody>")[2].split("</tr>")[:-1]
     assert len(rows) == len(REPORT["rows"])
     heads = len(re.findall(r'<th scope="col"[^>]*><button type="button">', body))
@@ -143,7 +185,7 @@ def test_every_row_is_in_the_sortable_table_with_its_figures_as_numbers() -> Non
 
 
 def test_a_row_of_a_fixed_length_does_not_tell_its_files_score_again() -> None:
-    body = PAGE.partition('<table id="table">')[2].partition("</table>")[0]
+    body = PAGE.partition('<table id="table"')[2].partition("</table>")[0]
     real = [row for row in REPORT["rows"] if row["workload"] == "real"]
     assert body.count('data-v="0.9712"') == sum(row["score"] == 0.9712 for row in real) == 2
 
@@ -187,7 +229,7 @@ def test_a_chart_is_well_formed_xml_within_its_frame(chart: Any, report: dict[st
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
 def test_a_chart_is_one_named_image_in_the_pages_own_font_and_colours(chart: Any) -> None:
     root = drawn(chart)
-    assert root.get("role") == "img" and root.get("aria-label")
+    assert root.get("role") == "group" and root.get("aria-label")
     texts = list(root.iter(f"{SVG}text"))
     assert texts and all("var(--font)" in node.get("style", "") for node in texts)
     styles = "".join(node.get("style", "") for node in root.iter())
@@ -204,6 +246,39 @@ def test_a_better_score_is_drawn_higher_and_a_slower_artifact_further_right() ->
     for name, (x, _) in found.items():  # SPEED: OpenVINO is the faster one
         if name.startswith("mark-") and name.endswith("-openvino"):
             assert x < found[name.replace("openvino", "ort_cpu")][0]
+
+
+def area(use: ElementTree.Element, shapes: dict[str, str]) -> float:
+    """The area of a mark that is a polygon, by the shoelace formula."""
+    points = [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", shapes[use.get("href", "#")[1:]])]
+    return abs(sum(a * d - b * c for (a, b), (c, d) in zip(points, points[1:] + points[:1], strict=True))) / 2
+
+
+def test_the_area_of_a_mark_is_the_size_of_its_file_whatever_its_shape() -> None:
+    sizes = {"openvino": 40.0, "ort_mobile": 20.0, "litert": 10.0, "ort_web": 5.0, "executorch": 80.0, "mnn": 60.0}
+    row = next(row for row in REPORT["rows"] if row["runtime"] == "openvino")  # the circle is for the first
+    rows = [REPORT["rows"][0], *(row | {"runtime": name, "size_mib": mib} for name, mib in sizes.items())]
+    root = drawn(plots.accuracy_against_latency, REPORT | {"rows": rows})
+    shapes = {path.get("id", ""): path.get("d", "") for path in root.iter(f"{SVG}path") if path.get("id")}
+    drawn_areas = {}
+    for group in root.iter(f"{SVG}g"):
+        name = group.get("id", "").partition("p50_ms-mark-teacher_fp32-")[2]
+        if name in sizes and (use := group.find(f".//{SVG}use")) is not None:
+            drawn_areas[name] = area(use, shapes)
+    assert len({shapes[key] for key in shapes}) >= len(sizes)
+    scale = drawn_areas["openvino"] / sizes["openvino"]
+    assert drawn_areas == {name: pytest.approx(scale * mib, rel=0.02) for name, mib in sizes.items()}
+
+
+def test_every_mark_tells_its_figures_and_one_of_a_chart_is_reached_by_the_tabulator() -> None:
+    for chart in CHARTS:
+        told = [g for g in drawn(chart).iter(f"{SVG}g") if g.get("class") == "mark"]
+        assert len(told) >= 5 and [g.get("tabindex") for g in told] == ["0"] + ["-1"] * (len(told) - 1)
+        assert all(g.get("role") == "img" and g.findtext(f"{SVG}title") == g.get("aria-label") for g in told)
+    tips = {g.get("id"): g.get("aria-label") for g in drawn(plots.accuracy_against_latency).iter(f"{SVG}g")}
+    assert (
+        tips["p50_ms-mark-student_qad-openvino"] == "student, shipped int8, OpenVINO: 97.12 %, p50 0.766 ms, 1.53 MiB"
+    )
 
 
 def test_a_larger_file_is_drawn_further_right() -> None:
@@ -267,7 +342,7 @@ def test_stacked_bars_are_as_long_as_the_bytes() -> None:
             path = next(group.iter(f"{SVG}path")).get("d", "")
             xs = [float(x) for x in re.findall(r"[ML] (\S+) \S+", path)]
             bars[found[1]] = max(xs) - min(xs)
-    size = dict.fromkeys(figures.KINDS, 0) | {t["kind"]: t["bytes"] for t in made.sizes()["student_qad"]}
+    size = dict.fromkeys(tensors.KINDS, 0) | {t["kind"]: t["bytes"] for t in made.sizes()["student_qad"]}
     scale = sum(bars.values()) / sum(size.values())
     assert bars == {kind: pytest.approx(scale * count, abs=0.02) for kind, count in size.items()}
 
@@ -282,7 +357,7 @@ def test_a_time_axis_has_a_handful_of_values(spread: float) -> None:
 
 
 def test_artifacts_have_colours_in_both_themes() -> None:
-    for name in (*(f"--a-{n}" for n in figures.ARTIFACTS), *(f"--k-{n}" for n in figures.KINDS)):
+    for name in (*(f"--a-{n}" for n in figures.ARTIFACTS), *(f"--k-{n}" for n in tensors.KINDS)):
         assert PAGE.count(f"{name}: #") == 2
 
 

@@ -59,10 +59,34 @@ def test_the_largest_tensors_of_the_shipped_file_are_listed_with_type_and_sharin
 
 def test_what_a_file_answers_is_told_once_at_real_lengths() -> None:
     assert {row["score"] is None for row in REPORT["rows"]} == {False}
-    parts = markdown.render(REPORT).split("\n### ")[1:]
+    parts = [part.partition("\n## ")[0] for part in markdown.render(REPORT).split("\n### ")[1:]]
     told = {part.splitlines()[0]: {name in part for name in ("Score", "Agreement", "KL")} for part in parts}
     assert told == {where: {"real lengths" in where} for where in told}
-    assert len(told) == len(made.CELLS)
+    assert len(told) == len({cell[1:] for cell in made.CELLS})
+
+
+def test_all_runtimes_are_in_one_table_and_those_without_figures_have_one_row_with_the_reason_below() -> None:
+    text = markdown.render(made.report(made.everywhere(), made.CONVERSIONS))
+    table = text.partition("### 1 thread, real lengths")[2].partition("###")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    runtimes = [line.split(" | ")[1] for line in lines]
+    assert list(dict.fromkeys(runtimes)) == [
+        *("onnxruntime", "OpenVINO", "onnxruntime mobile (.ort)", "LiteRT", "ort_web", "executorch", "mnn"),
+        "LiteRT on Pixel 8",
+    ]
+    assert [runtimes.count(name) for name in ("LiteRT", "executorch", "mnn", "LiteRT on Pixel 8")] == [5, 1, 1, 3]
+    assert "- skipped: `pip install 'edgekd[executorch]'` installs it (executorch, 1 thread, real lengths)" in text
+    assert "- failed: crashed with SIGSEGV (mnn, 1 thread, real lengths)" in text
+
+
+def test_what_to_ship_where_is_a_table_with_what_runs_in_int8_and_what_in_float() -> None:
+    text = markdown.render(made.report(made.everywhere(), made.CONVERSIONS))
+    rows = text.partition("## What to ship where")[2].partition("\n## ")[0].splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in rows if "| " in line}
+    assert cells["LiteRT"][:2] == ["2.3.0", "**student, shipped int8**"]
+    assert cells["LiteRT"][3:] == ["26 in int8; 1 in float", "`classifier.weight`"]
+    assert cells["executorch"][1:3] == ["nothing", "skipped: pip install 'edgekd\\[executorch\\]'"]
+    assert cells["onnxruntime"][3] == "not told"  # the fixture's audit names no multiplication
 
 
 def test_what_was_verified_on_other_instruction_sets_is_a_table_and_other_answers_a_limit() -> None:

@@ -10,9 +10,12 @@ import pytest
 import report_fixture as made
 
 from edgekd.errors import StoreError
-from edgekd.report import schema
+from edgekd.report import markdown, schema
+from edgekd.store import write_json
 
 REPORT = made.report()
+OLDER: dict[str, Any] = {"isa": [], "session": {}, "devices": [], "ship": [], "conversions": {}}
+"""What older reports lack, and what stands for it."""
 
 
 def parts(node: Any, place: str = "") -> list[tuple[str, dict[str, Any]]]:
@@ -75,10 +78,19 @@ def test_an_invalid_row_must_say_why_and_a_valid_one_must_not() -> None:
             schema.validate(report)
 
 
-@pytest.mark.parametrize("name", sorted(REPORT.keys() - {"isa", "session", "devices"}))  # which older reports lack
+@pytest.mark.parametrize("name", sorted(REPORT.keys() - OLDER.keys()))
 def test_no_field_at_the_top_may_be_missing(name: str) -> None:
     with pytest.raises(StoreError):
         schema.validate({key: value for key, value in REPORT.items() if key != name})
+
+
+def test_a_report_of_before_some_fields_were_is_read_and_shown(tmp_path: Path) -> None:
+    older = {key: value for key, value in REPORT.items() if key not in OLDER}
+    older["rows"] = [{k: v for k, v in row.items() if k not in ("agreement_onnx", "version")} for row in older["rows"]]
+    write_json(tmp_path / "report.json", older)
+    found = schema.load(tmp_path / "report.json")
+    assert {key: found[key] for key in OLDER} == OLDER
+    assert "## What to ship where" not in markdown.render(found)
 
 
 def test_an_unknown_field_at_the_top_is_refused() -> None:

@@ -77,6 +77,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     save(Path(job["samples"]), arrays)
     return {
         "version": runtime.version(),
+        **({"executed": session.executed()} if hasattr(session, "executed") else {}),
         "load_ms": load_ms,
         "cold_ms": cold_ms,
         "import_rss_mib": import_rss_mib,

@@ -75,7 +75,7 @@ def measure(
     fresh process on the same examples; every other round backwards, so that a machine that slowly heats up favours
     nobody. In round 0 the session that was timed on ``real`` goes on over the whole test split for the scores.
     The rows of all workloads have them. ``agreement`` and ``kl`` compare with the ``baseline`` artifact in onnxruntime
-    on the CPU; ``score(logits, labels)`` is the task's.
+    on the CPU, ``agreement_onnx`` with the same artifact there; ``score(logits, labels)`` is the task's.
 
     ``out/raw/`` keeps what each process found, and a second call reuses it, in whole rounds of a cell: a ratio is of
     times taken side by side. A process that crashes or exceeds ``timeout_s`` ends its artifact in that cell, and the
@@ -112,8 +112,7 @@ def measure(
                 if (found := launch.logits(Path(jobs[place][0].job["samples"]))) is not None:
                     logits[artifact.name, cell.runtime, cell.threads] = found
     rows.compare(table, baseline)
-    reference = next((found for key, found in logits.items() if key[:2] == (baseline, REFERENCE_RUNTIME)), None)
-    rows.add_scores(table, logits, labels, reference, score)
+    rows.add_scores(table, logits, labels, (baseline, REFERENCE_RUNTIME), score)
     return table
 
 

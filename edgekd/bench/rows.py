@@ -21,8 +21,8 @@ MAX_SPREAD = 0.10  # between the quartiles of the rounds' p50, over their median
 Row = dict[str, Any]
 
 FIGURES = (
-    *("score", "agreement", "kl", "p50_ms", "p90_ms", "p99_ms", "cold_ms", "load_ms", "throughput_per_s"),
-    *("peak_rss_mib", "import_rss_mib", "speedup_vs_teacher", "speedup_low", "speedup_high"),
+    *("score", "agreement", "agreement_onnx", "kl", "p50_ms", "p90_ms", "p99_ms", "cold_ms", "load_ms"),
+    *("throughput_per_s", "peak_rss_mib", "import_rss_mib", "speedup_vs_teacher", "speedup_low", "speedup_high"),
 )
 
 
@@ -88,7 +88,7 @@ def measured(name: str, cell: Cell, size_bytes: int, calls: int, rounds: Sequenc
         "overhead_share": median(found["null_ms"] / found["p50_ms"] for found in rounds),
         "stolen_share": median(found["stolen"] for found in rounds),
         "neighbours_share": median(found["neighbours"] for found in rounds),
-        "version": rounds[0]["version"],
+        **{key: rounds[0][key] for key in ("version", "executed") if key in rounds[0]},
         "valid": reason is None,
         "why_invalid": reason,
     }
@@ -146,26 +146,35 @@ def add_scores(
     rows: list[Row],
     logits: dict[tuple[str, str, int], NDArray[np.float32]],
     labels: dict[str, NDArray[np.int64]],
-    reference: NDArray[np.float32] | None,
+    reference: tuple[str, str],
     score: Callable[[NDArray[np.float32], NDArray[np.int64]], float],
 ) -> None:
-    """Fill in score, agreement and KL from ``logits`` by (artifact, runtime, threads), which ``real`` rows leave.
+    """Fill in score, agreements and KL from ``logits`` by (artifact, runtime, threads), which ``real`` rows leave.
+
+    ``reference`` names the artifact and the runtime that ``agreement`` and ``kl`` compare with; ``agreement_onnx``
+    compares with the same artifact in that runtime, and is ``None`` for that itself.
 
     They are the file's, whatever was timed: a row of another workload has those of its runtime and threads, and one
     whose runtime was never asked at real lengths those of another. A row that was not measured has none.
     """
+    first = {key[:2]: found for key, found in reversed(logits.items())}
+    teacher = first.get(reference)
     for row in rows:
         mine = [key for key in logits if key[0] == row["artifact"] and row["round_p50_ms"]]
         if not mine:
             continue
-        found = logits[min(mine, key=lambda key: (key[1] != row["runtime"], key[2] != row["threads"]))]
+        key = min(mine, key=lambda key: (key[1] != row["runtime"], key[2] != row["threads"]))
+        found, onnx = logits[key], first.get((row["artifact"], reference[1]))
         row["score"] = score(found, labels[row["artifact"]])
         if not np.isfinite(found).all():
             reasons = ["some logits are not finite", row["why_invalid"]]
             row.update(valid=False, why_invalid="; ".join(filter(None, reasons)))
-        elif reference is not None and reference.shape == found.shape:
-            row["agreement"] = statistics.agreement(reference, found)
-            row["kl"] = statistics.kl(reference, found)
+            continue
+        if teacher is not None and teacher.shape == found.shape:
+            row.update(agreement=statistics.agreement(teacher, found), kl=statistics.kl(teacher, found))
+        other = onnx is not found and key[1] == row["runtime"]
+        if other and onnx is not None and onnx.shape == found.shape:
+            row["agreement_onnx"] = statistics.agreement(onnx, found)
 
 
 def _cell(row: Row) -> Cell:

@@ -277,23 +277,26 @@ def _check(found: Any) -> None:
 
 def compare(
     first: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
-    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],
+    others: Annotated[list[str], typer.Argument(metavar="RUN...", help="The runs to compare it with.")],
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.md,
     store: Store = RUNS,
     json: Json = False,
 ) -> None:
-    """Put two runs side by side: every figure that both have, and which differences are more than noise.
+    """Put two or more runs side by side: every figure, and which differences from the first are more than noise.
 
     Examples:
 
     $ edgekd compare reuters_x86 my_target
     $ edgekd compare runs/reuters_x86 /elsewhere/runs/reuters_x86
+    $ edgekd compare first second third --format html > compare.html
     """
     from edgekd.report import compare as comparing
-    from edgekd.report import schema
+    from edgekd.report import html, schema
 
-    one, other = (schema.load(run_folder(name, store) / "report.json") for name in (first, second))
-    found = comparing.compare(one, other)
-    if json:
-        print_json(found)
+    reports = [schema.load(run_folder(name, store) / "report.json") for name in (first, *others)]
+    if json or format is Format.json:
+        print_json(comparing.compare(reports))
+    elif format is Format.html:
+        sys.stdout.write(html.render_comparison(reports))
     else:
-        sys.stdout.write(comparing.render(found))
+        sys.stdout.write(comparing.render(comparing.compare(reports)))

@@ -43,6 +43,7 @@ def build(
     "seconds"}``; ``created`` is when it was measured, in UTC, now by default; ``isa`` is what ``isa.verify`` found
     of the shipped file, ``session`` the options of onnxruntime with which that was measured. Raw samples that are gone
     only cost the histograms and the verdict on QAD; any other missing or unreadable file raises ``StoreError``.
+    ``folders`` also has those of the conversions, as ``convert_<runtime>``.
     """
     read = _Reader(folders)
     dataset, rows = read("assets", "dataset.json"), read("bench", "rows.json")
@@ -74,6 +75,11 @@ def build(
         **dict.fromkeys(conclude.CONCLUSIONS),
         **models,
         "rows": [row | {"host": None, "measured_on": devices.measured_on(device["missing"])} for row in rows],
+        "conversions": {
+            name.partition("_")[2]: _conversions(folder)
+            for name, folder in folders.items()
+            if name.partition("_")[0] == "convert"
+        },
         "latency": [found for row in rows if (found := histogram(folders["bench"] / "raw", row)) is not None],
         "devices": [],
         "sizes": read("export", "sizes.json"),
@@ -180,6 +186,11 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
 
 def _by_split(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {split: scores[split] for split in ("validation", "test") if split in scores}
+
+
+def _conversions(folder: Path) -> dict[str, Any]:
+    """What the converter of a runtime said of every artifact (see ``edgekd.runtimes.converting``)."""
+    return {path.parent.name: store.read_json(path) for path in sorted(folder.glob("*/conversion.json"))}
 
 
 # -------------------------------------------------------------------------------------------------------------- samples

@@ -60,9 +60,8 @@ def _scores(report: Report) -> list[str]:
     columns = [
         f for f in figures.FIGURES if f.key in ("score", "agreement", "p50_ms", "p90_ms", "size_mib", "peak_rss_mib")
     ]
-    main = [part for part in figures.groups(report["rows"]) if part[1][0]["workload"] == "real"][:1]
     found = ["## Scores"]
-    for where, rows in main:
+    for rows in list(figures.by_runtime(report["rows"]).values())[:1]:
         body = [
             [
                 escape(figures.artifact(row["artifact"], figures.precision(report))),
@@ -70,7 +69,8 @@ def _scores(report: Report) -> list[str]:
             ]
             for row in rows
         ]
-        found.append(f"On {escape(report['machine']['cpu'])}: {escape(where)}, one example a call, test split.")
+        where = f"On {escape(report['machine']['cpu'])}: {escape(figures.where(rows[0]))}"
+        found.append(f"{where}, one example a call, test split.")
         found.append(table(["", *(figures.heading(f) for f in columns)], body))
     if report["isa"]:
         found.append("On other instruction sets: " + "; ".join(escape(verified(row)) for row in report["isa"]) + ".")

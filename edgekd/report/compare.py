@@ -1,9 +1,9 @@
-"""Two reports side by side: every figure that both have, and which differences are more than noise."""
+"""Reports side by side: every figure that others share with the first, and which differences are more than noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.bench.statistics import MARGIN, verdict
@@ -13,89 +13,105 @@ from edgekd.report.markdown import bullets, escape, table
 Report = Mapping[str, Any]
 Change = Mapping[str, Any]
 
-SHARES = ("score", "agreement")
+SHARES = ("score", "agreement", "agreement_onnx")
 EXACT = ("size_mib",)
 ALIKE = 1e-3  # a share of an exact figure below which nobody cares
 
 
-def compare(a: Report, b: Report) -> dict[str, Any]:
-    """What ``b`` has otherwise than ``a``.
+def names(reports: Sequence[Report]) -> list[str]:
+    """The runs' names; those that are the same are told apart by when they were measured, and by their place."""
+    found = [str(report["run"]) for report in reports]
+    for more in ([f" ({report['created']})" for report in reports], [f" [{i + 1}]" for i in range(len(reports))]):
+        found = [name + (word if found.count(name) > 1 else "") for name, word in zip(found, more, strict=True)]
+    return found
 
-    ``rows`` has an entry for each figure of each row that both have: ``{"artifact", "runtime", "threads", "workload",
-    "figure", "a", "b", "change", "low", "high", "verdict"}``. ``change`` is b - a for shares and b / a for the rest,
-    with its 95% interval where one is known. ``verdict`` says what b is: ``better`` or ``worse`` where the
-    difference is more than noise, ``same`` where it is not, ``unknown`` where there is no interval to tell by. p50 is
-    judged by its rounds, the speed-up by its interval, shares as proportions of independent samples (too cautious over
-    one test split), sizes exactly; times and memory of INVALID rows are unknown. ``notes`` says what makes the two
-    hard to compare; ``only_a`` and ``only_b`` name the rows that one has alone.
+
+def compare(reports: Sequence[Report]) -> dict[str, Any]:
+    """What two or more reports have otherwise than the first.
+
+    ``rows`` has an entry for each figure of each row that the first and another have: ``{"run", "artifact", "runtime",
+    "threads", "workload", "figure", "base", "value", "change", "low", "high", "verdict"}``. ``change`` is value - base
+    for shares and value / base for the rest, with its 95% interval where one is known. ``verdict`` says what the run
+    is: ``better`` or ``worse`` where the difference is more than noise, ``same`` where it is not, ``unknown`` where
+    there is no interval to tell by. p50 is judged by its rounds, the speed-up by its interval, shares as proportions of
+    independent samples (too cautious over one test split), sizes exactly; times and memory of INVALID rows are unknown.
+    ``notes`` says what makes the runs hard to compare; ``only`` names the rows that not all have, by run.
     """
-    rows_a, rows_b = ({figures.key(row): row for row in report["rows"]} for report in (a, b))
-    same_data = a["task"]["fingerprint"] == b["task"]["fingerprint"]
-    tests = [report["task"]["counts"].get("test", 0) for report in (a, b)]
-    changes = [
-        change
-        for _, part in figures.groups(row for key, row in rows_a.items() if key in rows_b)
-        for row in part
-        for change in _row(row, rows_b[figures.key(row)], tests, same_data)
-    ]
-    names = [report["run"] for report in (a, b)]
-    if names[0] == names[1]:
-        names = [f"{report['run']} ({report['created']})" for report in (a, b)]
+    base, runs = reports[0], names(reports)
+    keyed = [{figures.key(row): row for row in report["rows"]} for report in reports]
+    changes: list[Change] = []
+    for _, part in figures.groups(base["rows"]):
+        for row in part:
+            for run, report, rows in list(zip(runs, reports, keyed, strict=True))[1:]:
+                if (other := rows.get(figures.key(row))) is not None:
+                    tests = [one["task"]["counts"].get("test", 0) for one in (base, report)]
+                    same_data = base["task"]["fingerprint"] == report["task"]["fingerprint"]
+                    changes += ({"run": run, **change} for change in _row(row, other, tests, same_data))
+    words = ("int8_vs_fp32", "int8_vs_teacher_ort_dynamic", "qad_vs_ptq")
+    everywhere = set.intersection(*(set(rows) for rows in keyed))
     return {
-        "a": names[0],
-        "b": names[1],
-        "precision": " → ".join(dict.fromkeys(figures.precision(report) for report in (a, b))),
-        "notes": _notes(a, b),
-        "budget": _budget(a, b),
-        "verdicts": {
-            name: [report["verdicts"][name] for report in (a, b)]
-            for name in ("int8_vs_fp32", "int8_vs_teacher_ort_dynamic", "qad_vs_ptq")
-        },
+        "runs": runs,
+        "precision": " → ".join(dict.fromkeys(figures.precision(report) for report in reports)),
+        "notes": _notes(reports, runs),
+        "budget": _budget(reports),
+        "verdicts": {name: [report["verdicts"][name] for report in reports] for name in words},
         "rows": changes,
-        "only_a": [_name(row, figures.precision(a)) for key, row in rows_a.items() if key not in rows_b],
-        "only_b": [_name(row, figures.precision(b)) for key, row in rows_b.items() if key not in rows_a],
+        "only": {
+            run: [_name(row, figures.precision(report)) for key, row in rows.items() if key not in everywhere]
+            for run, report, rows in zip(runs, reports, keyed, strict=True)
+        },
     }
+
+
+def noticed(found: Mapping[str, Any]) -> list[Change]:
+    """The differences that are more than noise."""
+    return [row for row in found["rows"] if row["verdict"] not in ("same", "unknown")]
 
 
 def render(found: Mapping[str, Any]) -> str:
     """What ``compare`` found as Markdown, ending in a newline."""
-    a, b, precision = escape(found["a"]), escape(found["b"]), found["precision"]
-    parts = [f"# {a} → {b}", _summary(found)]
+    runs, precision = [escape(name) for name in found["runs"]], found["precision"]
+    parts = [f"# {' → '.join(runs)}", summary(found)]
     if found["notes"]:
         parts.append(bullets(escape(note) for note in found["notes"]))
-    body = [
-        [escape(headline.BUDGET.get(line["name"], line["name"])), *(_side(line[side]) for side in ("a", "b"))]
-        for line in found["budget"]
-    ]
+    body = [[escape(name), *map(escape, sides)] for name, *sides in budget(found)]
     if body:
-        parts += ["## Budget", table(["What", a, b], body)]
-    verdicts = {name.replace("_", " ").replace("int8", precision): both for name, both in found["verdicts"].items()}
-    parts += ["## Verdicts", table(["", a, b], [[escape(name), *map(escape, both)] for name, both in verdicts.items()])]
-    noticed = [row for row in found["rows"] if row["verdict"] not in ("same", "unknown")]
-    if noticed:
-        head = ["Artifact", "Under", "Figure", a, b, "Change", "95%", "Is"]
-        parts += ["## More than noise", table(head, [_line(row, precision) for row in noticed], right=3)]
-    for where, rows in figures.groups(found["rows"]):
-        parts += [f"## {escape(where)}", _side_by_side(rows, precision)]
-    for side, name in (("only_a", a), ("only_b", b)):
-        if found[side]:
-            parts.append(f"Only in {name}: {escape('; '.join(found[side]))}.")
+        parts += ["## Budget", table(["What", *runs], body)]
+    verdicts = {name.replace("_", " ").replace("int8", precision): words for name, words in found["verdicts"].items()}
+    parts += ["## Verdicts", table(["", *runs], [[escape(n), *map(escape, words)] for n, words in verdicts.items()])]
+    if differ := noticed(found):
+        body = [[*map(escape, cells), f"**{row['verdict']}**"] for row in differ for cells in [line(row, precision)]]
+        parts += ["## More than noise", table([*HEAD, "Is"], body, right=4)]
+    for where, columns, lines in side_by_side(found):
+        body = [
+            [escape(one["artifact"]), escape(one["place"]), escape(one["run"])]
+            + [_marked(*one["cells"].get(f.key, ("–", ""))) for f in columns]
+            for one in lines
+        ]
+        head = ["Artifact", "Runtime", "Run", *map(figures.heading, columns)]
+        parts += [f"## {escape(where)}", table(head, body, right=3)]
+    for run, rows in found["only"].items():
+        if rows:
+            parts.append(f"Not in every run, but in {escape(run)}: {escape('; '.join(rows))}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _marked(text: str, verdict: str) -> str:
+    return f"**{text}** {verdict}" if verdict else text
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
 def _row(a: Mapping[str, Any], b: Mapping[str, Any], tests: list[int], same_data: bool) -> list[Change]:
-    place = {name: a[name] for name in ("artifact", "runtime", "threads", "workload")}
-    place |= {name: a.get(name) for name in ("host", "measured_on")}
+    place = {name: a.get(name) for name in ("artifact", *figures.CONDITION)}
     found: list[Change] = []
     for figure in figures.FIGURES:
         one, two = figures.value(a, figure), figures.value(b, figure)
         if one is None or two is None or (figure.key, a["artifact"]) == ("speedup_vs_teacher", "teacher_fp32"):
             continue  # the teacher's speed-up over itself is 1 by definition
         share = figure.key in SHARES
-        change: dict[str, Any] = {**place, "figure": figure.key, "a": one, "b": two}
+        change: dict[str, Any] = {**place, "figure": figure.key, "base": one, "value": two}
         change["change"] = two - one if share else two / one if one else None
         low, high = _interval(figure.key, a, b, tests) if same_data or not share else (None, None)
         change |= {"low": low, "high": high, "verdict": _verdict(figure, change["change"], low, high)}
@@ -148,23 +164,31 @@ def _verdict(figure: figures.Figure, change: float | None, low: float | None, hi
 # ----------------------------------------------------------------------------------------------------------- the rest
 
 
-def _budget(a: Report, b: Report) -> list[dict[str, Any]]:
-    lines = [{line["name"]: line for line in report["budget"]} for report in (a, b)]
-    return [{"name": n, "a": lines[0].get(n), "b": lines[1].get(n)} for n in dict.fromkeys([*lines[0], *lines[1]])]
+def _budget(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    asked = [{line["name"]: line for line in report["budget"]} for report in reports]
+    return [
+        {"name": name, "lines": [lines.get(name) for lines in asked]}
+        for name in dict.fromkeys(name for lines in asked for name in lines)
+    ]
 
 
-def _notes(a: Report, b: Report) -> list[str]:
+def _notes(reports: Sequence[Report], runs: Sequence[str]) -> list[str]:
+    found = [f"{run}: {headline.SMOKE}" for run, report in zip(runs, reports, strict=True) if report["smoke"]]
+    for run, other in list(zip(runs, reports, strict=True))[1:]:
+        which = f"{run}: " if len(runs) > 2 else ""
+        found += [which + note for note in _differences(reports[0], other)]
+    return found
+
+
+def _differences(a: Report, b: Report) -> list[str]:
     found = []
-    for report in (a, b):
-        if report["smoke"]:
-            found.append(f"{report['run']}: {headline.SMOKE}")
     if a["task"]["fingerprint"] != b["task"]["fingerprint"]:
         found.append("The data differ: scores do not compare.")
     cpus = [report["machine"]["cpu"] for report in (a, b)]
     if cpus[0] != cpus[1]:
         found.append(f"The machines differ ({cpus[0]}; {cpus[1]}): times do not compare, only ratios do.")
-    names = sorted({*a["versions"], *b["versions"]})
-    other = [(name, *(report["versions"].get(name, "none") for report in (a, b))) for name in names]
+    packages = sorted({*a["versions"], *b["versions"]})
+    other = [(name, *(report["versions"].get(name, "none") for report in (a, b))) for name in packages]
     versions = [f"{name} {one} → {two}" for name, one, two in other if one != two]
     if versions:
         found.append(f"Versions differ: {', '.join(versions)}.")
@@ -178,53 +202,72 @@ def _name(row: Mapping[str, Any], precision: str) -> str:
     return f"{figures.artifact(row['artifact'], precision)} ({figures.where(row)})"
 
 
-def _summary(found: Mapping[str, Any]) -> str:
+# ------------------------------------------------------------------------------------------------------------- in words
+
+HEAD = ("Run", "Artifact", "Under", "Figure", "First run", "This run", "Change", "95%")
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """How many figures are better, worse, within the noise or without an interval."""
     counts = {
         name: sum(row["verdict"] == name for row in found["rows"]) for name in ("better", "worse", "same", "unknown")
     }
     told = f"{counts['better']} better, {counts['worse']} worse, {counts['same']} within the noise"
+    whose = "both" if len(found["runs"]) == 2 else "the first and another"
     return (
-        f"Of {len(found['rows'])} figures that both have: {told}, {counts['unknown']} without an interval to tell by. "
-        "One interval in twenty errs by chance. A p50 also differs by what the machine did that day, which its rounds "
-        "do not show; a speed-up, taken side by side within its run, does not."
+        f"Of {len(found['rows'])} figures that {whose} have: {told}, {counts['unknown']} without an interval to tell "
+        "by. One interval in twenty errs by chance. A p50 also differs by what the machine did that day, which its "
+        "rounds do not show; a speed-up, taken side by side within its run, does not."
     )
 
 
-def _side(line: Mapping[str, Any] | None) -> str:
+def budget(found: Mapping[str, Any]) -> list[list[str]]:
+    """A line of the budget a row: its name, and what it is in each run."""
+    return [[headline.BUDGET.get(one["name"], one["name"]), *map(_asked, one["lines"])] for one in found["budget"]]
+
+
+def _asked(line: Mapping[str, Any] | None) -> str:
     if line is None:
         return "–"
-    met = {True: "met", False: "**FAILED**", None: "undecided"}[line["met"]]
+    met = {True: "met", False: "FAILED", None: "undecided"}[line["met"]]
     measured, limit = (figures.amount(line[key], line["unit"]) for key in ("measured", "limit"))
     return f"{measured} ({line['sense']} {limit}): {met}"
 
 
-def _line(row: Change, precision: str) -> list[str]:
-    """One figure that differs, with its interval."""
+def line(row: Change, precision: str) -> list[str]:
+    """One figure that differs, with its interval: the cells under ``HEAD``."""
     figure, share = _FIGURE[row["figure"]], row["figure"] in SHARES
 
     def text(value: float | None) -> str:
         return "–" if value is None else f"{figures.points(value)} points" if share else figures.ratio(value)
 
-    both = (figures.amount(row[side], figure.unit) for side in ("a", "b"))
+    both = (figures.amount(row[side], figure.unit) for side in ("base", "value"))
     interval = "–" if row["figure"] in EXACT else f"{text(row['low'])} to {text(row['high'])}"
-    place = escape(figures.artifact(row["artifact"], precision)), escape(figures.where(row)), figure.title
-    return [*place, *both, text(row["change"]), interval, f"**{row['verdict']}**"]
+    place = figures.artifact(row["artifact"], precision), figures.where(row), figure.title
+    return [row["run"], *place, *both, text(row["change"]), interval]
 
 
-def _side_by_side(rows: Iterable[Change], precision: str) -> str:
-    """Every figure of one condition, a line an artifact: ``0.900 → 0.990``, bold where it is more than noise."""
-    lines: dict[str, dict[str, str]] = {}
-    for row in rows:
-        one, two = (figures.cell({**row, row["figure"]: row[side]}, _FIGURE[row["figure"]]) for side in ("a", "b"))
-        text = one if one == two else f"{one} → {two}"
-        bold = row["verdict"] not in ("same", "unknown")
-        lines.setdefault(row["artifact"], {})[row["figure"]] = f"**{text}**" if bold else text
-    columns = [f for f in figures.FIGURES if any(f.key in cells for cells in lines.values())]
-    body = [
-        [escape(figures.artifact(name, precision)), *(cells.get(f.key, "–") for f in columns)]
-        for name, cells in lines.items()
-    ]
-    return table(["Artifact", *map(figures.heading, columns)], body)
+def side_by_side(found: Mapping[str, Any]) -> list[tuple[str, list[figures.Figure], list[dict[str, Any]]]]:
+    """For each condition a title, its columns and its lines: a line a row and run, with what it shares with the others.
+
+    A line: ``artifact``, ``place`` and ``run`` by name; ``cells``: figure -> (text, and ``better``, ``worse`` or
+    ``differs`` where that is more than noise, else nothing); ``values``: figure -> number.
+    """
+    tables = []
+    for where, rows in figures.groups(found["rows"]):
+        lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row in rows:
+            for run, side in ((found["runs"][0], "base"), (row["run"], "value")):
+                place = {"artifact": figures.artifact(row["artifact"], found["precision"]), "place": figures.place(row)}
+                key = (row["artifact"], place["place"], run)
+                one = lines.setdefault(key, {**place, "run": run, "cells": {}, "values": {}})
+                verdict = row["verdict"] if side == "value" and row["verdict"] not in ("same", "unknown") else ""
+                text = figures.cell({**row, row["figure"]: row[side]}, _FIGURE[row["figure"]])
+                one["cells"][row["figure"]] = text, verdict
+                one["values"][row["figure"]] = row[side]
+        columns = [f for f in figures.FIGURES if any(f.key in one["cells"] for one in lines.values())]
+        tables.append((where, columns, list(lines.values())))
+    return tables
 
 
 _FIGURE = {figure.key: figure for figure in figures.FIGURES}

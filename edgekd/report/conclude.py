@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekd.report import devices, figures, headline, limits, verdicts
+from edgekd.report import choice, devices, figures, headline, limits, verdicts
 from edgekd.spec import Budget
 
-CONCLUSIONS = ("headline", "budget", "budget_met", "verdicts")
+CONCLUSIONS = ("headline", "budget", "budget_met", "verdicts", "ship")
 """Their fields, in a report's order; its ``limits`` are its end."""
 
 
@@ -24,11 +24,13 @@ def conclude(report: Mapping[str, Any], budget: Budget, quality: Mapping[str, An
     lines = verdicts.budget_lines(budget, rows, runtime, precision, black_box, host)
     speed = verdicts.race(rows, "student_fp32", verdicts.SHIPPED, precision)
     today = verdicts.race(rows, "teacher_ort_dynamic", verdicts.SHIPPED, precision)
+    chosen = choice.choices(budget, rows, runtime, precision, black_box)
     ptq = (report["training"]["quantize"] or {}).get("ptq", "")
     found = {
         **report,
         "headline": headline.headline(
-            report["smoke"], lines, speed, today, dict(quality), ptq, rows, runtime, precision, black_box, host
+            *(report["smoke"], lines, speed, today, dict(quality), ptq, rows, runtime, precision, black_box, host),
+            choices=chosen,
         ),
         "budget": lines,
         "budget_met": verdicts.budget_met(lines),
@@ -40,6 +42,7 @@ def conclude(report: Mapping[str, Any], budget: Budget, quality: Mapping[str, An
             "today": today,
             "quality": dict(quality),
         },
+        "ship": chosen,
     }
     return found | {"limits": limits.limits(found)}
 

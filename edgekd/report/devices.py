@@ -97,6 +97,12 @@ def judge(report: Mapping[str, Any], runtime: str) -> str | None:
     return None
 
 
+def stand_in(report: Mapping[str, Any]) -> bool:
+    """Whether the times that a report's budget is judged by are those of a machine that is not the device."""
+    runtime = report["rows"][0]["runtime"] if report["rows"] else ""
+    return bool(report["device"]["missing"]) and judge(report, runtime) is None
+
+
 HEAD = ("Device", "Stands for the target's", "Measured by", "Temperature before, after", "Governor", "Clock held back")
 
 

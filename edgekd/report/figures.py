@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgekd import spec
@@ -27,14 +28,11 @@ RUNTIMES = {
     "litert": "LiteRT",
 }
 
+CONDITION = ("runtime", "threads", "workload", "host", "measured_on")
+"""What a row was measured under; rows of one condition are compared."""
+
 PROXY = "host-proxy"
 """How a figure is marked that was not taken on the device it is for (a row's ``measured_on``; else ``device``)."""
-
-KINDS = ("embedding", "linear", "norm", "other", "graph")
-
-TENSOR_HEAD = ("Tensor of the shipped file", "Kind", "Type", "Shape", "KiB", "Read by")
-LARGEST = 8
-"""How many tensors are listed."""
 
 
 class Figure(NamedTuple):
@@ -49,6 +47,7 @@ class Figure(NamedTuple):
 FIGURES = (
     Figure("score", "Score", "%", 1),
     Figure("agreement", "Agreement", "%", 1),
+    Figure("agreement_onnx", "As .onnx", "%", 1),
     Figure("kl", "KL", "nats", -1),
     Figure("p50_ms", "p50", "ms", -1),
     Figure("p90_ms", "p90", "ms", -1),
@@ -56,13 +55,14 @@ FIGURES = (
     Figure("speedup_vs_teacher", "Speed-up", "x", 1),
     Figure("size_mib", "Size", "MiB", -1),
     Figure("peak_rss_mib", "Peak RSS", "MiB", -1),
+    Figure("import_rss_mib", "Runtime RSS", "MiB", 0),
     Figure("cold_ms", "Cold call", "ms", -1),
     Figure("load_ms", "Load", "ms", -1),
     Figure("throughput_per_s", "Throughput", "/s", 1),
 )
 """The columns of the rows table."""
 
-ANSWERS = ("score", "agreement", "kl")
+ANSWERS = ("score", "agreement", "agreement_onnx", "kl")
 """What a file answers on the test split: the same for every workload, so it is told at real lengths alone."""
 
 
@@ -112,6 +112,24 @@ def place(row: Row) -> str:
     return runtime(row["runtime"]) + (f" on {device(row)}" if device(row) else "")
 
 
+def version(row: Row) -> str | None:
+    """The version of a row's runtime, without the name of its build."""
+    return (row.get("version") or "").partition("-")[0] or None
+
+
+def state(row: Row) -> str:
+    """What a row is: ``valid``; ``INVALID``, with figures not to be used; ``failed`` or ``skipped``, without any."""
+    if row["valid"] or row["rounds"]:
+        return "valid" if row["valid"] else "INVALID"
+    return "skipped" if row["why_invalid"].startswith("skipped: ") else "failed"
+
+
+def caveats(row: Row) -> list[str]:
+    """What stands beside a row's figures: what they are not. The reason of an INVALID row stands in it."""
+    proxy = row["rounds"] and row.get("measured_on") == PROXY
+    return [word for word, so in ((PROXY, proxy), ("emulated", row.get("emulator"))) if so]
+
+
 def workload(name: str) -> str:
     """``real`` -> ``real lengths``, ``fixed64`` -> ``64 tokens``."""
     if name == "real":
@@ -121,9 +139,13 @@ def workload(name: str) -> str:
 
 def where(row: Row) -> str:
     """What a row was measured under: ``onnxruntime, 1 thread, real lengths``; a stand-in's is marked ``PROXY``."""
+    return f"{place(row)}, {condition(row)}" + (f", {PROXY}" if row.get("measured_on") == PROXY else "")
+
+
+def condition(row: Row) -> str:
+    """What a row shares with those of other runtimes: ``1 thread, real lengths``."""
     threads = row["threads"]
-    proxy = f", {PROXY}" if row.get("measured_on") == PROXY else ""
-    return f"{place(row)}, {threads} thread{'' if threads == 1 else 's'}, {workload(row['workload'])}{proxy}"
+    return f"{threads} thread{'' if threads == 1 else 's'}, {workload(row['workload'])}"
 
 
 def key(row: Row) -> tuple[str, str, int, str, str | None]:
@@ -138,22 +160,67 @@ def find(rows: Iterable[Row], artifact: str, like: Row) -> Row | None:
 
 
 def groups(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows by what they were measured under, in order of first appearance; artifacts in ``ARTIFACTS``' order."""
-    found: dict[str, list[Row]] = {}
+    """Rows by threads and workload, all runtimes together, in order of first appearance; a title for each.
+
+    Within a group they stand by runtime, and then in ``ARTIFACTS``' order.
+    """
+    found: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        found.setdefault(where(row), []).append(row)
+        found.setdefault(condition(row), {}).setdefault(place(row), []).append(row)
     order = list(ARTIFACTS)
     rank = {name: i for i, name in enumerate(order)}
-    return [(name, sorted(part, key=lambda r: rank.get(r["artifact"], len(order)))) for name, part in found.items()]
+    return [
+        (
+            _title(name, [row for part in parts.values() for row in part]),
+            [row for part in parts.values() for row in sorted(part, key=lambda r: rank.get(r["artifact"], len(order)))],
+        )
+        for name, parts in found.items()
+    ]
+
+
+def _title(name: str, rows: Sequence[Row]) -> str:
+    alone = len(set(map(place, rows))) == 1
+    proxy = f", {PROXY}" if all(row.get("measured_on") == PROXY for row in rows) else ""
+    return where(rows[0]) if alone else name + proxy
+
+
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Rows, where those of one condition that all lack figures for one reason are one, of ``all N artifacts``."""
+    found: list[Row] = []
+    for name in dict.fromkeys(map(where, rows)):
+        part = [row for row in rows if where(row) == name]
+        alike = len({row["why_invalid"] for row in part}) == 1 and state(part[0]) in ("failed", "skipped")
+        one = {**part[0], "artifact": f"all {len(part)} artifacts", "size_mib": None, "size_bytes": None}
+        found += [one] if alike and len(part) > 1 else part
+    return found
+
+
+def by_runtime(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """``place`` -> its rows under its main condition: one thread and real lengths, or else what comes first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(place(row), []).append(row)
+    main = {}
+    for name, part in found.items():
+        like = next((row for row in part if (row["threads"], row["workload"]) == (1, "real")), part[0])
+        main[name] = groups(row for row in part if condition(row) == condition(like))[0][1]
+    return main
 
 
 def reasons(rows: Iterable[Row], precision: str) -> dict[str, list[str]]:
-    """Why rows are INVALID -> which rows, by artifact and condition."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
+    """Why rows have no figures, or none to be used -> which rows, by artifact and condition."""
+    table = list(rows)
+    every = Counter(map(where, table))
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in table:
         if not row["valid"]:
-            found.setdefault(row["why_invalid"], []).append(f"{artifact(row['artifact'], precision)}, {where(row)}")
-    return found
+            found.setdefault(row["why_invalid"], {}).setdefault(where(row), []).append(row["artifact"])
+    told: dict[str, list[str]] = {}
+    for why, places in found.items():
+        for there, names in places.items():
+            whole = 1 < every[there] == len(names)
+            told.setdefault(why, []).extend([there] if whole else [f"{artifact(n, precision)}, {there}" for n in names])
+    return told
 
 
 def beside(teacher: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -185,7 +252,7 @@ def number(value: float | None) -> str:
         return f"{value:.2f}"
     if size >= 0.0995:
         return f"{value:.3f}"
-    return f"{value:.{min(7, 2 - math.floor(math.log10(size)))}f}" if size else "0"
+    return f"{value:.{min(7, 2 - math.floor(math.log10(size)))}f}" if size >= 5e-8 else "0"
 
 
 def plain(value: float | None) -> str:
@@ -228,29 +295,3 @@ def amount(value: float | None, unit: str) -> str:
     if unit == "%":
         return percent(value)
     return ratio(value) if unit == "x" else f"{number(value)} {unit}".rstrip()
-
-
-def by_kind(sizes: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
-    """Artifact -> kind of tensor -> bytes, artifacts in ``ARTIFACTS``' order."""
-    found: dict[str, dict[str, int]] = {}
-    for name in sorted(sizes, key=lambda name: (list(ARTIFACTS).index(name) if name in ARTIFACTS else 99, name)):
-        total = found.setdefault(name, {})
-        for tensor in sizes[name]:
-            total[tensor["kind"]] = total.get(tensor["kind"], 0) + tensor["bytes"]
-    return found
-
-
-def largest(sizes: Mapping[str, Iterable[Row]]) -> list[tuple[str, ...]]:
-    """The cells under ``TENSOR_HEAD`` of what takes most in the shipped file."""
-    stored = [row for row in sizes.get("student_qad", ()) if row["kind"] != "graph"]
-    return [
-        (row["tensor"], row["kind"], row["dtype"] or "–", " × ".join(map(str, row["shape"] or ())))
-        + (number(row["bytes"] / 1024), plain(row.get("users")))
-        for row in sorted(stored, key=lambda row: -row["bytes"])[:LARGEST]
-    ]
-
-
-def kinds(sizes: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
-    """The kinds of tensor that any artifact has, in ``KINDS``' order."""
-    seen = {kind for found in by_kind(sizes).values() for kind in found}
-    return [kind for kind in KINDS if kind in seen]

@@ -22,6 +22,9 @@ BUDGET = {
 }
 """Budget field -> its name for people."""
 
+TIMED = ("p50_ms", "p90_ms", "peak_rss_mib", "speedup")
+"""Those that are another machine's where the figures are a stand-in's."""
+
 _BAD, _UNKNOWN, _GOOD = range(3)
 _Line = tuple[int, str]
 
@@ -38,16 +41,19 @@ def headline(
     precision: str = "int8",
     black_box: Row | None = None,
     host: str | None = None,
+    choices: Sequence[Row] = (),
 ) -> list[str]:
     """The lines, worst first after the budget's.
 
     ``budget`` from ``verdicts.budget_lines``; ``speed`` is what ships against the fp32 student and ``today`` against
     the teacher with ORT's dynamic quantization, both from ``verdicts.race``; ``quality`` from ``verdicts.quality``.
     ``ptq`` says how the best PTQ was made; ``runtime`` is the one that the budget is judged in, ``precision`` what the
-    shipped student is called by; ``black_box`` and ``host`` as in ``verdicts.budget_lines``.
+    shipped student is called by; ``black_box`` and ``host`` as in ``verdicts.budget_lines``; ``choices`` from
+    ``choice.choices``.
     """
     like = {"runtime": runtime, "threads": 1, "workload": "real", "host": None}
-    found = [*_speed(speed, like, precision), *_size(rows, like, precision), *_quality(quality, ptq, rows, like)]
+    found = [*_speed(speed, like, precision, rows, choices), *_size(rows, like, precision)]
+    found += _quality(quality, ptq, rows, like)
     found = [*found, *_today(today, like, precision), *_product(rows, like, precision, black_box)]
     found += _devices(rows, like, precision)
     bad = any(rank == _BAD for rank, _ in found)
@@ -109,21 +115,30 @@ def _interval(line: dict[str, Any]) -> str:
     return f"95%: {figures.span(line['low'], line['high'])}; {figures.where(line)}"
 
 
-def _speed(lines: Sequence[dict[str, Any]], like: Row, precision: str) -> list[_Line]:
-    """What ships against the fp32 student: the main condition, and every one in which it is slower."""
+def _speed(
+    lines: Sequence[dict[str, Any]], like: Row, precision: str, rows: Sequence[Row], choices: Sequence[Row]
+) -> list[_Line]:
+    """What ships against the fp32 student: the main condition, and every runtime in which it is slower or no faster."""
     slower: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line["verdict"] == "slower":
             slower.setdefault(figures.place(line), []).append(line)
+    chosen = {figures.place(one): one for one in choices}
     found = [
         (
             _BAD,
-            f"{precision} is SLOWER than the fp32 student in {where}: it takes "
-            f"{', '.join(map(_slower, part))}; where time counts there, ship the fp32 student.",
+            f"{precision} is SLOWER than the fp32 student in {place}: it takes {', '.join(map(_slower, part))}"
+            f"{_instead(chosen.get(place), rows, precision)}.",
         )
-        for where, part in slower.items()
+        for place, part in slower.items()
     ]
     main = _main(lines, like)
+    judged = {figures.where(one) for one in choices}
+    for line in lines:
+        if line["verdict"] == "same" and line is not main and figures.where(line) in judged:
+            place = figures.place(line)
+            same = f"{precision} is NOT FASTER than the fp32 student in {place}: {figures.ratio(line['ratio'])}"
+            found.append((_UNKNOWN, f"{same} ({_interval(line)}){_instead(chosen[place], rows, precision)}."))
     word = main["verdict"] if main else "unknown"
     why = main["why"] if main else "they were not both measured"
     if word == "unknown":
@@ -132,8 +147,23 @@ def _speed(lines: Sequence[dict[str, Any]], like: Row, precision: str) -> list[_
         times, told = figures.ratio(main["ratio"]), f"({_interval(main)})"
         faster = f"{precision} is {times} as fast as the fp32 student"
         same = f"{precision} bought no speed over the fp32 student"
-        found.append((_GOOD, f"{faster} {told}.") if word == "faster" else (_UNKNOWN, f"{same}: {times} {told}."))
+        instead = _instead(chosen.get(figures.place(main)), rows, precision)
+        alike = (_UNKNOWN, f"{same}: {times} {told}{instead}.")
+        found.append((_GOOD, f"{faster} {told}.") if word == "faster" else alike)
     return found
+
+
+def _instead(choice: Row | None, rows: Sequence[Row], precision: str) -> str:
+    """What to ship in a runtime in which the shipped file is not the faster one."""
+    if choice is None or choice["artifact"] is None:
+        return "" if choice is None else "; no other file keeps there what is asked"
+    if choice["artifact"] != verdicts.SHIPPED:
+        return f"; ship the {figures.artifact(choice['artifact'], precision)} there instead"
+    if why := choice["refused"].get("student_fp32"):
+        return f"; ship it there all the same, since the fp32 student is no choice ({why})"
+    mine, its = (figures.find(rows, name, choice) for name in (verdicts.SHIPPED, "student_fp32"))
+    sizes = [figures.amount(row["size_mib"], "MiB") for row in (mine, its) if row]
+    return f"; at {figures.workload(choice['workload'])} it is what to ship there ({' against '.join(sizes)})"
 
 
 def _slower(line: dict[str, Any]) -> str:

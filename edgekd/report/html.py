@@ -1,53 +1,144 @@
-"""``report.html``: one self-contained file, a pure rendering of a report. It loads nothing from anywhere."""
+"""``report.html`` and the page of a comparison: self-contained files, pure renderings. They load nothing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.report import devices, figures, headline, plots
+from edgekd.report import choice, devices, executed, figures, headline, plots, tensors
+from edgekd.report import compare as comparing
 
 Report = Mapping[str, Any]
+
+STATES = ("valid", "INVALID", "failed", "skipped")
+"""The order of the column that says so."""
 
 
 def render(report: Report) -> str:
     """The report as an HTML page: style, script and charts inline, every text of the report escaped."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
+    precision = figures.precision(report)
+    proxy = f" {figures.PROXY}: not measured on the device." if report["device"]["missing"] else ""
+    first = figures.runtime(report["rows"][0]["runtime"]) if report["rows"] else ""
     charts = [
-        ("Score against size", "Bars are 95% intervals of the score.", plots.accuracy_against_size),
         (
             "Score against latency",
-            "Real lengths, one thread. Marks grow with the file.",
+            "Real lengths, one thread, every runtime. A mark's area is the file's size; bars are the score's 95% "
+            f"intervals, in {first}.{proxy}",
             plots.accuracy_against_latency,
         ),
-        ("How long a call takes", "Dot: p50; ticks: p90 and p99.", plots.latency),
+        ("Score against size", "Bars are 95% intervals of the score.", plots.accuracy_against_size),
+        (f"How long a call takes in {first}", f"Dot: p50; ticks: p90 and p99.{proxy}", plots.latency),
         ("What the bytes are", "Size of the file by kind of tensor.", plots.size_by_kind),
     ]
     drawn = [(title, about, draw(report)) for title, about, draw in charts]
-    return template.render(
+    reasons = figures.reasons(report["rows"], precision)
+    rows = [row for _, part in figures.groups(report["rows"]) for row in part]
+    return _page(
+        "report.html",
         report=report,
-        figures=figures,
+        tensors=tensors,
+        executed=executed,
         devices=devices,
         badges=_badges(report),
         tiles=_tiles(report),
-        budget=[_budget_row(line) for line in report["budget"]],
+        budget=[_budget_row(line, devices.stand_in(report)) for line in report["budget"]],
+        runtimes=_runtimes(report),
+        rule=choice.RULE,
         columns=_columns(report),
-        reasons=figures.reasons(report["rows"], figures.precision(report)),
-        precision=figures.precision(report),
-        rows=[row for _, part in figures.groups(report["rows"]) for row in part],
-        charts=[(title, about, Markup(chart)) for title, about, chart in drawn if chart],
+        reasons=reasons,
+        whys=list(reasons),
+        states=STATES,
+        precision=precision,
+        rows=figures.merged(rows),
+        threads=len({row["threads"] for row in rows}) > 1,
+        charts=[(title, about, _markup(chart)) for title, about, chart in drawn if chart],
         races=_races(report),
         training=[(n, report["training"][n]) for n in ("teacher", "distill", "quantize") if report["training"].get(n)],
         proofs={name: json.dumps(report[name], indent=1, ensure_ascii=False) for name in ("audit", "parity")},
     )
+
+
+def render_comparison(reports: Sequence[Report]) -> str:
+    """What ``compare.compare`` finds of the reports as an HTML page, as self-contained as ``render``'s."""
+    found = comparing.compare(reports)
+    chart = plots.runs_against_latency(dict(zip(found["runs"], reports, strict=True)))
+    words = {
+        name.replace("_", " ").replace("int8", found["precision"]): told for name, told in found["verdicts"].items()
+    }
+    return _page(
+        "compare.html",
+        found=found,
+        runs=tuple(found["runs"]),
+        summary=comparing.summary(found),
+        head=comparing.HEAD,
+        noticed=[[*comparing.line(row, found["precision"]), row["verdict"]] for row in comparing.noticed(found)],
+        chart=_markup(chart) if chart else None,
+        budget=comparing.budget(found),
+        verdicts=[[name, *told] for name, told in words.items()],
+        tables=comparing.side_by_side(found),
+    )
+
+
+def _page(template: str, **given: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(figures=figures, **given)
+
+
+def _markup(chart: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(chart)
+
+
+def _runtimes(report: Report) -> list[dict[str, Any]]:
+    """A card for each runtime: what to ship there, and what that costs and does."""
+    cards = []
+    for one in report["ship"]:
+        name = one["artifact"] or "student_qad"
+        row = figures.find(report["rows"], name, one) or {"runtime": one["runtime"], "artifact": name, "valid": False}
+        skipped = one["why"].removeprefix("skipped: ") if one["why"].startswith("skipped: ") else ""
+        state = figures.state(row) if "rounds" in row else "failed"
+        badges = [] if state == "valid" else [("open" if skipped else "bad", state)]
+        measured = row.get("rounds")
+        cards.append(
+            {
+                "place": figures.place(one),
+                "version": figures.version(row),
+                "badges": badges + [("open", word) for word in (figures.caveats(row) if measured else ())],
+                "skipped": skipped,
+                "ship": one["artifact"] and figures.artifact(name, figures.precision(report)),
+                "why": one["why"],
+                "facts": [*_facts(row), *executed.more(report, row)] if measured else [],
+                "kinds": executed.executed(report, row) if measured else {},
+            }
+        )
+    return cards
+
+
+def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, figure) of a row that was measured."""
+    times = [figures.number(row[f"{p}_ms"]) for p in ("p50", "p90", "p99")]
+    with_onnx = row.get("agreement_onnx")
+    memory = [figures.amount(row[key], "MiB") for key in ("peak_rss_mib", "import_rss_mib")]
+    return [
+        ("Score", figures.percent(row["score"])),
+        ("As the teacher", figures.percent(row["agreement"])),
+        *([("As the .onnx", figures.percent(with_onnx))] if with_onnx is not None else []),
+        ("p50, p90, p99", f"{', '.join(times)} ms"),
+        ("Load, cold call", f"{figures.number(row['load_ms'])}, {figures.number(row['cold_ms'])} ms"),
+        ("Peak memory", f"{memory[0]}, the runtime {memory[1]}"),
+        ("Size", figures.amount(row["size_mib"], "MiB")),
+    ]
 
 
 def _badges(report: Report) -> list[tuple[str, str]]:
@@ -91,18 +182,28 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
     return found
 
 
-def _budget_row(line: Mapping[str, Any]) -> dict[str, Any]:
+def _budget_row(line: Mapping[str, Any], proxy: bool) -> dict[str, Any]:
     measured, limit = (figures.amount(line[key], line["unit"]) for key in ("measured", "limit"))
     mark = {True: ("good", "met"), False: ("bad", "failed"), None: ("open", "undecided")}[line["met"]]
     name = headline.BUDGET.get(line["name"], line["name"])
-    return {"name": name, "measured": measured, "asked": f"{line['sense']} {limit}", "mark": mark, "why": line["why"]}
+    tag = figures.PROXY if proxy and line["name"] in headline.TIMED else ""
+    return {
+        "name": name,
+        "measured": measured,
+        "tag": tag,
+        "asked": f"{line['sense']} {limit}",
+        "mark": mark,
+        "why": line["why"],
+    }
 
 
 def _columns(report: Report) -> list[figures.Figure]:
-    return [f for f in figures.FIGURES if any(figures.value(row, f) is not None for row in report["rows"])]
+    """The columns of the table; what the runtime takes without a model stands below the peak that it is apart from."""
+    told = [f for f in figures.FIGURES if f.key != "import_rss_mib"]
+    return [f for f in told if any(figures.value(row, f) is not None for row in report["rows"])]
 
 
 def _races(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
     verdicts = report["verdicts"]
     named = (("the fp32 student", verdicts["speed"]), ("the teacher, ORT dynamic int8", verdicts["today"]))
-    return [(base, line) for base, lines in named for line in lines]
+    return [(base, line) for base, lines in named for line in lines if line["rounds"]]

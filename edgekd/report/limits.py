@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekd import session
 from edgekd.bundle import verified
-from edgekd.report import figures, headline
+from edgekd.report import executed, figures, headline
 from edgekd.spec.blackbox import FORBIDDEN
 
 
@@ -39,6 +39,7 @@ def limits(report: Mapping[str, Any]) -> list[str]:
         for device in report["devices"]
         if device["throttled"]
     ]
+    found += executed.lost(report)
     if report["session"]:
         found.append(
             "The shipped student was measured in onnxruntime, and is deployed, with session options that `edgekd tune` "

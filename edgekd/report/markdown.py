@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgekd.report import devices, figures, headline
+from edgekd.report import choice, devices, executed, figures, headline, tensors
 
 Report = Mapping[str, Any]
 
 SAME = {True: "same", False: "**OTHER ANSWERS**"}
+STATE = {"valid": "yes", "INVALID": "**INVALID**"}
 MET = {True: "met", False: "**FAILED**", None: "undecided"}
 
 
@@ -20,6 +21,7 @@ def render(report: Report) -> str:
         *_top(report),
         *_budget(report),
         *measurements(report),
+        *_runtimes(report),
         *_devices(report),
         *_isa(report),
         *_sizes(report),
@@ -70,6 +72,8 @@ def _budget(report: Report) -> list[str]:
         measured, limit = (figures.amount(line[key], line["unit"]) for key in ("measured", "limit"))
         why = f": {escape(line['why'])}" if line["why"] else ""
         name = headline.BUDGET.get(line["name"], line["name"])
+        if devices.stand_in(report) and line["name"] in headline.TIMED:
+            measured += f", {figures.PROXY}"
         body.append([escape(name), measured, f"{line['sense']} {limit}", MET[line["met"]] + why])
     return ["## Budget", table(["What", "Measured", "Asked", ""], body)]
 
@@ -80,19 +84,55 @@ def measurements(report: Report) -> list[str]:
     parts = ["## Measurements", _how_measured(report)]
     for where, rows in figures.groups(report["rows"]):
         columns = [f for f in figures.FIGURES if any(figures.value(row, f) is not None for row in rows)]
-        head = ["Artifact", *(figures.heading(f) for f in columns), "Valid"]
+        several = len({figures.place(row) for row in rows}) > 1
+        head = ["Artifact", *(["Runtime"] if several else []), *map(figures.heading, columns), "Valid"]
         body = [
             [
                 escape(figures.artifact(row["artifact"], precision)),
+                *([escape(figures.place(row))] if several else []),
                 *(figures.cell(row, f) + _interval(row, f) for f in columns),
-                "yes" if row["valid"] else "**INVALID**",
+                ", ".join([STATE.get(figures.state(row), figures.state(row)), *figures.caveats(row)]),
             ]
-            for row in rows
+            for row in figures.merged(rows)
         ]
-        parts += [f"### {escape(where)}", table(head, body)]
+        parts += [f"### {escape(where)}", table(head, body, right=1 + several)]
         if reasons := figures.reasons(rows, precision):
-            parts.append(bullets(f"INVALID: {escape(why)} ({escape('; '.join(who))})" for why, who in reasons.items()))
+            states = {row["why_invalid"]: figures.state(row) for row in rows}
+            told = (f"{_reason(why, states[why])} ({escape('; '.join(who))})" for why, who in reasons.items())
+            parts.append(bullets(told))
     return parts
+
+
+def _reason(why: str, state: str) -> str:
+    return (
+        f"skipped: {code(why.removeprefix('skipped: '))} installs it"
+        if state == "skipped"
+        else f"{state}: {escape(why)}"
+    )
+
+
+def _runtimes(report: Report) -> list[str]:
+    body = []
+    for one in report["ship"]:
+        name = one["artifact"] or "student_qad"
+        row = figures.find(report["rows"], name, one) or {"runtime": one["runtime"], "artifact": name}
+        measured = bool(row.get("rounds"))
+        kinds = executed.executed(report, row) if measured else {}
+        done = [f"{len(kinds[kind])} in {kind}" for kind in kinds]
+        done += [escape(f"{key} {value}") for key, value in executed.more(report, row) if measured]
+        rest = ", ".join(map(code, executed.brief(kinds.get("float", ()))))
+        body.append(
+            [
+                escape(figures.place(one)),
+                escape(figures.version(row) or "–"),
+                f"**{escape(figures.artifact(name, figures.precision(report)))}**" if one["artifact"] else "nothing",
+                escape(one["why"]),
+                "; ".join(done) or ("not told" if measured else "–"),
+                rest or "–",
+            ]
+        )
+    head = ["Runtime", "Version", "Ship", "Why", "That file runs", "In float"]
+    return ["## What to ship where", choice.RULE, table(head, body, right=len(head))] if body else []
 
 
 def _interval(row: Report, figure: figures.Figure) -> str:
@@ -105,7 +145,8 @@ def _how_measured(report: Report) -> str:
         f"On {escape(report['machine']['cpu'])}, one example a call, every artifact in fresh processes, interleaved. "
         "Times are medians over rounds of each round's percentile; a speed-up is over the teacher fp32, if that was "
         "measured, under the same conditions, with its 95% interval; memory is the peak above the loaded runtime; "
-        "scores are the test split's, in that runtime."
+        "scores are the test split's, in that runtime; agreement is with the teacher's .onnx in onnxruntime, and *As "
+        ".onnx* with the same artifact's there."
     )
 
 
@@ -127,14 +168,14 @@ def _isa(report: Report) -> list[str]:
 def _sizes(report: Report) -> list[str]:
     if not report["sizes"]:
         return []
-    kinds, body = figures.kinds(report["sizes"]), []
-    for name, by_kind in figures.by_kind(report["sizes"]).items():
+    kinds, body = tensors.kinds(report["sizes"]), []
+    for name, by_kind in tensors.by_kind(report["sizes"]).items():
         mib = [figures.number(by_kind.get(kind, 0) / 2**20) for kind in kinds]
         name = figures.artifact(name, figures.precision(report))
         body.append([escape(name), *mib, figures.number(sum(by_kind.values()) / 2**20)])
     parts = ["## Size by kind of tensor (MiB)", table(["Artifact", *kinds, "all"], body)]
-    if largest := [[code(name), *map(escape, rest)] for name, *rest in figures.largest(report["sizes"])]:
-        parts.append(table(figures.TENSOR_HEAD, largest, right=4))
+    if largest := [[code(name), *map(escape, rest)] for name, *rest in tensors.largest(report["sizes"])]:
+        parts.append(table(tensors.HEAD, largest, right=4))
     return parts
 
 

@@ -41,9 +41,8 @@ def load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read the report {path} ({error}); make it again with `edgekd run`") from error
     validate(report)
-    report.setdefault("isa", [])  # a report from before other instruction sets were asked
-    report.setdefault("session", {})
-    report.setdefault("devices", [])
+    for name, empty in (("isa", []), ("session", {}), ("devices", []), ("ship", []), ("conversions", {})):
+        report.setdefault(name, empty)  # which older reports lack
     for row in report["rows"]:
         row.setdefault("host", None)
         row.setdefault("measured_on", "host-proxy" if report["device"]["missing"] else "device")

@@ -103,7 +103,8 @@ def _unjudged(ask: _Ask, shipped: Row | None, teacher: Row | None, like: Row, pr
 
 
 def _invalid(row: Row, precision: str) -> str:
-    return f"{figures.artifact(row['artifact'], precision)} is INVALID: {row['why_invalid'] or 'no reason given'}"
+    what = "is INVALID" if figures.state(row) == "INVALID" else "was not measured"
+    return f"{figures.artifact(row['artifact'], precision)} {what}: {row['why_invalid'] or 'no reason given'}"
 
 
 def budget_met(lines: Sequence[dict[str, Any]]) -> bool | None:
@@ -123,8 +124,7 @@ def race(rows: Sequence[Row], base: str, other: str, precision: str = "int8") ->
         mate = figures.find(rows, base, row) if row["artifact"] == other else None
         if mate is None:
             continue
-        line: dict[str, Any] = {name: row[name] for name in ("runtime", "threads", "workload")}
-        line |= {name: row.get(name) for name in ("host", "measured_on")}
+        line: dict[str, Any] = {name: row.get(name) for name in figures.CONDITION}
         line |= {"verdict": "unknown", "ratio": None, "low": None, "high": None, "rounds": row["rounds"], "why": None}
         invalid = next((r for r in (row, mate) if not r["valid"]), None)
         base_ms, other_ms = mate["round_p50_ms"], row["round_p50_ms"]

@@ -20,7 +20,10 @@ from edgekd.errors import BenchError, MissingDependencyError
 
 
 class Session(Protocol):
-    """A loaded model. ``inputs`` are the names that ``run`` wants."""
+    """A loaded model. ``inputs`` are the names that ``run`` wants.
+
+    One that knows has ``executed()`` too: the names of the multiplications done in ``int8`` and in ``float``.
+    """
 
     inputs: tuple[str, ...]
 

@@ -7,6 +7,7 @@ unimportable, in this process only: openvino then uses the stand-in that it brin
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,26 @@ CONFIG = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "NUM
 """One request at a time. On a CPU with bfloat16 instructions the default precision is bf16, and then a float model
 would be compared at another precision than everywhere else."""
 
+PRODUCTS = {
+    "Convolution",
+    "FullyConnected",
+    "GRUSequence",
+    "LSTMSequence",
+    "MatMul",
+    "RNNSeq",
+    "ScaledDotProductAttention",
+}
+"""What OpenVINO calls the layers that multiply."""
+ATTENTION = re.compile(r"Subgraph.*/MatMul(_\d+)?").fullmatch
+"""It fuses attention's own products with what is between them."""
+
 
 class OpenVinoSession:
     """One compiled model with one inference request."""
 
     def __init__(self, compiled: openvino.CompiledModel) -> None:
         self.inputs = tuple(value.any_name for value in compiled.inputs)
+        self._compiled = compiled
         names = [value.names for value in compiled.outputs]
         self._index = next((place for place, found in enumerate(names) if "logits" in found), 0)
         self._request = compiled.create_infer_request()
@@ -36,6 +51,19 @@ class OpenVinoSession:
         """The model's ``logits`` (or else its first output), copied out of the request's memory."""
         logits: NDArray[Any] = self._request.infer(feeds, share_inputs=True)[self._index]
         return logits
+
+    def executed(self) -> dict[str, list[str]]:
+        """The multiplications of the graph that OpenVINO made of the file: the nodes done in int8, and in float."""
+        found: dict[str, list[str]] = {"int8": [], "float": []}
+        for layer in self._compiled.get_runtime_model().get_ordered_ops():
+            kind, precision, names = (
+                layer.rt_info[key].astype(str) for key in ("layerType", "runtimePrecision", "originalLayersNames")
+            )
+            nodes = [name for name in names.split(",") if kind in PRODUCTS or ATTENTION(kind + name)]
+            if nodes:
+                node = nodes[0].removesuffix("/WithoutBiases").strip("/").replace("/", ".")
+                found["int8" if precision in ("i8", "u8") else "float"].append(node)
+        return found
 
 
 def load(path: Path, threads: int) -> OpenVinoSession:

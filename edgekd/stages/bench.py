@@ -13,7 +13,7 @@ from edgekd import runtimes, spec, store, tasks
 from edgekd import session as session_options
 from edgekd.bench.measure import Artifact, measure
 
-REVISION = 2
+REVISION = 3
 
 ARTIFACTS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
 """In the order in which they take turns."""
