@@ -8,7 +8,6 @@ from edgekd.spec import (
     Bench,
     Budget,
     Distill,
-    Export,
     Finetune,
     Optimizer,
     Quant,
@@ -40,12 +39,8 @@ TARGET = Target(
     student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
     distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=6, optimizer=Optimizer(learning_rate=4e-4)),
     quant=Quant(
-        scheme="u8s8_static",
-        calibration="reuters_r8",
-        epochs=1,
-        keep_float=("*.attention.self.MatMul*", "classifier"),
+        scheme="u8s8_static", calibration="reuters_r8", epochs=1, keep_float=("*.attention.self.MatMul*", "classifier")
     ),
-    export=Export(opset=17),
     device=X86_VNNI,
     bench=Bench(
         runtimes=("ort_cpu", "openvino"),

@@ -89,6 +89,7 @@ def measured(name: str, cell: Cell, size_bytes: int, calls: int, rounds: Sequenc
         "stolen_share": median(found["stolen"] for found in rounds),
         "neighbours_share": median(found["neighbours"] for found in rounds),
         **{key: rounds[0][key] for key in ("version", "executed") if key in rounds[0]},
+        "busy_threads": max(found["busy_threads"] for found in rounds),
         "valid": reason is None,
         "why_invalid": reason,
     }

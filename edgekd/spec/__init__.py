@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgekd import checks
-from edgekd.devices import ARM64_DOTPROD as ARM64_DOTPROD
-from edgekd.devices import X86_AVX2 as X86_AVX2
-from edgekd.devices import X86_VNNI as X86_VNNI
-from edgekd.devices import Device as Device
+from edgekd.devices import *  # noqa: F403
+from edgekd.devices import X86_VNNI, Device
 from edgekd.errors import TargetError
 from edgekd.globs import first_match, named_in
 from edgekd.spec import contradictions
