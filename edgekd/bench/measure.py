@@ -30,7 +30,7 @@ class Artifact:
     """Folders with the files that runtimes load (``model.onnx``, ...), and the tokenized test split that they read.
 
     ``session`` holds options (``edgekd.session``) for its sessions in onnxruntime on the CPU; ``lacking`` says why a
-    runtime's file could not be made.
+    runtime's file could not be made; ``int8`` are the multiplications that the graph has in int8, by node.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Artifact:
     inputs: Path
     session: Mapping[str, Any] = field(default_factory=dict, hash=False)
     lacking: Mapping[str, str] = field(default_factory=dict, hash=False)
+    int8: frozenset[str] = frozenset()
 
     def file(self, runtime: str) -> Path | None:
         """The runtime's file, if it is there."""
@@ -112,7 +113,7 @@ def measure(
             if reason := refused.get(place, failed.get(place)):
                 table.append(rows.empty(artifact.name, cell, size, reason))
             elif place in figures and size is not None:
-                table.append(rows.measured(artifact.name, cell, size, calls, figures[place]))
+                table.append(rows.measured(artifact.name, cell, size, calls, figures[place], artifact.int8))
                 if (found := launch.logits(Path(jobs[place][0].job["samples"]))) is not None:
                     logits[artifact.name, cell.runtime, cell.threads] = found
     rows.compare(table, baseline)

@@ -71,10 +71,8 @@ def proxy(machine: Mapping[str, Any], device: Mapping[str, Any]) -> str | None:
     """What is to be said of figures that were not taken on the device they are for; ``None`` where they were."""
     if not device["missing"]:
         return None
-    return (
-        f"{figures.PROXY}: measured on {machine['cpu']}, which is no {device['name']} ({', '.join(device['missing'])}); "
-        "times and memory on the device will differ."
-    )
+    what = f"{figures.PROXY}: measured on {machine['cpu']}, which is no {device['name']}"
+    return f"{what} ({', '.join(device['missing'])}); times and memory on the device will differ."
 
 
 def _rows(rows: list[dict[str, Any]]) -> list[str]:

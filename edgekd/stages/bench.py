@@ -36,6 +36,7 @@ def artifacts(
             inputs[name.partition("_")[0]],
             (session or {}) if name == SHIPPED else {},
             {runtime: f"not converted: {why}" for runtime, folder in made.items() if (why := _error(folder / name))},
+            _int8(export, name),
         )
         for name in ARTIFACTS
         if (export / name).is_dir()  # a black box has no graph
@@ -44,6 +45,12 @@ def artifacts(
 
 def _runtime(conversion: store.Stage) -> str:
     return str(store.read_json(conversion.path / store.MANIFEST)["inputs"]["runtime"])
+
+
+def _int8(export: Path, name: str) -> frozenset[str]:
+    """The nodes that onnxruntime does in int8, by the export stage's audit: other runtimes are to do so too."""
+    audits = store.read_json(export / "audit.json") if (export / "audit.json").is_file() else {}
+    return frozenset(row["node"] for row in audits.get(name, {}).get("multiplications", ()) if row["int8"])
 
 
 def _error(folder: Path) -> str | None:
