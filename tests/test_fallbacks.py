@@ -9,7 +9,7 @@ import pytest
 from tiny_onnx import classifier, quantized
 
 from edgekd import runtimes
-from edgekd.bench.measure import Artifact, measure
+from edgekd.bench.measure import measure
 from edgekd.onnxio import audit, export
 from edgekd.progress import Progress
 from edgekd.stages import bench
