@@ -43,7 +43,7 @@ TARGET = Target(
     ),
     device=X86_VNNI,
     bench=Bench(
-        runtimes=("ort_cpu", "openvino"),
+        runtimes=("ort_cpu", "openvino", "openvino_bf16"),
         workloads={"ort_cpu": ("real", "fixed16", "fixed64", "fixed128"), "openvino": ("real",)},
     ),
     budget=Budget(p50_ms=1.0, p90_ms=1.5, size_mib=2.5, score_kept=0.995, speedup=12.0, shrink=40.0),
