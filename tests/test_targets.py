@@ -47,6 +47,14 @@ def test_a_target_is_one_short_file_that_can_be_planned(name: str, tmp_path: Pat
     assert [warning.partition(":")[0] for warning in found["warnings"]] == WARNS.get(name, [])
 
 
+def test_a_student_that_its_device_has_no_memory_for_is_told_beforehand(tmp_path: Path) -> None:
+    target = catalog.load("reuters_rpi5")
+    wide = spec.Student(layers=4, hidden=384, heads=12, ffn=1536, vocabulary=6000)
+    cramped = replace(target, device=replace(target.device, memory_mib=1), student=wide, budget=spec.Budget())
+    (problem,) = plan.plan(cramped, tmp_path)["problems"]
+    assert "Raspberry Pi 5 (Cortex-A76) has 1 MiB of memory" in problem
+
+
 @pytest.mark.parametrize("names", [R8, R52], ids=["R8", "R52"])
 def test_targets_of_one_task_share_all_that_the_device_does_not_reach(names: tuple[str, ...], tmp_path: Path) -> None:
     """So whoever has run one has trained the teacher, and the student, of every other."""

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def executed(path: Path) -> dict[str, list[str]]:
     session.run(None, {value.name: np.zeros((1, TOKENS), np.int64) for value in session.get_inputs()})
     profile = Path(session.end_profiling())
     events = json.loads(profile.read_text(encoding="utf-8"))
-    os.unlink(profile)
+    profile.unlink()
     found: dict[str, list[str]] = {"int8": [], "float": []}
     for event in events:
         operator = event.get("args", {}).get("op_name")
