@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { ADD_U64 = 0, MARK = 99, GETPRIORITY_AARCH64 = 141 };
+enum { ADD_U64 = 0, MARK = 99, GETPRIORITY_X86_64 = 140, GETPRIORITY_AARCH64 = 141 }; /* the other's is setpriority */
 struct tb;
 typedef void on_block(uint64_t id, struct tb *block);
 typedef void on_syscall(uint64_t id, unsigned cpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4,
@@ -26,7 +26,7 @@ static void block_translated(uint64_t id, struct tb *block) {
 
 static void system_called(uint64_t id, unsigned cpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4,
                           uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
-    if (number == GETPRIORITY_AARCH64 && a1 == MARK)
+    if ((number == GETPRIORITY_AARCH64 || number == GETPRIORITY_X86_64) && a1 == MARK)
         fprintf(stderr, "mark %" PRIu64 " %" PRIu64 "\n", a2, count);
 }
 

@@ -99,6 +99,7 @@ RANGES: dict[str, Range] = {
     "Export.parity_examples": COUNT,
     "Export.min_agreement": SHARE,
     "Export.max_score_gap": SHARE,
+    "Device.cores": COUNT,
     "Device.memory_mib": COUNT,
     "Bench.threads[]": COUNT,
     "Bench.rounds": COUNT,
@@ -169,9 +170,12 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
             f"{' and '.join(quant.schemes)}: no runtime is set for signed and unsigned activations at once; leave the "
             "former, or the latter, out of quant.scheme and quant.mixed"
         )
+    cores, threads = target.device.cores, max(target.bench.threads)
+    if cores is not None and threads > cores:
+        yield f"bench.threads {threads}: {target.device.name} has {cores} cores; give fewer, or a Device of your own"
     runtimes = (*target.bench.runtimes, *target.bench.workloads)
-    if "w4_block" in quant.schemes and "openvino" in runtimes:
-        yield "w4_block runs in ort_cpu alone: remove openvino from bench.runtimes and bench.workloads"
+    if "w4_block" in quant.schemes and (others := [name for name in runtimes if name.startswith("openvino")]):
+        yield f"w4_block runs in ort_cpu alone: remove {others[0]} from bench.runtimes and bench.workloads"
     unknown = [name for name in runtimes if name not in known]
     if unknown:
         yield f"unknown runtime {unknown[0]!r}: there are {', '.join(known)}"

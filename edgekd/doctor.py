@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from edgekd import __version__, assets, machine, spec
+from edgekd import __version__, assets, machine, runtimes, spec
 
 
 def examine() -> dict[str, Any]:
@@ -21,18 +21,21 @@ def examine() -> dict[str, Any]:
 
     ``packages``: ``{"name", "version", "wanted", "required", "advice"}``, where advice is the command that mends what
     is missing or of a wrong version, else ``None``. ``install`` mends all required ones at once (``None`` if none is).
+    ``runtimes``: ``{"name", "file", "version", "lacks", "converter"}``, where version is ``None`` if it cannot be used
+    here, for what it lacks: the command that installs it, or a CPU. ``converter`` is the command that installs what
+    makes its file, if that is not installed.
     """
     packages = [_package(requirement, extra) for requirement, extra in _requirements()]
     broken = [package["wanted"] for package in packages if package["required"] and package["advice"]]
     fingerprint = machine.fingerprint()
-    devices = (spec.X86_VNNI, spec.X86_AVX2, spec.ARM64_DOTPROD)
     return {
         "edgekd": __version__,
         "python": sys.version.split()[0],
         "packages": packages,
+        "runtimes": [_runtime(name) for name in runtimes.RUNTIMES],
         "install": _pip(broken) if broken else None,
         "machine": fingerprint,
-        "devices": {device.name: machine.missing_features(device) for device in devices},
+        "devices": {device.name: machine.missing_features(device) for device in spec.DEVICES},
         "gpu": machine.gpu(),
         "torch_gpu": _torch_gpu(),
         "cache": _disk(assets.cache_folder()),
@@ -49,10 +52,15 @@ def text(found: dict[str, Any]) -> str:
         lines.append(
             f"  {package['name']:<14} {state:<12} {'' if not package['advice'] else '<- ' + package['wanted']}"
         )
+    lines.append("")
+    for runtime in found["runtimes"]:
+        state = runtime["version"] or f"skipped: {runtime['lacks']}"
+        made = f"; {runtime['file']} is not made: {runtime['converter']}" if runtime["converter"] else ""
+        lines.append(f"runtime  {runtime['name']:<14} {state}{made}")
     lines += ["", f"CPU      {host['cpu']} ({host['isa']}), {host['threads']} usable threads, {host['memory_mib']} MiB"]
     lines.append(f"flags    {' '.join(host['flags']) or 'none that matter'}")
     for name, lacks in found["devices"].items():
-        speaks = "figures taken here speak for it" if not lacks else f"only a stand-in: lacks {', '.join(lacks)}"
+        speaks = "figures taken here speak for it" if not lacks else f"only a stand-in ({', '.join(lacks)})"
         lines.append(f"device   {name}: {speaks}")
     driver = f"{gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}" if gpu else "none"
     lines.append(
@@ -69,7 +77,9 @@ def text(found: dict[str, Any]) -> str:
         advice.append(_pip(cuda) + "  # a torch that can use the GPU")
     missing = ([found["install"]] if found["install"] else []) + advice
     lines += (
-        ["", "nothing is missing"] if not missing else ["", "to install what is missing:", *(f"  {c}" for c in missing)]
+        ["", "nothing that every run needs is missing"]
+        if not missing
+        else ["", "to install what is missing:", *(f"  {c}" for c in missing)]
     )
     return "\n".join(lines)
 
@@ -112,6 +122,17 @@ def _package(requirement: Requirement, extra: str) -> dict[str, Any]:
         "wanted": wanted,
         "required": not extra,
         "advice": None if fits else _pip([wanted]),
+    }
+
+
+def _runtime(name: str) -> dict[str, Any]:
+    entry, lacks = runtimes.entry(name), runtimes.availability(name)
+    return {
+        "name": name,
+        "file": entry.file,
+        "version": None if lacks else runtimes.installed()[entry.package],
+        "lacks": lacks,
+        "converter": entry.extra if runtimes.converters(name) is None else None,
     }
 
 

@@ -131,7 +131,6 @@ def graph(
         "bench": dict(
             task=t.task,
             bench=t.bench,
-            device=t.device,
             export=export,
             assets=assets,
             machine=machine,

@@ -82,20 +82,21 @@ def cpu_flags(root: Path = ROOT) -> frozenset[str]:
     return frozenset.intersection(*lines) if lines else frozenset()
 
 
+BF16 = ("avx512_bf16", "amx_bf16")
+"""Flags of which each says that a CPU has instructions for bfloat16 products."""
+
+
 def multiplies_bf16(root: Path = ROOT) -> bool:
     """Whether the CPU has instructions for bfloat16 products; without them bf16 is slower than float32, not faster."""
-    return not cpu_flags(root).isdisjoint({"avx512_bf16", "amx_bf16"})
+    return not cpu_flags(root).isdisjoint(BF16)
 
 
 def missing_features(device: Device, root: Path = ROOT) -> list[str]:
-    """What ``device`` has and this machine lacks: its instruction set, or CPU flags. ``a|b`` asks for any of the two.
+    """What tells ``device`` from this machine (``Device.differs``).
 
     Empty when a figure taken here may speak for the device; otherwise this machine is only a stand-in.
     """
-    if device.isa != isa():
-        return [device.isa]
-    flags = cpu_flags(root)
-    return [feature for feature in device.features if flags.isdisjoint(feature.split("|"))]
+    return device.differs(isa(), cpu_flags(root))
 
 
 def governor(root: Path = ROOT) -> str | None:

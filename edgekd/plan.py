@@ -15,9 +15,10 @@ def plan(
     """The plan as JSON data; what cannot be known yet is ``None``.
 
     ``stages``: ``{"stage", "key", "action", "seconds"}``, where action is ``reused``, ``resumed`` or ``run`` and
-    seconds an estimate from earlier runs in ``folder``. ``teacher``, ``student``, ``labels_bytes`` and ``problems``
-    (the budgets that cannot be met by construction) are those of ``edgekd.sizes``; ``black_box`` names a teacher that
-    has no size.
+    seconds an estimate from earlier runs in ``folder``. ``stand_in``: what tells the device from this machine, on which
+    it would be measured; ``warnings`` say what the schemes will not buy there (``Device.warning``). ``teacher``,
+    ``student``, ``labels_bytes`` and ``problems`` (the budgets that cannot be met by construction) are those of
+    ``edgekd.sizes``; ``black_box`` names a teacher that has no size.
     """
     line = pipeline.steps(target, folder, beside=beside)
     wanted, again = pipeline.span(line, fresh, to)
@@ -35,6 +36,9 @@ def plan(
         "target": target.name,
         "run": pipeline.run_name(target),
         "smoke": target.smoke,
+        "device": target.device.name,
+        "stand_in": machine.missing_features(target.device),
+        "warnings": [why for scheme in target.quant.schemes if (why := target.device.warning(scheme)) is not None],
         "stages": stages,
         "seconds": None if None in times else sum(times),
         "examples": transfer or counts,

@@ -142,6 +142,12 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
             f"the student can be at most {most:.1f}x smaller than the teacher, and budget.shrink is "
             f"{budget.shrink:g}; {smaller}"
         )
+    memory = target.device.memory_mib
+    if memory is not None and least > memory * 2**20:
+        found.append(
+            f"the student takes at least {least / 2**20:.3g} MiB {least_so}, and {target.device.name} has "
+            f"{memory} MiB of memory; {smaller}"
+        )
     return found
 
 

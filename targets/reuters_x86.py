@@ -8,7 +8,6 @@ from edgekd.spec import (
     Bench,
     Budget,
     Distill,
-    Export,
     Finetune,
     Optimizer,
     Quant,
@@ -40,15 +39,11 @@ TARGET = Target(
     student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
     distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=6, optimizer=Optimizer(learning_rate=4e-4)),
     quant=Quant(
-        scheme="u8s8_static",
-        calibration="reuters_r8",
-        epochs=1,
-        keep_float=("*.attention.self.MatMul*", "classifier"),
+        scheme="u8s8_static", calibration="reuters_r8", epochs=1, keep_float=("*.attention.self.MatMul*", "classifier")
     ),
-    export=Export(opset=17),
     device=X86_VNNI,
     bench=Bench(
-        runtimes=("ort_cpu", "openvino"),
+        runtimes=("ort_cpu", "openvino", "openvino_bf16"),
         workloads={"ort_cpu": ("real", "fixed16", "fixed64", "fixed128"), "openvino": ("real",)},
     ),
     budget=Budget(p50_ms=1.0, p90_ms=1.5, size_mib=2.5, score_kept=0.995, speedup=12.0, shrink=40.0),

@@ -268,7 +268,7 @@ def test_seven_bits_are_not_made_eight() -> None:
             "u8s8_static",
             "use u8s7_static or w4",
         ),
-        (spec.ARM64_DOTPROD, "u8s8_static", "use s8s8_static or u8s8_dynamic or w4_block"),
+        (spec.ARM64_DOTPROD, "u8s7_static", "use u8s8_static or s8s8_static or u8s8_dynamic or w4_block"),
     ],
 )
 def test_a_scheme_that_the_device_has_no_kernels_for_is_refused_with_the_one_to_use(
@@ -278,6 +278,12 @@ def test_a_scheme_that_the_device_has_no_kernels_for_is_refused_with_the_one_to_
         dataclasses.replace(BASE, device=device, quant=spec.Quant(calibration="base", scheme=scheme))  # type: ignore[arg-type]
     for fitting in device.schemes:
         dataclasses.replace(BASE, device=device, quant=spec.Quant(calibration="base", scheme=fitting))  # type: ignore[arg-type]
+
+
+def test_more_threads_than_the_device_has_cores_are_refused() -> None:
+    with pytest.raises(TargetError, match=r"bench.threads 8: Raspberry Pi 5 .* has 4 cores"):
+        dataclasses.replace(BASE, device=spec.RASPBERRY_PI_5, bench=spec.Bench(threads=(1, 8)))
+    dataclasses.replace(BASE, device=spec.RASPBERRY_PI_5, bench=spec.Bench(threads=(1, 4)))
 
 
 BOX = spec.BlackBox(source="https://host/v1", model="m", probabilities=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edgekd import catalog, cli, errors, pipeline, store
+from edgekd import catalog, cli, errors, pipeline, runtimes, store
 from edgekd.cli import COMMANDS, main, tools
 from edgekd.cli.line import planned_time
 
@@ -505,6 +505,12 @@ def test_doctor_here_finds_everything_and_exits_with_0(capsys: pytest.CaptureFix
     out, _ = capsys.readouterr()
     assert "MISSING" not in out
     assert "usable threads" in out
+    for name in runtimes.RUNTIMES:
+        command = runtimes.availability(name)
+        line = next(line for line in out.splitlines() if line.startswith(f"runtime  {name} "))
+        version = runtimes.installed().get(runtimes.entry(name).package)
+        assert f"skipped: {command}" in line if command else f" {version}" in line
+        assert ("is not made" in line) == (runtimes.converters(name) is None)
 
 
 # ---------------------------------------------------------------------------------------------------------------- speed

@@ -69,7 +69,10 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_mobile_file_answers_to_the_bit_as_the_shipped_one_and_names_its_operators(
     student: Path, tmp_path: Path
 ) -> None:
-    assert converting.convert("ort_mobile", student, tmp_path / "model.ort", (16,)) == {}
+    ran = converting.convert("ort_mobile", student, tmp_path / "model.ort", (16,))
+    audited = audit.audit(student, KEEP)["multiplications"]
+    assert sorted(ran["int8"]) == sorted(row["node"] for row in audited if row["int8"])
+    assert len(ran["float"]) == sum(not row["int8"] for row in audited)
     for batch, length in ((1, 7), (3, 20)):
         feeds = feed(batch, length, 3)
         one, other = (

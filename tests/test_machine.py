@@ -76,6 +76,19 @@ def test_the_instruction_set_is_that_of_the_integer_kernels(isa, flags, found, t
     assert machine.instruction_set(write(tmp_path, {"proc/cpuinfo": f"flags\t: {flags}\n"})) == found
 
 
+def test_a_faster_cpu_is_no_stand_in_for_one_without_the_dot_product_or_vnni(tmp_path, monkeypatch):
+    for isa, device, flags, missing in (
+        ("aarch64", spec.RASPBERRY_PI_4, "asimd", []),
+        ("aarch64", spec.RASPBERRY_PI_4, "asimd asimddp", ["no asimddp"]),
+        ("aarch64", spec.RASPBERRY_PI_5, "asimd", ["asimddp"]),
+        ("x86_64", spec.X86_AVX2, "avx2", []),
+        ("x86_64", spec.X86_AVX2, "avx2 avx_vnni", ["no avx_vnni"]),
+    ):
+        monkeypatch.setattr(machine, "isa", lambda isa=isa: isa)
+        root = write(tmp_path, {"proc/cpuinfo": f"flags\t: {flags}\n"})
+        assert machine.missing_features(device, root) == missing
+
+
 def test_another_instruction_set_is_what_is_missing(monkeypatch):
     monkeypatch.setattr(machine, "isa", lambda: "x86_64")
     assert machine.missing_features(spec.ARM64_DOTPROD) == ["aarch64"]

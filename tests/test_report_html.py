@@ -157,7 +157,7 @@ def test_each_runtime_has_a_card_with_what_to_ship_and_what_that_costs(everywher
         assert fact in text
     assert text.endswith("26 in int8 encoder.layer.*.dense.weight × 26 1 in float classifier.weight")
     assert "1 in int8 layer.0.dense 2 in float layer.*.MatMul × 2" in card(everywhere, "OpenVINO")
-    assert card(everywhere, "executorch") == "executorch skipped Not installed: pip install 'edgekd[executorch]'"
+    assert card(everywhere, "executorch") == "executorch skipped Missing here: pip install 'edgekd[executorch]'"
     assert card(everywhere, "mnn") == "mnn failed Ship nothing: crashed with SIGSEGV."
 
 

@@ -75,7 +75,7 @@ def test_all_runtimes_are_in_one_table_and_those_without_figures_have_one_row_wi
         "LiteRT on Pixel 8",
     ]
     assert [runtimes.count(name) for name in ("LiteRT", "executorch", "mnn", "LiteRT on Pixel 8")] == [5, 1, 1, 3]
-    assert "- skipped: `pip install 'edgekd[executorch]'` installs it (executorch, 1 thread, real lengths)" in text
+    assert "- skipped: `pip install 'edgekd[executorch]'` (executorch, 1 thread, real lengths)" in text
     assert "- failed: crashed with SIGSEGV (mnn, 1 thread, real lengths)" in text
 
 

@@ -30,7 +30,7 @@ class Artifact:
     """Folders with the files that runtimes load (``model.onnx``, ...), and the tokenized test split that they read.
 
     ``session`` holds options (``edgekd.session``) for its sessions in onnxruntime on the CPU; ``lacking`` says why a
-    runtime's file could not be made.
+    runtime's file could not be made; ``int8`` are the multiplications that the graph has in int8, by node.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Artifact:
     inputs: Path
     session: Mapping[str, Any] = field(default_factory=dict, hash=False)
     lacking: Mapping[str, str] = field(default_factory=dict, hash=False)
+    int8: frozenset[str] = frozenset()
 
     def file(self, runtime: str) -> Path | None:
         """The runtime's file, if it is there."""
@@ -71,6 +72,8 @@ def measure(
 ) -> list[Row]:
     """Measure on ``host``; one row per artifact, runtime, threads and workload (given by runtime; default ``real``).
 
+    Of ``threads`` no count goes beyond what may run at once there; each is measured once.
+
     A round goes through all cells (runtime, threads, workload) and, within a cell, through all artifacts, each in a
     fresh process on the same examples; every other round backwards, so that a machine that slowly heats up favours
     nobody. In round 0 the session that was timed on ``real`` goes on over the whole test split for the scores.
@@ -84,8 +87,10 @@ def measure(
     """
     (out / "raw").mkdir(parents=True, exist_ok=True)
     labels = {artifact.name: load_inputs(artifact.inputs).labels for artifact in artifacts}
+    usable = host.usable_threads()
+    counts = dict.fromkeys(min(count, usable) for count in threads)
     cells = {
-        runtime: [Cell(runtime, count, workload) for count in threads for workload in workloads.get(runtime, ("real",))]
+        runtime: [Cell(runtime, count, workload) for count in counts for workload in workloads.get(runtime, ("real",))]
         for runtime in runtimes
     }
     every_cell = [cell for its_cells in cells.values() for cell in its_cells]
@@ -108,7 +113,7 @@ def measure(
             if reason := refused.get(place, failed.get(place)):
                 table.append(rows.empty(artifact.name, cell, size, reason))
             elif place in figures and size is not None:
-                table.append(rows.measured(artifact.name, cell, size, calls, figures[place]))
+                table.append(rows.measured(artifact.name, cell, size, calls, figures[place], artifact.int8))
                 if (found := launch.logits(Path(jobs[place][0].job["samples"]))) is not None:
                     logits[artifact.name, cell.runtime, cell.threads] = found
     rows.compare(table, baseline)
@@ -129,7 +134,6 @@ def _refused(
     artifacts: Sequence[Artifact], cells: Mapping[str, Sequence[Cell]], host: hosts.Host
 ) -> dict[Place, str | None]:
     """What is not even tried, and why; ``None``: no row either, since the runtime's first cell says it for all."""
-    usable = host.usable_threads()
     found: dict[Place, str | None] = {}
     for runtime, its_cells in cells.items():
         command = host.availability(runtime)
@@ -143,9 +147,6 @@ def _refused(
                     extra = runtime_table.entry(runtime).extra
                     absent = f"there is no {file} of {artifact.name}" + (f"; what makes it: {extra}" if extra else "")
                     found[cell, artifact.name] = artifact.lacking.get(runtime, absent)
-                elif cell.threads > usable:
-                    limit = f"{usable} CPUs usable (affinity and cgroup quota)"
-                    found[cell, artifact.name] = f"{cell.threads} threads asked for, {limit}"
     return found
 
 

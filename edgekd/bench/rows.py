@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -68,8 +68,10 @@ def empty(name: str, cell: Cell, size_bytes: int | None, reason: str) -> Row:
     }
 
 
-def measured(name: str, cell: Cell, size_bytes: int, calls: int, rounds: Sequence[dict[str, Any]]) -> Row:
-    """The row of ``rounds`` (see ``summary``), without ratio and scores.
+def measured(
+    name: str, cell: Cell, size_bytes: int, calls: int, rounds: Sequence[dict[str, Any]], int8: Set[str] = frozenset()
+) -> Row:
+    """The row of ``rounds`` (see ``summary``), without ratio and scores; ``int8``: the nodes that the graph has so.
 
     Every time is the median over rounds of the round's own figure; the memory peak is the highest.
     """
@@ -77,7 +79,7 @@ def measured(name: str, cell: Cell, size_bytes: int, calls: int, rounds: Sequenc
         key: median(found[key] for found in rounds)
         for key in ("p50_ms", "p90_ms", "p99_ms", "cold_ms", "load_ms", "throughput_per_s", "import_rss_mib")
     }
-    reason = why_invalid(cell, calls, rounds)
+    reason = "; ".join(filter(None, (fallback(int8, rounds[0]), why_invalid(cell, calls, rounds)))) or None
     return {
         **empty(name, cell, size_bytes, ""),
         **middle,
@@ -89,9 +91,16 @@ def measured(name: str, cell: Cell, size_bytes: int, calls: int, rounds: Sequenc
         "stolen_share": median(found["stolen"] for found in rounds),
         "neighbours_share": median(found["neighbours"] for found in rounds),
         **{key: rounds[0][key] for key in ("version", "executed") if key in rounds[0]},
+        "busy_threads": max(found["busy_threads"] for found in rounds),
         "valid": reason is None,
         "why_invalid": reason,
     }
+
+
+def fallback(int8: Set[str], found: Mapping[str, Any]) -> str | None:
+    """What of the graph's ``int8`` nodes the runtime says that it did in float, which nobody asked for."""
+    lost = sorted(int8 & {*found.get("executed", {}).get("float", ())})
+    return f"{lost[0]} ({len(lost)} in all) is int8 in the graph and ran in float" if lost else None
 
 
 def why_invalid(cell: Cell, calls: int, rounds: Sequence[dict[str, Any]]) -> str | None:

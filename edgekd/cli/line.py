@@ -121,7 +121,9 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
         table.add_row(entry["stage"], entry["action"], entry["key"], about)
     console.print(table)
     teacher, student = found["teacher"], found["student"]
-    lines = [f"time     {planned_time(found['stages'])}"]
+    proxy = f"; this machine is only a stand-in ({', '.join(found['stand_in'])})" if found["stand_in"] else ""
+    lines = [f"time     {planned_time(found['stages'])}", f"device   {found['device']}{proxy}"]
+    lines += [f"         {warning}" for warning in found["warnings"]]
     if found["black_box"]:
         lines.append(f"teacher  {found['black_box']}: a black box, asked when the run gets there")
     elif teacher:
@@ -139,7 +141,7 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
     lines.append(
         f"labels   {'unknown until the data have been read' if size is None else 'at most ' + mebibytes(size)}"
     )
-    console.print("\n" + "\n".join(lines), markup=False)
+    console.print("\n" + "\n".join(lines), markup=False, soft_wrap=True)
 
 
 def planned_time(stages: list[dict[str, Any]]) -> str:

@@ -73,7 +73,7 @@ def describe(folder: Path, names: list[str], threads: list[int]) -> dict[str, An
     return {
         "machine": machine.fingerprint(),
         "usable_threads": machine.usable_threads(),
-        "cpus": {str(count): machine.pick_cpus(count) for count in threads},
+        "cpus": {str(count): machine.pick_cpus(count) for count in map(machine.usable_threads, threads)},
         "lacking": [name for name in names if runtimes.availability(name) is not None],
         "versions": {"python": sys.version.split()[0], **runtimes.installed()},
         "executable": sys.executable,

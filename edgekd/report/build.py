@@ -110,8 +110,11 @@ class _Reader:
 
 def _device(target: Target, machine: Mapping[str, Any]) -> dict[str, Any]:
     device = target.device
+    missing = device.differs(machine.get("isa", device.isa), machine.get("flags", ()))
     named: dict[str, Any] = {"name": device.name, "isa": device.isa, "features": list(device.features)}
-    return named | {"memory_mib": device.memory_mib, "missing": devices.missing(named, machine)}
+    named["without"] = list(device.without)
+    named |= {"cores": device.cores, "threads": list(target.bench.threads), "memory_mib": device.memory_mib}
+    return named | {"missing": missing}
 
 
 def _task(target: Target, dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekd.devices import Device
 from edgekd.errors import StoreError
 from edgekd.report import figures
 from edgekd.store import read_json, write_json
@@ -27,11 +28,10 @@ def measured_on(missing: Sequence[str]) -> str:
 
 
 def missing(device: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
-    """What a machine (its fingerprint) lacks of a device (``isa``, ``features``), as ``machine.missing_features``."""
-    if machine.get("isa", device["isa"]) != device["isa"]:
-        return [device["isa"]]
-    flags = set(machine.get("flags", ()))
-    return [feature for feature in device["features"] if flags.isdisjoint(feature.split("|"))]
+    """What tells a device, as a report or manifest has it, from a machine (its fingerprint): ``Device.differs``."""
+    known = {name: tuple(device.get(name) or ()) for name in ("features", "without")}
+    asked = Device(name=device["name"], isa=device["isa"], **known)
+    return asked.differs(machine.get("isa", asked.isa), machine.get("flags", ()))
 
 
 def folder(run: Path, name: str, model: str) -> Path:

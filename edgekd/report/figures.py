@@ -25,6 +25,7 @@ RUNTIMES = {
     "ort_cpu": "onnxruntime",
     "ort_mobile": "onnxruntime mobile (.ort)",
     "openvino": "OpenVINO",
+    "openvino_bf16": "OpenVINO in bf16",
     "litert": "LiteRT",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgekd import session
@@ -14,15 +14,10 @@ from edgekd.spec.blackbox import FORBIDDEN
 def limits(report: Mapping[str, Any]) -> list[str]:
     """The caveats of a report that is complete but for them, in the order of their weight."""
     found = [headline.SMOKE] if report["smoke"] else []
-    cpu, missing = report["machine"]["cpu"], report["device"]["missing"]
-    if missing:
-        found.append(
-            f"host-proxy: measured on {cpu}, which lacks {', '.join(missing)} of {report['device']['name']}; "
-            "times and memory on the device will differ."
-        )
-    else:
-        found.append(f"Times and memory are those of {cpu}; another machine has others.")
-    found += _rows(report["rows"])
+    cpu = report["machine"]["cpu"]
+    said = proxy(report["machine"], report["device"])
+    found.append(said or f"Times and memory are those of {cpu}; another machine has others.")
+    found += [*_rows(report["rows"]), *_threads(report["rows"], report["device"].get("threads", ()))]
     found += [
         f"Rows on {device['name']} were timed by {device['by']}, by its own rules: it watches no neighbours, keeps no "
         "samples and scores nothing."
@@ -72,17 +67,36 @@ def limits(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def proxy(machine: Mapping[str, Any], device: Mapping[str, Any]) -> str | None:
+    """What is to be said of figures that were not taken on the device they are for; ``None`` where they were."""
+    if not device["missing"]:
+        return None
+    what = f"{figures.PROXY}: measured on {machine['cpu']}, which is no {device['name']}"
+    return f"{what} ({', '.join(device['missing'])}); times and memory on the device will differ."
+
+
 def _rows(rows: list[dict[str, Any]]) -> list[str]:
     invalid = [row for row in rows if not row["valid"]]
     skipped = {row["runtime"]: row["why_invalid"] for row in invalid if row["why_invalid"].startswith("skipped: ")}
-    found = [
-        f"{figures.runtime(name)} was skipped, since it is not installed; {why.removeprefix('skipped: ')} installs it."
-        for name, why in skipped.items()
-    ]
+    found = [f"{figures.runtime(name)} was {why}." for name, why in skipped.items()]
     measured = len([row for row in invalid if row["runtime"] not in skipped])
     if measured:
         found.append(f"{measured} of {len(rows)} rows are INVALID, each with its reason: use none of their times.")
     return found
+
+
+def _threads(rows: list[dict[str, Any]], asked: Collection[int]) -> list[str]:
+    """Where fewer threads worked than the target asks for: no more could run here, or the runtime used no more."""
+    most = max((row["threads"] for row in rows), default=0)
+    found = []
+    if most and most < max(asked, default=0):
+        found.append(f"{max(asked)} threads are asked for; {most} may run at once here (affinity, cgroup quota).")
+    idle = {
+        f"{figures.where(row)}: no more than {row['busy_threads']} of these threads worked."
+        for row in rows
+        if row["round_p50_ms"] and row.get("busy_threads", row["threads"]) < row["threads"]
+    }
+    return found + sorted(idle)
 
 
 def _model(report: Mapping[str, Any]) -> list[str]:

@@ -104,11 +104,7 @@ def measurements(report: Report) -> list[str]:
 
 
 def _reason(why: str, state: str) -> str:
-    return (
-        f"skipped: {code(why.removeprefix('skipped: '))} installs it"
-        if state == "skipped"
-        else f"{state}: {escape(why)}"
-    )
+    return f"skipped: {code(why.removeprefix('skipped: '))}" if state == "skipped" else f"{state}: {escape(why)}"
 
 
 def _runtimes(report: Report) -> list[str]:

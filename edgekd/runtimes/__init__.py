@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from edgekd import machine
 from edgekd.errors import BenchError, MissingDependencyError
 
 
@@ -52,6 +53,7 @@ class Entry:
     """Where a runtime's code is, which package it stands on, how that is installed, and which file it loads.
 
     ``converters`` are the packages that make this file of an ``.onnx``, if it is another; ``extra`` installs them.
+    ``flags``: it is for CPUs that have one of these.
     """
 
     module: str
@@ -60,6 +62,7 @@ class Entry:
     file: str = "model.onnx"
     converters: tuple[str, ...] = ()
     extra: str = ""
+    flags: tuple[str, ...] = ()
 
 
 RUNTIMES = {
@@ -68,6 +71,9 @@ RUNTIMES = {
         "edgekd.runtimes.ort_mobile", "onnxruntime", "pip install onnxruntime", "model.ort", ("onnxruntime",)
     ),
     "openvino": Entry("edgekd.runtimes.openvino", "openvino", "pip install 'edgekd[openvino]'"),
+    "openvino_bf16": Entry(
+        "edgekd.runtimes.openvino_bf16", "openvino", "pip install 'edgekd[openvino]'", flags=machine.BF16
+    ),
     "litert": Entry(
         "edgekd.runtimes.litert",
         "ai_edge_litert",
@@ -93,8 +99,10 @@ def entry(name: str) -> Entry:
 
 
 def availability(name: str) -> str | None:
-    """``None`` if the runtime is installed, else the command that installs it. Imports nothing."""
+    """``None`` if the runtime can be used here, else what it lacks: the command that installs it. Imports nothing."""
     found = entry(name)
+    if found.flags and machine.cpu_flags().isdisjoint(found.flags):
+        return f"needs a CPU with {' or '.join(found.flags)}"
     return None if not found.package or importlib.util.find_spec(found.package) else found.install
 
 
@@ -116,7 +124,7 @@ def get(name: str) -> Runtime:
     """Import the runtime. Raises ``MissingDependencyError`` if it is not installed, ``BenchError`` if there is none."""
     command = availability(name)
     if command is not None:
-        raise MissingDependencyError(f"the runtime {name} is not installed; install it with: {command}")
+        raise MissingDependencyError(f"the runtime {name} cannot be used here: {command}")
     place, _, attribute = entry(name).module.partition(":")
     if place.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(place).stem, place)

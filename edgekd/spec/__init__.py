@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgekd import checks
-from edgekd.devices import ARM64_DOTPROD as ARM64_DOTPROD
-from edgekd.devices import X86_AVX2 as X86_AVX2
-from edgekd.devices import X86_VNNI as X86_VNNI
-from edgekd.devices import Device as Device
+from edgekd.devices import *  # noqa: F403
+from edgekd.devices import X86_VNNI, Device
 from edgekd.errors import TargetError
 from edgekd.globs import first_match, named_in
 from edgekd.spec import contradictions
@@ -159,12 +157,12 @@ Scheme = Literal["u8s8_static", "u8s7_static", "s8s8_static", "u8s8_dynamic", "w
 class Quant:
     """Quantization to eight bits (or four): calibrated, where activations have fixed ranges, and then trained.
 
-    ``scheme`` is ``u8s8_static`` (x86 with VNNI: unsigned activations), ``u8s7_static`` (x86 without: 7-bit weights, so
-    that no sum of two products leaves 16 bits) or ``s8s8_static`` (ARM: signed symmetric activations); weights are
-    signed, symmetric, one scale per output channel. ``u8s8_dynamic`` (x86 with VNNI, ARM) finds the range of an
-    activation anew for every input, all rows of a batch together: for unbounded activations. ``w4_block`` (any CPU:
-    memory-bound decoders, embeddings) has 4-bit weights, a float16 scale for each ``block`` of a row or for a shorter
-    row, float activations; onnxruntime runs it.
+    ``scheme`` is ``u8s8_static`` (x86 with VNNI, ARM: unsigned activations), ``u8s7_static`` (x86 without: 7-bit
+    weights, so that no sum of two products leaves 16 bits) or ``s8s8_static`` (ARM: signed symmetric activations);
+    weights are signed, symmetric, one scale per output channel. ``u8s8_dynamic`` (x86 with VNNI, ARM) finds the range
+    of an activation anew for every input, all rows of a batch together: for unbounded activations. ``w4_block`` (any
+    CPU: memory-bound decoders, embeddings) has 4-bit weights, a float16 scale for each ``block`` of a row or for a
+    shorter row, float activations; onnxruntime runs it.
     ``mixed`` gives layers another scheme, or ``float``: the first of its globs over modules that matches a layer
     decides, and each must decide something; the others take ``scheme``.
     ``calibration`` names a list in ``calibration/`` (ids of the training split), for the static schemes; ``method`` is

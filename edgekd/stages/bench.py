@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgekd import machine as this_machine
 from edgekd import runtimes, spec, store, tasks
 from edgekd import session as session_options
 from edgekd.bench.measure import Artifact, measure
@@ -37,6 +36,7 @@ def artifacts(
             inputs[name.partition("_")[0]],
             (session or {}) if name == SHIPPED else {},
             {runtime: f"not converted: {why}" for runtime, folder in made.items() if (why := _error(folder / name))},
+            _int8(export, name),
         )
         for name in ARTIFACTS
         if (export / name).is_dir()  # a black box has no graph
@@ -45,6 +45,12 @@ def artifacts(
 
 def _runtime(conversion: store.Stage) -> str:
     return str(store.read_json(conversion.path / store.MANIFEST)["inputs"]["runtime"])
+
+
+def _int8(export: Path, name: str) -> frozenset[str]:
+    """The nodes that onnxruntime does in int8, by the export stage's audit: other runtimes are to do so too."""
+    audits = store.read_json(export / "audit.json") if (export / "audit.json").is_file() else {}
+    return frozenset(row["node"] for row in audits.get(name, {}).get("multiplications", ()) if row["int8"])
 
 
 def _error(folder: Path) -> str | None:
@@ -57,7 +63,6 @@ def run(
     *,
     task: spec.Task,
     bench: spec.Bench,
-    device: spec.Device,
     export: store.Stage,
     assets: store.Stage,
     machine: dict[str, object],
@@ -67,10 +72,10 @@ def run(
     """Write ``rows.json``, ``environment.json`` and the samples of every process to ``raw/``.
 
     ``machine`` (``edgekd.machine.fingerprint()``) is an input because the figures are the machine's: another machine,
-    another key. ``environment.json`` holds it with the versions used, and ``missing_features``: what the device has and
-    this machine lacks; where that is not empty the figures are a stand-in's. ``session`` holds the options of
-    onnxruntime that `edgekd tune` chose for the shipped student; ``conversions`` are the ``convert`` stages, one for
-    each runtime that reads no ``.onnx`` and whose converter is installed.
+    another key. The target's device is none: two targets that differ in it alone share what was measured.
+    ``environment.json`` holds the machine with the versions used. ``session`` holds the options of onnxruntime that
+    `edgekd tune` chose for the shipped student; ``conversions`` are the ``convert`` stages, one for each runtime that
+    reads no ``.onnx`` and whose converter is installed.
     """
     if session:
         ctx.progress.log(f"bench: {SHIPPED} with the session options of `edgekd tune`: {session_options.text(session)}")
@@ -85,14 +90,8 @@ def run(
         progress=ctx.progress,
         score=tasks.TASKS[task.kind].score,
     )
-    missing = this_machine.missing_features(device)
-    if missing:
-        lacks = ", ".join(missing)
-        ctx.progress.log(f"this machine lacks {lacks} of {device.name}: its latencies are only a stand-in's")
     environment = {
         "machine": machine,
-        "device": device.name,
-        "missing_features": missing,
         "versions": {"python": sys.version.split()[0], **runtimes.installed()},
         "session": dict(session),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
