@@ -29,8 +29,8 @@ def measured_on(missing: Sequence[str]) -> str:
 
 def missing(device: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
     """What tells a device, as a report or manifest has it, from a machine (its fingerprint): ``Device.differs``."""
-    known = {name: tuple(device.get(name) or ()) for name in ("features", "without")}
-    asked = Device(name=device["name"], isa=device["isa"], **known)
+    has, lacks = (tuple(device.get(name) or ()) for name in ("features", "without"))
+    asked = Device(name=device["name"], isa=device["isa"], features=has, without=lacks)
     return asked.differs(machine.get("isa", asked.isa), machine.get("flags", ()))
 
 
