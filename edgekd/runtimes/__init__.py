@@ -10,13 +10,14 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from edgekd.errors import BenchError, MissingDependencyError
+from edgekd.web import packages
 
 
 class Session(Protocol):
@@ -49,6 +50,8 @@ class Entry:
     """Where a runtime's code is, which package it stands on, how that is installed, and which file it loads.
 
     ``converters`` are the packages that make this file of an ``.onnx``, if it is another; ``extra`` installs them.
+    ``programs`` are those that a runtime of other language needs: its package is then one of npm's, in edgekd's cache
+    (``edgekd.web.packages``). ``warmup`` is where it departs from ``child.WARMUP``.
     """
 
     module: str
@@ -57,6 +60,8 @@ class Entry:
     file: str = "model.onnx"
     converters: tuple[str, ...] = ()
     extra: str = ""
+    programs: tuple[str, ...] = ()
+    warmup: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 RUNTIMES = {
@@ -72,6 +77,14 @@ RUNTIMES = {
         "model.tflite",
         ("litert_torch", "ai_edge_quantizer", "torch"),
         "pip install 'edgekd[litert-convert]'",
+    ),
+    "ort_web": Entry("edgekd.runtimes.ort_web", "onnxruntime-web", packages.INSTALL, programs=("node",)),
+    "ort_web_chromium": Entry(
+        "edgekd.runtimes.ort_web_chromium",
+        "onnxruntime-web",
+        packages.INSTALL,
+        programs=("node", "chromium"),
+        warmup={"passes": 10, "limit_s": 30.0},  # a page begins in the compiler's slow tier, and stays for a while
     ),
 }
 
@@ -92,21 +105,25 @@ def entry(name: str) -> Entry:
 def availability(name: str) -> str | None:
     """``None`` if the runtime is installed, else the command that installs it. Imports nothing."""
     found = entry(name)
+    if found.programs:
+        return packages.missing(found.programs)
     return None if not found.package or importlib.util.find_spec(found.package) else found.install
 
 
 def converters(name: str) -> dict[str, str] | None:
     """The versions of the packages that convert for a runtime; ``None`` where one is not installed. Imports nothing."""
-    packages = entry(name).converters
-    if not all(importlib.util.find_spec(package) for package in packages):
+    needed = entry(name).converters
+    if not all(importlib.util.find_spec(package) for package in needed):
         return None
-    return {package: importlib.metadata.version(package) for package in packages}
+    return {package: importlib.metadata.version(package) for package in needed}
 
 
 def installed() -> dict[str, str]:
     """The version of every installed runtime's package, read without importing it."""
-    names = {found.package for found in RUNTIMES.values() if importlib.util.find_spec(found.package)}
-    return {name: importlib.metadata.version(name) for name in sorted(names)}
+    names = {found.package for found in RUNTIMES.values() if not found.programs}
+    ours = {name: importlib.metadata.version(name) for name in sorted(names) if importlib.util.find_spec(name)}
+    webs = {found.package for name, found in RUNTIMES.items() if found.programs and availability(name) is None}
+    return ours | {name: version for name, version in packages.versions().items() if name in webs}
 
 
 def get(name: str) -> Runtime:
