@@ -14,7 +14,7 @@ class Device:
     """The machine the artifact is for."""
 
     name: str
-    isa: Literal["x86_64", "aarch64"]
+    isa: Literal["x86_64", "aarch64", "wasm32"]
     features: tuple[str, ...] = ()  # CPU flags the scheme's speed relies on, as Linux spells them
     memory_mib: int | None = None
 
@@ -23,8 +23,11 @@ class Device:
         """The quantization schemes whose kernels it has, best first; float activations run anywhere.
 
         Unsigned activations do not fuse on ARM, signed ones not on x86. x86 without VNNI adds two u8 x s8 products in
-        16 bits, where they saturate: VNNI must be among the features.
+        16 bits, where they saturate: VNNI must be among the features. WebAssembly's SIMD widens both before it
+        multiplies.
         """
+        if self.isa == "wasm32":
+            return ("u8s8_static", "s8s8_static", "u8s8_dynamic")
         if self.isa == "aarch64":
             return ("s8s8_static", "u8s8_dynamic", "w4_block")
         if any(VNNI.issuperset(feature.split("|")) for feature in self.features):
@@ -34,4 +37,5 @@ class Device:
 
 X86_VNNI = Device(name="x86 with VNNI", isa="x86_64", features=("avx512_vnni|avx_vnni",))
 X86_AVX2 = Device(name="x86 with AVX2", isa="x86_64", features=("avx2",))
+BROWSER = Device(name="a browser (WebAssembly with SIMD)", isa="wasm32", memory_mib=2048)
 ARM64_DOTPROD = Device(name="arm64 with dot product", isa="aarch64", features=("asimddp",))

@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from edgekd import __version__, assets, machine, spec
+from edgekd import __version__, assets, machine, runtimes, spec
 
 
 def examine() -> dict[str, Any]:
@@ -21,6 +21,7 @@ def examine() -> dict[str, Any]:
 
     ``packages``: ``{"name", "version", "wanted", "required", "advice"}``, where advice is the command that mends what
     is missing or of a wrong version, else ``None``. ``install`` mends all required ones at once (``None`` if none is).
+    ``runtimes``: those that are no packages of Python, with the command that installs them, or ``None``.
     """
     packages = [_package(requirement, extra) for requirement, extra in _requirements()]
     broken = [package["wanted"] for package in packages if package["required"] and package["advice"]]
@@ -31,6 +32,7 @@ def examine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": packages,
         "install": _pip(broken) if broken else None,
+        "runtimes": {name: runtimes.availability(name) for name, entry in runtimes.RUNTIMES.items() if entry.programs},
         "machine": fingerprint,
         "devices": {device.name: machine.missing_features(device) for device in devices},
         "gpu": machine.gpu(),
@@ -49,6 +51,8 @@ def text(found: dict[str, Any]) -> str:
         lines.append(
             f"  {package['name']:<14} {state:<12} {'' if not package['advice'] else '<- ' + package['wanted']}"
         )
+    for name, command in found["runtimes"].items():
+        lines.append(f"  {name:<14} {'installed' if command is None else 'not installed (optional)'}")
     lines += ["", f"CPU      {host['cpu']} ({host['isa']}), {host['threads']} usable threads, {host['memory_mib']} MiB"]
     lines.append(f"flags    {' '.join(host['flags']) or 'none that matter'}")
     for name, lacks in found["devices"].items():
@@ -64,6 +68,7 @@ def text(found: dict[str, Any]) -> str:
             f"disk     {disk['path']}: {disk['free_gib']} GiB free{'' if disk['writable'] else ', NOT WRITABLE'}"
         )
     advice = [package["advice"] for package in found["packages"] if package["advice"] and not package["required"]]
+    advice += dict.fromkeys(filter(None, found["runtimes"].values()))
     if gpu and not found["torch_gpu"]:
         cuda = ["--force-reinstall", "torch", "--index-url", "https://download.pytorch.org/whl/cu128"]
         advice.append(_pip(cuda) + "  # a torch that can use the GPU")

@@ -43,7 +43,7 @@ def reset_peak(pid: int | None = None) -> bool:
 
 
 def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel end this process (``by`` that signal) when its parent dies, so that no child of a killed run disturbs the next.
+    """Have the kernel end this process, by that signal, when its parent dies: so no child of a killed run is left.
 
     Exits at once if process ``parent`` is the parent no more: it has died before we could ask.
     """
@@ -60,8 +60,8 @@ class Usage:
 
     ``waited_s`` is time in which a thread could have run but had to queue for a CPU, ``None`` on kernels that do not
     count it. ``busy_threads`` are the threads that ran at least a twentieth of the time. ``others_s`` is the CPU time
-    that everybody else used on all ``cpus`` of the machine, the hypervisor included. ``ordered``: another process, which
-    sleeps between what it is told to do.
+    that everybody else used on all ``cpus`` of the machine, the hypervisor included. ``ordered``: of another process,
+    which sleeps between what it is told to do.
     """
 
     wall_s: float

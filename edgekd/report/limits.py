@@ -39,6 +39,7 @@ def limits(report: Mapping[str, Any]) -> list[str]:
         for device in report["devices"]
         if device["throttled"]
     ]
+    found += figures.downloads(report["rows"], figures.precision(report))
     if report["session"]:
         found.append(
             "The shipped student was measured in onnxruntime, and is deployed, with session options that `edgekd tune` "

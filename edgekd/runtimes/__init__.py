@@ -78,10 +78,10 @@ RUNTIMES = {
         ("litert_torch", "ai_edge_quantizer", "torch"),
         "pip install 'edgekd[litert-convert]'",
     ),
-    "ort_web": Entry("edgekd.runtimes.ort_web", "onnxruntime-web", packages.INSTALL, programs=("node",)),
+    "ort_web": Entry("edgekd.runtimes.ort_web", packages.PACKAGE, packages.INSTALL, programs=("node",)),
     "ort_web_chromium": Entry(
         "edgekd.runtimes.ort_web_chromium",
-        "onnxruntime-web",
+        packages.PACKAGE,
         packages.INSTALL,
         programs=("node", "chromium"),
         warmup={"passes": 10, "limit_s": 30.0},  # a page begins in the compiler's slow tier, and stays for a while

@@ -45,7 +45,7 @@ class Worker:
         browser = [shutil.which("chromium") or "chromium"] if where == "chromium" else []
         program = [*packages.node(), str(packages.HERE / "worker.mjs"), where, str(packages.folder()), *browser]
         self._where = where
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
         self._process = subprocess.Popen(
             program,
             stdin=subprocess.PIPE,
@@ -71,9 +71,11 @@ class Worker:
             out.flush()
             answer = json.loads(back.readline())
         except (OSError, ValueError):
+            code = self._process.wait()
             self._said.seek(0)
-            why = launch.reason(self._process.wait(), self._said.read().decode(errors="replace"))
-            raise BenchError(f"onnxruntime-web in {self._where}: {why}") from None
+            said = self._said.read().decode(errors="replace")
+            fatal = next((line for line in said.splitlines() if line.startswith("FATAL ERROR")), said)
+            raise BenchError(f"onnxruntime-web in {self._where}: {launch.reason(code, fatal)}") from None
         if "error" in answer:
             raise BenchError(f"onnxruntime-web in {self._where}: {answer['error']}")
         return answer["value"]

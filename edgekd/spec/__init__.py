@@ -11,6 +11,7 @@ from typing import Literal
 
 from edgekd import checks
 from edgekd.devices import ARM64_DOTPROD as ARM64_DOTPROD
+from edgekd.devices import BROWSER as BROWSER
 from edgekd.devices import X86_AVX2 as X86_AVX2
 from edgekd.devices import X86_VNNI as X86_VNNI
 from edgekd.devices import Device as Device

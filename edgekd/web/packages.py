@@ -18,6 +18,7 @@ from edgekd.wheels import sha256_of
 
 HERE = Path(__file__).parent
 FILES = ("package.json", "package-lock.json")
+PACKAGE = "onnxruntime-web"
 INSTALL = "edgekd doctor --install ort_web"
 DEBIAN = {"node": "nodejs", "npm": "npm", "chromium": "chromium"}
 """Program -> the package of Debian that has it."""
