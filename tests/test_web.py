@@ -31,7 +31,9 @@ from edgekd.bench.measure import Artifact
 from edgekd.cli import main
 from edgekd.errors import AssetError, BenchError, MissingDependencyError
 from edgekd.progress import Progress
+from edgekd.report import figures
 from edgekd.runtimes.ort_web import Worker
+from edgekd.stages import bench as bench_stage
 from edgekd.tasks.text_classification import score
 from edgekd.web import download, packages, page
 
@@ -111,9 +113,10 @@ def test_the_model_reaches_nobody_and_all_that_was_started_ends_with_it(name, tm
 
 def test_a_page_that_would_reach_out_finds_nobody(tmp_path):
     need("ort_web_chromium")
+    given = json.dumps([str(packages.folder()), shutil.which("chromium")])
     code = f"""
         import {{ launch }} from {json.dumps((packages.HERE / "chromium.mjs").as_uri())};
-        const {{ context, close }} = await launch({json.dumps(str(packages.folder()))}, {json.dumps(shutil.which("chromium"))});
+        const {{ context, close }} = await launch(...{given});
         const seen = await context.pages()[0].goto("http://localhost.example/").catch((error) => String(error));
         await close();
         console.log(seen);
@@ -172,7 +175,7 @@ def test_a_broken_file_is_a_reason_and_the_worker_goes_on(tmp_path):
     need("ort_web")
     runtime = runtimes.get("ort_web")
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x07garbage")
-    with pytest.raises(BenchError, match="onnxruntime-web in node: .*protobuf"):
+    with pytest.raises(BenchError, match=r"onnxruntime-web in node: .*protobuf"):
         runtime.load(tmp_path / "broken.onnx", 1)
     with pytest.raises(BenchError, match="no such file"):
         runtime.load(tmp_path / "none.onnx", 1)
@@ -244,7 +247,7 @@ def test_a_package_that_is_not_the_locked_one_is_refused_and_nothing_is_left(tmp
         (here / "package-lock.json").write_text(json.dumps(lock))
 
     locked(integrity="sha512-" + "A" * 86 + "==")
-    with pytest.raises(AssetError, match="EINTEGRITY|integrity"):
+    with pytest.raises(AssetError, match=r"EINTEGRITY|integrity"):
         packages.install()
     assert not list((tmp_path / "cache" / "web").iterdir())
     locked()
@@ -264,6 +267,25 @@ def test_the_download_is_what_a_compressing_server_sends(tmp_path):
     assert 50_000 <= found["brotli_bytes"] < found["gzip_bytes"]
     with pytest.raises(BenchError, match="cannot be compressed"):
         download.sizes([tmp_path / "none"])
+
+
+def test_a_row_has_the_downloads_of_what_may_be_shipped_and_the_report_tells_them(tmp_path, monkeypatch):
+    if shutil.which("node") is None:
+        pytest.skip("not installed: apt-get install -y --no-install-recommends nodejs")
+    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "cache"))
+    for file in download.runtime_files():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"0" * 2**20)
+    given = artifact(tmp_path)
+    size = given.size_bytes("ort_web")
+    places = [("student_qad", "ort_web"), ("student_qad", "ort_cpu"), ("teacher_fp32", "ort_web")]
+    table = [{"artifact": name, "runtime": runtime, "size_bytes": size} for name, runtime in places]
+    bench_stage._add_downloads(table, [given])
+    assert ["download" in row for row in table] == [True, False, False]
+    found = table[0]["download"]
+    assert found["model"]["bytes"] == size and found["runtime"]["bytes"] == 3 * 2**20
+    (line,) = figures.downloads(table, "int8")
+    assert line.startswith("A page that loads the student, shipped int8 downloads ") and "3.00 as it is." in line
 
 
 # ------------------------------------------------------------------------------------------------------------ page
@@ -344,9 +366,8 @@ def test_a_bundle_has_a_page_where_the_browsers_runtime_was_measured(bundle, tmp
     manifest = ship.verify_files(bundle)
     assert manifest["page"] == page.PAGE and "http.server" in (bundle / "README.md").read_text()
     assert "http.server" in (bundle / page.PAGE).read_text()
-    assert not re.search(
-        r"https?://(?!127\.0\.0\.1)", (bundle / page.PAGE).read_text() + (bundle / "classify.mjs").read_text()
-    )
+    written = (bundle / page.PAGE).read_text() + (bundle / "classify.mjs").read_text()
+    assert not re.search(r"https?://(?!127\.0\.0\.1)", written)
     assert ship.verify_files(tiny_bundle.bundle(tmp_path))["page"] is None
     monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "empty"))
     with pytest.raises(MissingDependencyError, match="doctor --install ort_web"):

@@ -22,7 +22,6 @@ PACKAGE = "onnxruntime-web"
 INSTALL = "edgekd doctor --install ort_web"
 DEBIAN = {"node": "nodejs", "npm": "npm", "chromium": "chromium"}
 """Program -> the package of Debian that has it."""
-OLDEST_NODE = 20
 
 
 def folder() -> Path:
