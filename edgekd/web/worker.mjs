@@ -20,7 +20,7 @@ const end = async (code) => {
   await (closing ??= model?.close());
   process.exit(code);
 };
-process.on("SIGTERM", () => end(143));
+if (where === "chromium") process.on("SIGTERM", () => end(143)); // in Node a call that hangs would keep it from coming
 
 for await (const line of createInterface({ input: process.stdin })) {
   let answer;
