@@ -90,7 +90,8 @@ before, end = ran(), time.perf_counter() + 0.6
 while time.perf_counter() < end:
     session.run(feeds)
 after = ran()
-print(json.dumps(sum(after[task] - before.get(task, 0) > 0.03e9 for task in after)))
+spent = [after[task] - before.get(task, 0) for task in after]
+print(json.dumps(sum(ran > max(spent) / 3 for ran in spent)))
 """
 
 
