@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from edgekd.errors import BenchError, MissingDependencyError
-from edgekd.web import packages
 
 
 class Session(Protocol):
@@ -64,6 +63,8 @@ class Entry:
     warmup: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
+INSTALL_WEB = "edgekd doctor --install ort_web"
+
 RUNTIMES = {
     "ort_cpu": Entry("edgekd.runtimes.ort_cpu", "onnxruntime", "pip install onnxruntime"),
     "ort_mobile": Entry(
@@ -78,11 +79,11 @@ RUNTIMES = {
         ("litert_torch", "ai_edge_quantizer", "torch"),
         "pip install 'edgekd[litert-convert]'",
     ),
-    "ort_web": Entry("edgekd.runtimes.ort_web", packages.PACKAGE, packages.INSTALL, programs=("node",)),
+    "ort_web": Entry("edgekd.runtimes.ort_web", "onnxruntime-web", INSTALL_WEB, programs=("node",)),
     "ort_web_chromium": Entry(
         "edgekd.runtimes.ort_web_chromium",
-        packages.PACKAGE,
-        packages.INSTALL,
+        "onnxruntime-web",
+        INSTALL_WEB,
         programs=("node", "chromium"),
         warmup={"passes": 10, "limit_s": 30.0},  # a page begins in the compiler's slow tier, and stays for a while
     ),
@@ -106,7 +107,8 @@ def availability(name: str) -> str | None:
     """``None`` if the runtime is installed, else the command that installs it. Imports nothing."""
     found = entry(name)
     if found.programs:
-        return packages.missing(found.programs)
+        npm = _npm()
+        return npm.missing(found.programs) if npm else found.install
     return None if not found.package or importlib.util.find_spec(found.package) else found.install
 
 
@@ -123,7 +125,12 @@ def installed() -> dict[str, str]:
     names = {found.package for found in RUNTIMES.values() if not found.programs}
     ours = {name: importlib.metadata.version(name) for name in sorted(names) if importlib.util.find_spec(name)}
     webs = {found.package for name, found in RUNTIMES.items() if found.programs and availability(name) is None}
-    return ours | {name: version for name, version in packages.versions().items() if name in webs}
+    return ours | {name: _npm().versions()[name] for name in webs}
+
+
+def _npm() -> Any:
+    """``edgekd.web.packages``; ``None`` on a device to which these modules were carried without it."""
+    return importlib.import_module("edgekd.web.packages") if importlib.util.find_spec("edgekd.web") else None
 
 
 def get(name: str) -> Runtime:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench import launch, proc
+from edgekd.bench import proc, spawn
 from edgekd.errors import BenchError
 from edgekd.web import packages
 
@@ -75,7 +75,7 @@ class Worker:
             self._said.seek(0)
             said = self._said.read().decode(errors="replace")
             fatal = next((line for line in said.splitlines() if line.startswith("FATAL ERROR")), said)
-            raise BenchError(f"onnxruntime-web in {self._where}: {launch.reason(code, fatal)}") from None
+            raise BenchError(f"onnxruntime-web in {self._where}: {spawn.reason(code, fatal)}") from None
         if "error" in answer:
             raise BenchError(f"onnxruntime-web in {self._where}: {answer['error']}")
         return answer["value"]

@@ -14,7 +14,7 @@ from edgekd import runtimes, spec, store, tasks
 from edgekd import session as session_options
 from edgekd.bench.measure import Artifact, measure
 from edgekd.bench.rows import Row
-from edgekd.web import download, packages
+from edgekd.web import download
 
 REVISION = 3
 
@@ -52,7 +52,7 @@ def _add_downloads(rows: list[Row], contenders: Sequence[Artifact]) -> None:
     sizes = functools.cache(lambda name, runtime: download.sizes(files[name](runtime)))
     for row in rows:
         name, runtime = row["artifact"], row["runtime"]
-        browser = runtimes.entry(runtime).package == packages.PACKAGE and runtimes.availability(runtime) is None
+        browser = runtimes.entry(runtime).programs and runtimes.availability(runtime) is None
         if browser and name in files and row["size_bytes"] is not None:
             row["download"] = {"model": sizes(name, runtime), "runtime": download.runtime()}
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from edgekd import assets
 from edgekd.errors import AssetError, MissingDependencyError
+from edgekd.runtimes import INSTALL_WEB
 from edgekd.wheels import sha256_of
 
 HERE = Path(__file__).parent
 FILES = ("package.json", "package-lock.json")
-PACKAGE = "onnxruntime-web"
-INSTALL = "edgekd doctor --install ort_web"
 DEBIAN = {"node": "nodejs", "npm": "npm", "chromium": "chromium"}
 """Program -> the package of Debian that has it."""
 
@@ -40,7 +39,7 @@ def versions() -> dict[str, str]:
 def missing(programs: tuple[str, ...]) -> str | None:
     """The command that installs what is missing of ``programs`` and the packages; ``None`` if all is there."""
     apt = [DEBIAN[name] for name in programs if shutil.which(name) is None]
-    npm = [] if folder().is_dir() else [INSTALL]
+    npm = [] if folder().is_dir() else [INSTALL_WEB]
     if npm and shutil.which("npm") is None:
         apt.append(DEBIAN["npm"])
     needed = [f"apt-get install -y --no-install-recommends {' '.join(apt)}"] if apt else []

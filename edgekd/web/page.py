@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from edgekd.errors import MissingDependencyError
+from edgekd.runtimes import INSTALL_WEB
 from edgekd.web import download, packages
 
 PAGE = "index.html"
@@ -20,7 +21,7 @@ def write(bundle: Path) -> None:
     Raises ``MissingDependencyError`` without the packages that it is made of.
     """
     if not packages.folder().is_dir():
-        raise MissingDependencyError(f"the bundle's page is made of onnxruntime-web; install it: {packages.INSTALL}")
+        raise MissingDependencyError(f"the bundle's page is made of onnxruntime-web; install it: {INSTALL_WEB}")
     for file in sorted((packages.HERE / "page").iterdir()):
         shutil.copyfile(file, bundle / file.name)
     web = bundle / "web"
