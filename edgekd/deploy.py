@@ -158,7 +158,7 @@ def _doubts(manifest: dict[str, Any], version: str) -> Iterator[str]:
     if _parts(version) < _parts(least):
         yield f"onnxruntime {version} is older than {least}, which the bundle needs: pip install 'onnxruntime>={least}'"
     device = manifest.get("device") or {}
-    if not device or (machine.isa() == device["isa"] and not machine.cpu_flags()):
+    if not device or device["isa"] == "wasm32" or (machine.isa() == device["isa"] and not machine.cpu_flags()):
         return  # nothing asked, or a system that does not tell its flags
     asked = Device(name=device["name"], isa=device["isa"], features=tuple(device["features"]))
     missing = machine.missing_features(asked)

@@ -9,6 +9,7 @@ from typing import Literal
 __all__ = [
     "ANDROID_ARM64",
     "ARM64_DOTPROD",
+    "BROWSER",
     "DEVICES",
     "IOS_ARM64",
     "RASPBERRY_PI_4",
@@ -29,7 +30,7 @@ class Device:
     """The machine the artifact is for."""
 
     name: str
-    isa: Literal["x86_64", "aarch64"]
+    isa: Literal["x86_64", "aarch64", "wasm32"]
     features: tuple[str, ...] = ()  # CPU flags the scheme's speed relies on, as Linux spells them
     without: tuple[str, ...] = ()  # flags that it has not: a CPU that has them is faster
     cores: int | None = None  # which one inference may have at most: ``Bench.threads`` stay within
@@ -40,8 +41,10 @@ class Device:
         """The quantization schemes whose kernels it has, best first; float activations run anywhere.
 
         Signed activations do not fuse on x86; on ARM both do. x86 without VNNI adds two u8 x s8 products in 16 bits,
-        where they saturate: VNNI must be among the features.
+        where they saturate: VNNI must be among the features. WebAssembly's SIMD widens both before it multiplies.
         """
+        if self.isa == "wasm32":
+            return ("u8s8_static", "s8s8_static", "u8s8_dynamic")
         if self.isa == "aarch64":
             return ("u8s8_static", "s8s8_static", "u8s8_dynamic", "w4_block")
         if self._has(VNNI):
@@ -87,6 +90,7 @@ X86_AVX2 = Device(
     cores=4,
     memory_mib=8192,
 )
+BROWSER = Device(name="a browser (WebAssembly with SIMD)", isa="wasm32", cores=1, memory_mib=2048)
 ARM64_DOTPROD = Device(name="arm64 with dot product", isa="aarch64", features=("asimddp",))
 RASPBERRY_PI_5 = Device(
     name="Raspberry Pi 5 (Cortex-A76)", isa="aarch64", features=("asimddp",), cores=4, memory_mib=2048
@@ -100,4 +104,4 @@ ANDROID_ARM64 = Device(
 IOS_ARM64 = Device(
     name="iPhone (arm64 with dot product)", isa="aarch64", features=("asimddp",), cores=6, memory_mib=4096
 )
-DEVICES = (X86_VNNI, X86_AVX2, ARM64_DOTPROD, RASPBERRY_PI_5, RASPBERRY_PI_4, ANDROID_ARM64, IOS_ARM64)
+DEVICES = (X86_VNNI, X86_AVX2, ARM64_DOTPROD, RASPBERRY_PI_5, RASPBERRY_PI_4, ANDROID_ARM64, IOS_ARM64, BROWSER)

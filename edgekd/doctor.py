@@ -72,6 +72,8 @@ def text(found: dict[str, Any]) -> str:
             f"disk     {disk['path']}: {disk['free_gib']} GiB free{'' if disk['writable'] else ', NOT WRITABLE'}"
         )
     advice = [package["advice"] for package in found["packages"] if package["advice"] and not package["required"]]
+    programs = [one["lacks"] for one in found["runtimes"] if one["lacks"] and runtimes.entry(one["name"]).programs]
+    advice += dict.fromkeys(programs)  # of the others it is a package above, or a CPU
     if gpu and not found["torch_gpu"]:
         cuda = ["--force-reinstall", "torch", "--index-url", "https://download.pytorch.org/whl/cu128"]
         advice.append(_pip(cuda) + "  # a torch that can use the GPU")

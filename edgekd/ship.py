@@ -16,6 +16,7 @@ from edgekd.progress import Progress
 from edgekd.report import android, figures, schema, verdicts
 from edgekd.stages.bench import CONVERSION
 from edgekd.tuning import result
+from edgekd.web import page
 
 __all__ = ["pack", "refuse_to_overwrite", "rescore", "score", "ship", "verify_files"]
 
@@ -58,8 +59,8 @@ def pack(report: Mapping[str, Any], export: Path, out: Path, conversions: Mappin
     """Write the bundle of the export stage's ``student_qad`` with its card, its report and a manifest of hashes.
 
     ``conversions`` are the ``convert`` stages' folders by runtime: what was made of the same student for each lies in a
-    folder of that name. The bundle appears whole or not at all; an older one there is replaced. The model's bytes are
-    the exported ones.
+    folder of that name. What was measured in onnxruntime-web has a page that loads it. The bundle appears whole or not
+    at all; an older one there is replaced. The model's bytes are the exported ones.
 
     Raises ``BundleError`` if something to ship is missing or contradicts the report, or if ``out`` is anything but a
     bundle, an empty folder or nothing.
@@ -78,6 +79,8 @@ def pack(report: Mapping[str, Any], export: Path, out: Path, conversions: Mappin
 
             names = [found["name"] for found in graph["inputs"]]
             testdata.write(partial / android.TEST_DATA, inputs, names, android.tokens(report))
+        if any(row["runtime"].startswith("ort_web") and row["rounds"] for row in report["rows"]):
+            page.write(partial)
         _describe(report, graph, partial)
         _swap(partial, out)
     except OSError as error:
@@ -105,6 +108,7 @@ def _describe(report: Mapping[str, Any], graph: Mapping[str, Any], folder: Path)
     files = {name: f"{name}/{entry.file}" for name, entry in runtimes.RUNTIMES.items()}
     manifest = _manifest(report, graph)
     manifest["runtimes"] = {name: file for name, file in files.items() if (folder / file).is_file()}
+    manifest["page"] = page.PAGE if (folder / page.PAGE).is_file() else None
     phone = (
         android.commands(report, manifest, describe(folder / MODEL)["sha256"]) if (folder / "android").is_dir() else ""
     )
@@ -120,8 +124,8 @@ def _describe(report: Mapping[str, Any], graph: Mapping[str, Any], folder: Path)
 def _manifest(report: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, Any]:
     """All but ``files``; ``graph`` is the model's signature."""
     task, rows = report["task"], report["rows"]
-    like = {"runtime": rows[0]["runtime"], "threads": 1, "workload": "real"} if rows else None
-    mine, its = (figures.find(rows, name, like) if like else None for name in (verdicts.SHIPPED, "teacher_fp32"))
+    like = {"runtime": "ort_cpu", "threads": 1, "workload": "real"}  # which `deploy` runs, and `rescore` asks again
+    mine, its = (figures.find(rows, name, like) for name in (verdicts.SHIPPED, "teacher_fp32"))
     scores = {"test": (mine or {}).get("score"), "teacher": (its or {}).get("score")}
     scores |= {"agreement": (mine or {}).get("agreement"), "examples": task["counts"].get("test")}
     return {

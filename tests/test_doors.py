@@ -64,7 +64,10 @@ LAYERS = (
     ),
     ("store.py", "shape.py", "deploy.py"),
     ("runner.py",),
-    ("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*", "blackbox/*"),
+    (
+        *("distill/*", "quant/*", "onnxio/*", "bench/*", "report/*", "models/*", "tasks/*", "runtimes/*", "blackbox/*"),
+        "web/*",
+    ),
     (
         *("stages/*", "remote/*", "ship.py", "phases.py", "sizes.py", "history.py", "isa/*"),
         *("tuning/__init__.py", "tuning/candidates.py", "tuning/choose.py", "tuning/result.py"),

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.bench.stopwatch import timed
+
 LOOPS = 5000
 """Additions in the interpreter; about a tenth of a millisecond."""
 
@@ -62,13 +64,7 @@ class Canary:
                 pass
             started = clock()
             patience -= started - waiting
-            end, now = index, started
-            while end < len(inputs) and now - started < SLICE_NS:
-                before = clock()
-                call(inputs[end])
-                now = clock()
-                into[end] = now - before
-                end += 1
+            end = index + timed(call, inputs[index:], into[index:], SLICE_NS)
             if not self.calm():
                 patience -= clock() - started
                 if patience > 0:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from edgekd import runtimes
 from edgekd.bench import proc, workloads
 from edgekd.bench.canary import Canary
+from edgekd.bench.stopwatch import timed
 from edgekd.errors import BenchError, EdgekdError
 
 Call = Callable[[dict[str, NDArray[Any]]], NDArray[Any]]
@@ -46,12 +47,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     if job["cpus"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job["cpus"])  # before any library starts a thread, which inherits it
     runtime = runtimes.get(job["runtime"])
+    pid = getattr(runtime, "process", os.getpid)()  # where it computes
     inputs = workloads.load(Path(job["inputs"]))
     tokens = workloads.calls(job["workload"], inputs, job["calls"])
     null_ns = np.zeros(job["calls"], np.int64)
     gc.collect()
-    peak_was_reset = proc.reset_peak()
-    import_rss_mib, _ = proc.memory_mib()
+    peak_was_reset = proc.reset_peak(pid)
+    import_rss_mib, _ = proc.memory_mib(pid)
 
     started = time.perf_counter_ns()
     options = (job["session"],) if "session" in job else ()
@@ -62,16 +64,16 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     warmup = warm_up(session.run, prepared, **job["warmup"])
 
     gc.disable()  # the harness's own garbage is not the model's latency
-    _timed(_nothing, prepared, null_ns)
+    _timed(getattr(session, "nothing", _nothing), prepared, null_ns)
     canary = Canary(job["calm_ns"])
-    attempts = list(_attempts(session.run, prepared, job["threads"], canary))
+    attempts = list(_attempts(session.run, prepared, job["threads"], canary, pid))
     _, usage, call_ns, disturbed = min(attempts, key=lambda attempt: attempt[0])
     gc.enable()
 
     arrays = {"call_ns": call_ns, "null_ns": null_ns}
     if job["score"]:
         arrays["logits"] = _logits(session, inputs)
-    _, peak_mib = proc.memory_mib()
+    _, peak_mib = proc.memory_mib(pid)
     if "torch" in sys.modules:
         raise BenchError("torch was imported into a timed process; its thread pool disturbs the runtime's")
     save(Path(job["samples"]), arrays)
@@ -124,7 +126,7 @@ def warm_up(
 
 
 def _attempts(
-    call: Call, prepared: list[Feeds], threads: int, canary: Canary
+    call: Call, prepared: list[Feeds], threads: int, canary: Canary, pid: int | None = None
 ) -> Iterator[tuple[float, proc.Usage, NDArray[np.int64], float]]:
     """Time all calls; where neighbours disturbed that, wait a little and time them all again.
 
@@ -135,7 +137,7 @@ def _attempts(
         time.sleep(pause_s)
         _timed(call, prepared[:8], np.zeros(8, np.int64))  # the caches and the clock after a pause
         call_ns = np.zeros(len(prepared), np.int64)
-        meter = proc.Meter()
+        meter = proc.Meter(pid)
         unsure = canary.time(call, prepared, call_ns)
         usage = meter.stop()
         stolen, neighbours = usage.stolen(threads, len(prepared)), usage.neighbours()
@@ -147,12 +149,7 @@ def _attempts(
 
 def _timed(call: Call, prepared: list[Feeds], into: NDArray[np.int64]) -> int:
     """Time each call by itself into ``into`` (nanoseconds); return their sum."""
-    clock = time.perf_counter_ns
-    for index, feeds in enumerate(prepared):
-        started = clock()
-        call(feeds)
-        into[index] = clock() - started
-    return int(into[: len(prepared)].sum())
+    return int(into[: timed(call, prepared, into)].sum())
 
 
 def _nothing(feeds: Feeds) -> NDArray[Any]:

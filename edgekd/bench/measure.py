@@ -176,7 +176,7 @@ def _jobs(
             "threads": cell.threads,
             "cpus": host.pick_cpus(cell.threads),
             "calls": calls,
-            "warmup": child.WARMUP,
+            "warmup": {**child.WARMUP, **runtime_table.entry(cell.runtime).warmup},
             "score": number == 0 and cell.workload == "real",
             "samples": str(launch.samples_file(raw, artifact.name, cell, number)),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -62,8 +63,22 @@ def renamed(source: str, name: str, path: Path) -> str:
     raise TargetError(f'{path} holds no literal Target(name="..."), so it cannot be copied; copy another target')
 
 
-def doctor(json: Json = False) -> None:
+class Kept(StrEnum):
+    """The runtimes that edgekd keeps in its own cache."""
+
+    ort_web = "ort_web"
+
+
+def doctor(
+    install: Annotated[
+        Kept | None, typer.Option(help="First fetch a runtime that is no package of Python, into edgekd's cache.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Say what edgekd finds here: versions, CPU, GPU, disk; what is missing, and the command that installs it.
+
+    --install ort_web has npm fetch onnxruntime-web, and what drives Chromium, in the versions and with the hashes that
+    edgekd names; no script of theirs is run.
 
     Exits with 12 if a package is missing that edgekd cannot do without.
 
@@ -71,9 +86,15 @@ def doctor(json: Json = False) -> None:
 
     $ edgekd doctor
     $ edgekd doctor --json
+    $ edgekd doctor --install ort_web
     """
     from edgekd import doctor as examination
 
+    if install is not None:
+        from edgekd.progress import Progress
+        from edgekd.web import packages
+
+        Progress().log(f"{install.value} is in {packages.install()}")
     found = examination.examine()
     if json:
         print_json(found)

@@ -12,7 +12,7 @@ import edgekd
 MODULES = (
     *("__init__.py", "devices.py", "errors.py", "machine.py", "session.py"),
     *("bench/__init__.py", "bench/canary.py", "bench/child.py", "bench/conditions.py", "bench/proc.py"),
-    *("bench/spawn.py", "bench/sustained.py", "bench/workloads.py"),
+    *("bench/spawn.py", "bench/stopwatch.py", "bench/sustained.py", "bench/workloads.py"),
     *("remote/__init__.py", "remote/agent.py", "runtimes/*.py"),
 )
 """Standard library and numpy only, but for the runtimes, which are imported when they are used."""

@@ -96,6 +96,11 @@ def _use(manifest: Mapping[str, Any]) -> list[str]:
     )
     others = [f"{escape(figures.RUNTIMES[name])}: {code(file)}" for name, file in manifest.get("runtimes", {}).items()]
     about += f" The same student for other runtimes: {'; '.join(others)}." if others else ""
+    if manifest.get("page"):
+        about += (
+            f" [{manifest['page']}]({manifest['page']}) classifies in a browser: run `python3 -m http.server "
+            "--bind 127.0.0.1` in this folder and open http://127.0.0.1:8000/, or put it on any server of static files."
+        )
     return ["## Use", python, about]
 
 

@@ -27,6 +27,8 @@ RUNTIMES = {
     "openvino": "OpenVINO",
     "openvino_bf16": "OpenVINO in bf16",
     "litert": "LiteRT",
+    "ort_web": "onnxruntime-web (Node)",
+    "ort_web_chromium": "onnxruntime-web (Chromium)",
 }
 
 CONDITION = ("runtime", "threads", "workload", "host", "measured_on")
@@ -227,6 +229,22 @@ def reasons(rows: Iterable[Row], precision: str) -> dict[str, list[str]]:
 def beside(teacher: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The co-teachers: locator and scores by split."""
     return list(zip(teacher.get("also", ()), teacher.get("also_scores", ()), strict=False))
+
+
+def downloads(rows: Iterable[Row], precision: str) -> list[str]:
+    """What a page has the browser download for each student: the model, and beside it the runtime."""
+
+    def told(sizes: Mapping[str, int]) -> str:
+        brotli, gzip, plain = (number(sizes[name] / 2**20) for name in ("brotli_bytes", "gzip_bytes", "bytes"))
+        return f"{brotli} MiB by brotli, {gzip} by gzip, {plain} as it is"
+
+    found = {
+        f"A page that loads the {artifact(row['artifact'], precision)} downloads {told(row['download']['model'])}; "
+        f"onnxruntime-web itself is {told(row['download']['runtime'])}.": None
+        for row in rows
+        if row.get("download")
+    }
+    return list(found)
 
 
 def percent(share: float | None, digits: int = 2) -> str:

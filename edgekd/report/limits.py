@@ -35,6 +35,7 @@ def limits(report: Mapping[str, Any]) -> list[str]:
         if device["throttled"]
     ]
     found += executed.lost(report)
+    found += figures.downloads(report["rows"], figures.precision(report))
     if report["session"]:
         found.append(
             "The shipped student was measured in onnxruntime, and is deployed, with session options that `edgekd tune` "

@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +54,8 @@ class Entry:
 
     ``converters`` are the packages that make this file of an ``.onnx``, if it is another; ``extra`` installs them.
     ``flags``: it is for CPUs that have one of these.
+    ``programs`` are those that a runtime of other language needs: its package is then one of npm's, in edgekd's cache
+    (``edgekd.web.packages``). ``warmup`` is where it departs from ``child.WARMUP``.
     """
 
     module: str
@@ -63,7 +65,11 @@ class Entry:
     converters: tuple[str, ...] = ()
     extra: str = ""
     flags: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    warmup: Mapping[str, float] = field(default_factory=dict, hash=False)
 
+
+INSTALL_WEB = "edgekd doctor --install ort_web"
 
 RUNTIMES = {
     "ort_cpu": Entry("edgekd.runtimes.ort_cpu", "onnxruntime", "pip install onnxruntime"),
@@ -81,6 +87,14 @@ RUNTIMES = {
         "model.tflite",
         ("litert_torch", "ai_edge_quantizer", "torch"),
         "pip install 'edgekd[litert-convert]'",
+    ),
+    "ort_web": Entry("edgekd.runtimes.ort_web", "onnxruntime-web", INSTALL_WEB, programs=("node",)),
+    "ort_web_chromium": Entry(
+        "edgekd.runtimes.ort_web_chromium",
+        "onnxruntime-web",
+        INSTALL_WEB,
+        programs=("node", "chromium"),
+        warmup={"passes": 10, "limit_s": 30.0},  # a page begins in the compiler's slow tier, and stays for a while
     ),
 }
 
@@ -103,21 +117,31 @@ def availability(name: str) -> str | None:
     found = entry(name)
     if found.flags and machine.cpu_flags().isdisjoint(found.flags):
         return f"needs a CPU with {' or '.join(found.flags)}"
+    if found.programs:
+        npm = _npm()
+        return npm.missing(found.programs) if npm else found.install
     return None if not found.package or importlib.util.find_spec(found.package) else found.install
 
 
 def converters(name: str) -> dict[str, str] | None:
     """The versions of the packages that convert for a runtime; ``None`` where one is not installed. Imports nothing."""
-    packages = entry(name).converters
-    if not all(importlib.util.find_spec(package) for package in packages):
+    needed = entry(name).converters
+    if not all(importlib.util.find_spec(package) for package in needed):
         return None
-    return {package: importlib.metadata.version(package) for package in packages}
+    return {package: importlib.metadata.version(package) for package in needed}
 
 
 def installed() -> dict[str, str]:
     """The version of every installed runtime's package, read without importing it."""
-    names = {found.package for found in RUNTIMES.values() if importlib.util.find_spec(found.package)}
-    return {name: importlib.metadata.version(name) for name in sorted(names)}
+    names = {found.package for found in RUNTIMES.values() if not found.programs}
+    ours = {name: importlib.metadata.version(name) for name in sorted(names) if importlib.util.find_spec(name)}
+    webs = {found.package for name, found in RUNTIMES.items() if found.programs and availability(name) is None}
+    return ours | {name: _npm().versions()[name] for name in webs}
+
+
+def _npm() -> Any:
+    """``edgekd.web.packages``; ``None`` on a device to which these modules were carried without it."""
+    return importlib.import_module("edgekd.web.packages") if importlib.util.find_spec("edgekd.web") else None
 
 
 def get(name: str) -> Runtime:

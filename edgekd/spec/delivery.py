@@ -27,7 +27,7 @@ class Export:
     max_score_gap: float = 0.003
 
 
-RUNTIMES = ("ort_cpu", "ort_mobile", "openvino", "openvino_bf16", "litert")
+RUNTIMES = ("ort_cpu", "ort_mobile", "openvino", "openvino_bf16", "litert", "ort_web", "ort_web_chromium")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 from edgekd import runtimes, spec, store, tasks
 from edgekd import session as session_options
 from edgekd.bench.measure import Artifact, measure
+from edgekd.bench.rows import Row
+from edgekd.web import download
 
 REVISION = 3
 
 ARTIFACTS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
 """In the order in which they take turns."""
-SHIPPED = ARTIFACTS[-1]
+FP32, SHIPPED = "student_fp32", ARTIFACTS[-1]
 CONVERSION = "conversion.json"
 
 
@@ -41,6 +44,17 @@ def artifacts(
         for name in ARTIFACTS
         if (export / name).is_dir()  # a black box has no graph
     ]
+
+
+def _add_downloads(rows: list[Row], contenders: Sequence[Artifact]) -> None:
+    """Fill in what a browser downloads (``edgekd.web.download``), for the students that one may ship to it."""
+    files = {artifact.name: artifact.files for artifact in contenders if artifact.name in (FP32, SHIPPED)}
+    sizes = functools.cache(lambda name, runtime: download.sizes(files[name](runtime)))
+    for row in rows:
+        name, runtime = row["artifact"], row["runtime"]
+        browser = runtimes.entry(runtime).programs and runtimes.availability(runtime) is None
+        if browser and name in files and row["size_bytes"] is not None:
+            row["download"] = {"model": sizes(name, runtime), "runtime": download.runtime()}
 
 
 def _runtime(conversion: store.Stage) -> str:
@@ -79,8 +93,9 @@ def run(
     """
     if session:
         ctx.progress.log(f"bench: {SHIPPED} with the session options of `edgekd tune`: {session_options.text(session)}")
+    contenders = artifacts(export.path, session, {_runtime(stage): stage.path for stage in conversions})
     rows = measure(
-        artifacts(export.path, session, {_runtime(stage): stage.path for stage in conversions}),
+        contenders,
         runtimes=bench.runtimes,
         threads=bench.threads,
         workloads=bench.workloads,
@@ -90,6 +105,7 @@ def run(
         progress=ctx.progress,
         score=tasks.TASKS[task.kind].score,
     )
+    _add_downloads(rows, contenders)
     environment = {
         "machine": machine,
         "versions": {"python": sys.version.split()[0], **runtimes.installed()},
