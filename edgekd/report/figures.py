@@ -25,6 +25,7 @@ RUNTIMES = {
     "ort_mobile": "onnxruntime mobile (.ort)",
     "openvino": "OpenVINO",
     "litert": "LiteRT",
+    "executorch": "ExecuTorch",
 }
 
 KINDS = ("embedding", "linear", "norm", "other", "graph")

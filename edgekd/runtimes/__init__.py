@@ -49,6 +49,7 @@ class Entry:
     """Where a runtime's code is, which package it stands on, how that is installed, and which file it loads.
 
     ``converters`` are the packages that make this file of an ``.onnx``, if it is another; ``extra`` installs them.
+    ``torch`` says that the package cannot be imported without torch.
     """
 
     module: str
@@ -57,6 +58,7 @@ class Entry:
     file: str = "model.onnx"
     converters: tuple[str, ...] = ()
     extra: str = ""
+    torch: bool = False
 
 
 RUNTIMES = {
@@ -72,6 +74,15 @@ RUNTIMES = {
         "model.tflite",
         ("litert_torch", "ai_edge_quantizer", "torch"),
         "pip install 'edgekd[litert-convert]'",
+    ),
+    "executorch": Entry(
+        "edgekd.runtimes.executorch",
+        "executorch",
+        "pip install 'edgekd[executorch]'",
+        "model.pte",
+        ("executorch",),
+        "pip install 'edgekd[executorch]'",
+        torch=True,
     ),
 }
 

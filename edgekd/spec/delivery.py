@@ -27,7 +27,7 @@ class Export:
     max_score_gap: float = 0.003
 
 
-RUNTIMES = ("ort_cpu", "ort_mobile", "openvino", "litert")
+RUNTIMES = ("ort_cpu", "ort_mobile", "openvino", "litert", "executorch")
 
 
 @dataclass(frozen=True, kw_only=True)
