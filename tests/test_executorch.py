@@ -68,7 +68,7 @@ def test_what_the_delegate_is_given_answers_as_the_graph_does(name: str, tmp_pat
     known = bridge.stored(wider)
     module = Delegable(passes.apply(wider, passes.FOLDED), known).eval()
     layers = {weight.name for weight in known.values() if not weight.table}
-    assert layers <= {name for name, parts in module.matrices.items() if len(parts) > 1} | layers and layers
+    assert sum(len(parts) > 1 for parts in module.matrices.values()) >= len(layers) > 0
     for length, padding in ((5, 0), (17, 6)):
         arrays = {key: array for key, array in inputs(made, 1, length, padding).items() if key in module.inputs}
         with torch.no_grad():
@@ -104,19 +104,20 @@ def test_the_whole_student_is_one_delegate_with_the_integers_and_the_answers_of_
 def test_a_layer_that_would_lose_its_integers_is_named(tmp_path: Path) -> None:
     text = """g (int64[b,s] input_ids) => (float[b,5] logits) {
         taken = Gather(table, input_ids)
-        q = QuantizeLinear(taken, x_scale, x_zero)
+        turned = Transpose<perm = [0, 2, 1]>(taken)
+        q = QuantizeLinear(turned, x_scale, x_zero)
         x = DequantizeLinear(q, x_scale, x_zero)
         kernel = DequantizeLinear<axis = 0>(integers, w_scale, w_zero)
         seen = Conv<kernel_shape = [3], pads = [1, 1]>(x, kernel)
-        logits = ReduceMax<axes = [2], keepdims = 0>(seen)
+        logits = ReduceMean<axes = [2], keepdims = 0>(seen)
     }"""
     graph = model(
-        text, opset=17, table=f32(32, 8), integers=s8(5, 4, 3), w_scale=scales(5), w_zero=np.zeros(5, np.int8),
+        text, opset=17, table=f32(32, 8), integers=s8(5, 8, 3), w_scale=scales(5), w_zero=np.zeros(5, np.int8),
         x_scale=np.float32(0.02), x_zero=np.uint8(120),
     )  # fmt: skip
     write(graph, tmp_path / "model.onnx")
     found = converting.convert("executorch", tmp_path / "model.onnx", tmp_path / "model.pte", (16,))
-    assert "ReduceMax" in found["error"] or "integers" in found["error"], found
+    assert "integers (1 in all) is int8 in the graph and would be float" in found["error"]
     assert not (tmp_path / "model.pte").exists()
 
 

@@ -43,16 +43,15 @@ class Delegable(bridge.Graph):
         usual = OPERATORS if images else {name: _without_batch(function) for name, function in OPERATORS.items()}
         self.operators = {**usual, **OWN, "Gemm": self._gemm, "MatMul": self._matmul}
         self.nodes = _side_by_side(self.nodes, self.names.keys() | self.constants.keys())
-        uses: dict[str, set[bool]] = {}
+        uses: dict[str, set[str]] = {}
         for node, of in self.nodes:
-            place = {"Gemm": 1, "MatMul": 1, "Gather": 0}.get(node.op_type)
-            if place is not None and node.input[place] in self.names:
-                uses.setdefault(node.input[place], set()).add(place == 1 and not of.get("transB"))
+            for place, name in enumerate(node.input):
+                uses.setdefault(name, set()).add(_use(node.op_type, of, place))
             if node.op_type == "LayerNormalization":
                 self._norm(node, of)
-        for name, turned in uses.items():
-            if getattr(self, self.names[name]).ndim == 2 and len(turned) == 1:
-                self._by_rows(name, known, turned.pop())
+        for name, use in uses.items():
+            if name in self.names and getattr(self, self.names[name]).ndim == 2 and use in ({"rows"}, {"columns"}):
+                self._by_rows(name, known, use == {"columns"})
 
     def _norm(self, node: onnx.NodeProto, of: Mapping[str, Any]) -> None:
         """Give a normalization what it multiplies with for a mean, and its epsilon."""
@@ -114,6 +113,13 @@ def _floats(weight: Any) -> Any:
     return Q.dequantize_per_channel(weight.rows, weight.scale, weight.zero, 0, -127, 127, torch.int8)
 
 
+def _use(kind: str, of: Mapping[str, Any], place: int) -> str:
+    """What of a matrix an operator computes or looks up where it reads it, if it is one that we know."""
+    if kind in ("Gemm", "MatMul") and place == 1:
+        return "rows" if of.get("transB") else "columns"
+    return "rows" if (kind, place, of.get("axis", 0)) == ("Gather", 0, 0) else "another"
+
+
 def _side_by_side(nodes: Nodes, constants: Set[str]) -> Nodes:
     """The nodes, those that multiply one tensor with constants one after another."""
     first: dict[str, Nodes] = {}
@@ -140,15 +146,18 @@ def _without_batch(function: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
-def _reshape(of: Mapping[str, Any], x: Tensor, shape: Ints) -> Any:
+def _reshape(of: Mapping[str, Any], x: Any, shape: Any) -> Any:
+    if not isinstance(x, Tensor) or isinstance(shape, Tensor):
+        return OPERATORS["Reshape"](of, x, shape)
     kept = not of.get("allowzero", 0)
     sizes = [x.shape[i] if kept and isinstance(d, int) and d == 0 else d for i, d in enumerate(shape)]
     return _view(x, sizes[1:] if len(sizes) == 4 and sizes[0] == 1 else sizes)
 
 
 def _view(x: Tensor, sizes: Ints) -> Tensor:
-    """``x`` in other dimensions; the open one is left to the delegate to find."""
-    return torch.ops.aten.view.default(x.contiguous(), [d if isinstance(d, int) else -1 for d in sizes])
+    """``x`` in other dimensions; one that is open is left to the delegate to find."""
+    left = [d if isinstance(d, int) else -1 for d in sizes]
+    return torch.ops.aten.view.default(x.contiguous(), left) if left.count(-1) < 2 else x.reshape(sizes)
 
 
 def _transpose(of: Mapping[str, Any], x: Tensor) -> Tensor:
@@ -173,7 +182,7 @@ def _normalized(of: Mapping[str, Any], x: Tensor, scale: Tensor, bias: Any, shar
 
 def _gather(of: Mapping[str, Any], x: Any, where: Any) -> Any:
     if isinstance(x, Matrix):
-        found = F.embedding(where, x.rows)
+        found = F.embedding(torch.as_tensor(where), x.rows)
         return found if x.scale is None else found.float() * x.scale
     if isinstance(x, Tensor) and isinstance(where, int) and of.get("axis") == 1 and x.ndim == 3 and where >= 0:
         return _view(_picked(x, where), [x.shape[0], x.shape[2]])
