@@ -86,7 +86,7 @@ def test_the_whole_student_is_one_delegate_with_the_integers_and_the_answers_of_
     assert "error" not in found, found
     known = bridge.stored(read(student)).values()
     assert {weight.name for weight in known} == set(found["int8"]) and found["float"] == ["classifier.weight"]
-    assert found["delegates"] == 1 and found["delegated_nodes"] > 0.8 and 0 < found["delegated_time"] <= 1
+    assert found["delegates"] == 1 and found["delegated_nodes"] > 0.7 and 0 < found["delegated_time"] <= 1
     assert not {name for name in found["outside"] if "linear" in name or "mm" in name}
     opened = runtimes.get("executorch").load(file, 1)
     exact = session(read(student))
