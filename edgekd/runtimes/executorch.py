@@ -107,7 +107,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     graph = Delegable(passes.apply(wider, passes.FOLDED), known).eval()
     length = max(lengths)
     sample = workloads.feeds(np.arange(max(2, length // 2)) % 32, graph.inputs)
-    given = tuple(torch.from_numpy(array) for array in sample.values())
+    given = tuple(torch.tensor(array) for array in sample.values())
     tokens = {1: torch.export.Dim("tokens", min=1, max=length)}
     exported = torch.export.export(graph, given, dynamic_shapes={"given": (tokens,) * len(given)})
     names = {INPUTS: " ".join(graph.inputs)}
