@@ -9,6 +9,7 @@ with is quantized by each row's range, which is the graph's after ``edgekd.onnxi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple
 
@@ -151,6 +152,8 @@ def _reshape(of: Mapping[str, Any], x: Any, shape: Any) -> Any:
         return OPERATORS["Reshape"](of, x, shape)
     kept = not of.get("allowzero", 0)
     sizes = [x.shape[i] if kept and isinstance(d, int) and d == 0 else d for i, d in enumerate(shape)]
+    for place in (i for i, d in enumerate(sizes) if isinstance(d, int) and d == -1):
+        sizes[place] = x.numel() // math.prod(sizes[:place] + sizes[place + 1 :])
     return _view(x, sizes[1:] if len(sizes) == 4 and sizes[0] == 1 else sizes)
 
 
