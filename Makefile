@@ -47,7 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(TESTED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,litert-convert,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,litert-convert,executorch,dev]'
 	touch $@
 
 canary: $(CANARY)/installed

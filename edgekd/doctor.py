@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 
 from edgekd import __version__, assets, machine, runtimes, spec
 
+EXTRAS = ("openvino", "litert", "litert-convert", "executorch", "dev")
+
 
 def examine() -> dict[str, Any]:
     """Everything as JSON data.
@@ -100,7 +102,7 @@ def _requirements() -> list[tuple[Requirement, str]]:
                 declared += [Requirement(f"{line}; extra == '{extra}'") for line in lines]
     found = []
     for requirement in declared:
-        extra = next((e for e in ("openvino", "litert", "litert-convert", "dev") if _only_with(requirement, e)), "")
+        extra = next((extra for extra in EXTRAS if _only_with(requirement, extra)), "")
         if extra != "dev":
             found.append((requirement, extra))
     return found

@@ -1,4 +1,4 @@
-"""Reuters R8 newswire topics for iPhones: all-MiniLM-L6-v2, made small; ships .ort."""
+"""Reuters R8 newswire topics for iPhones: all-MiniLM-L6-v2, made small; ships .ort and .pte."""
 
 import sys
 
@@ -42,7 +42,7 @@ TARGET = Target(
         scheme="u8s8_static", calibration="reuters_r8", epochs=1, keep_float=("*.attention.self.MatMul*", "classifier")
     ),
     device=IOS_ARM64,
-    bench=Bench(runtimes=("ort_cpu", "ort_mobile"), threads=(1, 2)),
+    bench=Bench(runtimes=("ort_cpu", "ort_mobile", "executorch"), threads=(1, 2)),
     budget=Budget(p50_ms=3.0, p90_ms=5.0, size_mib=2.5, peak_rss_mib=64, score_kept=0.995, shrink=40.0),
 )
 

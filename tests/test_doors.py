@@ -34,6 +34,7 @@ DOORS = {
     "ai_edge_litert": ("runtimes/litert.py",),
     "ai_edge_quantizer": ("runtimes/litert.py",),
     "litert_torch": ("runtimes/litert.py",),
+    "executorch": ("runtimes/executorch.py",),
     "accelerate": (),
     "gguf": (),
     "datasets": ("tasks/*",),
@@ -85,7 +86,7 @@ IMPORT_NAMES = {
     "ai-edge-quantizer": "ai_edge_quantizer",
     "litert-torch": "litert_torch",
 }
-EXTRAS = ("openvino", "litert", "litert-convert")
+EXTRAS = ("openvino", "litert", "litert-convert", "executorch")
 
 LIGHT = (
     *(

@@ -6,6 +6,7 @@ was. Integers that describe shapes stay Python's own: ``torch.export`` can leave
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class Graph(nn.Module):
     Raises ``ExportError`` for an operator that it has no counterpart for.
     """
 
+    operators: Mapping[str, Callable[..., Any]] = OPERATORS
+
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
         own = onnx.ModelProto()
@@ -43,26 +46,34 @@ class Graph(nn.Module):
         outputs = [value.name for value in graph.output]
         self.output = "logits" if "logits" in outputs else outputs[0]
         self.nodes = [(node, _attributes(node)) for node in graph.node]
-        missing = sorted({node.op_type for node in graph.node} - OPERATORS.keys())
+        missing = sorted({node.op_type for node in graph.node} - self.operators.keys())
         if missing:
             raise ExportError(f"no torch counterpart of the operators {', '.join(missing)}: this graph stays ONNX")
+        ends = {name for node in graph.node if node.op_type in ("Clip", "Pad") for name in node.input[1:]}
         self.constants: dict[str, Any] = {}
         self.names: dict[str, str] = {}
         for tensor in graph.initializer:
             array = numpy_helper.to_array(tensor)
-            if array.dtype == np.int64 and array.ndim < 2:
+            if array.ndim < 2 and (array.dtype == np.int64 or tensor.name in ends):
                 self.constants[tensor.name] = array.tolist()
             else:
-                self.names[tensor.name] = f"c{len(self.names)}"
-                self.register_buffer(self.names[tensor.name], torch.from_numpy(array.copy()))
+                self.hold(tensor.name, torch.from_numpy(array.copy()))
+
+    def hold(self, name: str, tensor: Tensor) -> None:
+        """Let ``tensor`` be what ``name`` stands for."""
+        buffer = self.names.setdefault(name, f"c{len(self.names)}")
+        self.register_buffer(buffer, tensor)
 
     def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
         """What the graph answers to its inputs, in order or by their names."""
-        known: dict[str, Any] = dict(zip(self.inputs, given, strict=False)) | named
-        known |= self.constants | {name: getattr(self, buffer) for name, buffer in self.names.items()}
+        held = {name: getattr(self, buffer) for name, buffer in self.names.items()}
+        return self.answer(dict(zip(self.inputs, given, strict=False)) | named | self.constants | held)
+
+    def answer(self, known: dict[str, Any]) -> Tensor:
+        """What the graph answers where its inputs and constants are ``known``."""
         for node, attributes in self.nodes:
             arguments = [known[name] if name else None for name in node.input]
-            found = OPERATORS[node.op_type](attributes, *arguments)
+            found = self.operators[node.op_type](attributes, *arguments)
             known |= dict(zip(node.output, found if isinstance(found, tuple) else (found,), strict=False))
         answer: Tensor = known[self.output]
         return answer

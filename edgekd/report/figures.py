@@ -29,6 +29,7 @@ RUNTIMES = {
     "litert": "LiteRT",
     "ort_web": "onnxruntime-web (Node)",
     "ort_web_chromium": "onnxruntime-web (Chromium)",
+    "executorch": "ExecuTorch",
 }
 
 CONDITION = ("runtime", "threads", "workload", "host", "measured_on")

@@ -56,6 +56,7 @@ class Entry:
     ``flags``: it is for CPUs that have one of these.
     ``programs`` are those that a runtime of other language needs: its package is then one of npm's, in edgekd's cache
     (``edgekd.web.packages``). ``warmup`` is where it departs from ``child.WARMUP``.
+    ``torch`` says that the package cannot be imported without torch.
     """
 
     module: str
@@ -67,6 +68,7 @@ class Entry:
     flags: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     warmup: Mapping[str, float] = field(default_factory=dict, hash=False)
+    torch: bool = False
 
 
 INSTALL_WEB = "edgekd doctor --install ort_web"
@@ -87,6 +89,15 @@ RUNTIMES = {
         "model.tflite",
         ("litert_torch", "ai_edge_quantizer", "torch"),
         "pip install 'edgekd[litert-convert]'",
+    ),
+    "executorch": Entry(
+        "edgekd.runtimes.executorch",
+        "executorch",
+        "pip install 'edgekd[executorch]'",
+        "model.pte",
+        ("executorch",),
+        "pip install 'edgekd[executorch]'",
+        torch=True,
     ),
     "ort_web": Entry("edgekd.runtimes.ort_web", "onnxruntime-web", INSTALL_WEB, programs=("node",)),
     "ort_web_chromium": Entry(

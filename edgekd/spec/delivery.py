@@ -27,7 +27,16 @@ class Export:
     max_score_gap: float = 0.003
 
 
-RUNTIMES = ("ort_cpu", "ort_mobile", "openvino", "openvino_bf16", "litert", "ort_web", "ort_web_chromium")
+RUNTIMES = (
+    "ort_cpu",
+    "ort_mobile",
+    "openvino",
+    "openvino_bf16",
+    "litert",
+    "executorch",
+    "ort_web",
+    "ort_web_chromium",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

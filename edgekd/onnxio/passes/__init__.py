@@ -42,7 +42,11 @@ QUANTIZED_PASSES = (*PREPARED, *LEAN, "early_quantize", "gemm_bias", *FINISH)
 FOLDED = ("constants", "fold_qdq", "constants", "common_subexpressions", "dead", "names")
 """What makes floats of a shipped graph's integers."""
 
-PASSES: dict[str, ModuleType] = {name: import_module(f"{__name__}.{name}") for name in (*QUANTIZED_PASSES, *FOLDED)}
+WIDENED = ("constants", "range_ends", "names")
+"""What comes before that for runtimes that find ranges anew for each row."""
+
+ALL = (*QUANTIZED_PASSES, *WIDENED, *FOLDED)
+PASSES: dict[str, ModuleType] = {name: import_module(f"{__name__}.{name}") for name in ALL}
 
 
 def apply(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:

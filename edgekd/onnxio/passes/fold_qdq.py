@@ -63,7 +63,7 @@ def _left(graph: ir.Graph) -> list[ir.Node]:
 def _dequantized(graph: ir.Graph, node: ir.Node) -> None:
     """Let floats flow to where ``node`` had made them, if it is known where its integers come from."""
     scale, zero = constant(node.inputs[1]), zero_point(node)
-    between, value = _source(node.inputs[0])
+    between, value = origin(node.inputs[0])
     if (source := producer(value, "DynamicQuantizeLinear")) is not None and not between:
         node.outputs[0].replace_all_uses_with(_known(source.inputs[0]))
         return
@@ -118,7 +118,7 @@ def _in_range(graph: ir.Graph, node: ir.Node) -> ir.Value:
 
 def _float_product(graph: ir.Graph, node: ir.Node) -> None:
     """``DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul`` becomes the product of floats that it stands for."""
-    between, source = _source(node.inputs[0])
+    between, source = origin(node.inputs[0])
     left, weight = producer(source, "DynamicQuantizeLinear"), constant(node.inputs[1])
     cast = next(iter(node.outputs[0].consumers()), None)
     scaled = next(iter(cast.outputs[0].consumers()), None) if cast is not None else None
@@ -136,7 +136,7 @@ def _float_product(graph: ir.Graph, node: ir.Node) -> None:
     replace(scaled, insert_before(scaled, "MatMul", [value, floats], f"{node.name}"))
 
 
-def _source(value: ir.Value | None) -> tuple[list[ir.Node], ir.Value | None]:
+def origin(value: ir.Value | None) -> tuple[list[ir.Node], ir.Value | None]:
     """What moves a value about, the last first, and where it comes from."""
     between = []
     while value is not None and (node := value.producer()) is not None and not node.domain and node.op_type in MOVING:
