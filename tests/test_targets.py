@@ -20,7 +20,7 @@ R8 = ("reuters_x86", "reuters_x86_avx2", "reuters_rpi5", "reuters_rpi4", "reuter
 R52 = ("reuters52_x86", "reuters52_rpi5")
 SHIPS = {
     "reuters_android_arm64": {"ort_mobile/model.ort", "litert/model.tflite"},
-    "reuters_ios_arm64": {"ort_mobile/model.ort"},
+    "reuters_ios_arm64": {"ort_mobile/model.ort", "executorch/model.pte"},
 }
 WARNS = {
     "reuters_x86_avx2": ["size win, less speed win than with VNNI"],
