@@ -85,8 +85,8 @@ def _why(said: str) -> str:
 def node() -> list[str]:
     """The command that begins a program of Node.
 
-    Without its compiler's first, slow tier, which would be timed, and without its helpers' threads: what is asked for is
-    one thread.
+    Without its compiler's first, slow tier, which would be timed, and without its helpers' threads:
+    what is asked for is one thread.
     """
     found = shutil.which("node")
     if found is None:
