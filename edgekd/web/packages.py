@@ -83,11 +83,15 @@ def _why(said: str) -> str:
 
 
 def node() -> list[str]:
-    """The command that begins a program of Node, without its compiler's first, slow tier, which would be timed."""
+    """The command that begins a program of Node.
+
+    Without its compiler's first, slow tier, which would be timed, and without its helpers' threads:
+    what is asked for is one thread.
+    """
     found = shutil.which("node")
     if found is None:
         raise MissingDependencyError(f"there is no node here; install it with: apt-get install -y {DEBIAN['node']}")
-    return [found, "--no-liftoff"]
+    return [found, "--no-liftoff", "--single-threaded"]
 
 
 def environment() -> dict[str, str]:
