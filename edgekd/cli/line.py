@@ -288,8 +288,7 @@ def compare(
 
     Examples:
 
-    $ edgekd compare reuters_x86 my_target
-    $ edgekd compare runs/reuters_x86 /elsewhere/runs/reuters_x86
+    $ edgekd compare reuters_x86 /elsewhere/runs/reuters_x86
     $ edgekd compare first second third --format html > compare.html
     """
     from edgekd.report import compare as comparing
@@ -298,7 +297,6 @@ def compare(
     reports = [schema.load(run_folder(name, store) / "report.json") for name in (first, *others)]
     if json or format is Format.json:
         print_json(comparing.compare(reports))
-    elif format is Format.html:
-        sys.stdout.write(html.render_comparison(reports))
     else:
-        sys.stdout.write(comparing.render(comparing.compare(reports)))
+        page = format is Format.html
+        sys.stdout.write(html.render_comparison(reports) if page else comparing.render(comparing.compare(reports)))
