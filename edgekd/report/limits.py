@@ -83,7 +83,7 @@ def downloads(rows: list[dict[str, Any]], precision: str) -> list[str]:
         brotli, gzip, plain = (figures.number(sizes[name] / 2**20) for name in ("brotli_bytes", "gzip_bytes", "bytes"))
         return f"{brotli} MiB by brotli, {gzip} by gzip, {plain} as it is"
 
-    found = {}
+    found: dict[str, None] = {}
     for row in rows:
         if sizes := row.get("download"):
             name, model = figures.artifact(row["artifact"], precision), told(sizes["model"])
