@@ -113,7 +113,7 @@ def rows(rounds: int = 5, calls: int = 200, speed: Mapping[str, float] | None = 
     return table
 
 
-PHONE = {"ort_mobile": 1.0, "litert": 0.8, "ort_web": 2.8}
+PHONE = {"ort_mobile": 1.0, "litert": 0.8, "tinyweb": 2.8}
 """Runtimes besides those of ``rows``, and how long they take."""
 
 
@@ -128,9 +128,9 @@ def everywhere() -> list[dict[str, Any]]:
         return row | times | {"runtime": runtime, "agreement_onnx": 0.996, "version": "2.3.0"} | other
 
     for runtime, factor in PHONE.items():
-        slow = {"student_ptq": 3.0, "student_qad": 3.0} if runtime == "ort_web" else {}
+        slow = {"student_ptq": 3.0, "student_qad": 3.0} if runtime == "tinyweb" else {}
         table += [more(row, runtime, factor * slow.get(row["artifact"], 1.0)) for row in first]
-    for runtime, why in (("executorch", "skipped: pip install 'edgekd[executorch]'"), ("mnn", "crashed with SIGSEGV")):
+    for runtime, why in (("absent", "skipped: pip install 'edgekd[absent]'"), ("brittle", "crashed with SIGSEGV")):
         table += [more(row, runtime, 1.0) for row in first]
         for row in table[-len(first) :]:
             spoil(row, why, figures=False)
@@ -146,7 +146,7 @@ CONVERSIONS = {
         name: {"int8": [f"encoder.layer.{i}.dense.weight" for i in range(26)], "float": ["classifier.weight"]}
         for name in ARTIFACTS
     },
-    "mnn": {name: {"error": "crashed with SIGSEGV"} for name in ARTIFACTS},
+    "brittle": {name: {"error": "crashed with SIGSEGV"} for name in ARTIFACTS},
 }
 
 

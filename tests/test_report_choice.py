@@ -71,9 +71,9 @@ def test_every_runtime_and_device_has_a_choice_at_its_main_condition() -> None:
     main = "1 thread, real lengths"
     shipped = ("onnxruntime", "OpenVINO", "onnxruntime mobile (.ort)", "LiteRT", "LiteRT on Pixel 8")
     assert said == dict.fromkeys(shipped, ("student_qad", main)) | {
-        "ort_web": ("student_fp32", main),
-        "executorch": (None, main),
-        "mnn": (None, main),
+        "tinyweb": ("student_fp32", main),
+        "absent": (None, main),
+        "brittle": (None, main),
     }
     fixed = [row for row in made.rows() if row["workload"] == "fixed64"]
     assert [figures.condition(one) for one in choice.choices(ASKED, fixed, "ort_cpu")] == ["1 thread, 64 tokens"]
@@ -93,7 +93,7 @@ def test_the_first_lines_say_where_int8_is_slower_and_what_to_ship_there(budget:
     lines = made.report(made.everywhere(), budget=budget)["headline"]
     (line,) = (line for line in lines if "SLOWER" in line)
     assert lines.index(line) == 1
-    assert line.startswith("int8 is SLOWER than the fp32 student in ort_web: it takes 1.6") and words in line
+    assert line.startswith("int8 is SLOWER than the fp32 student in tinyweb: it takes 1.6") and words in line
 
 
 def test_the_first_lines_say_in_which_other_runtime_int8_is_not_faster() -> None:
@@ -139,7 +139,7 @@ def test_what_runs_in_int8_is_the_runtimes_own_word_or_its_converters_or_that_of
     assert executed.more(REPORT, row("litert")) == [("delegated share", "0.500")]
     audited = {"int8": ["layer.0.query", "layer.1.query"], "float": ["layer.0.MatMul"]}
     assert executed.executed(REPORT, row("ort_cpu")) == executed.executed(REPORT, row("ort_mobile")) == audited
-    assert executed.executed(REPORT, row("mnn")) == {}
+    assert executed.executed(REPORT, row("brittle")) == {}
 
 
 def test_names_that_differ_by_their_layer_are_told_once() -> None:
@@ -149,7 +149,7 @@ def test_names_that_differ_by_their_layer_are_told_once() -> None:
 
 def test_a_runtime_that_falls_back_to_float_is_told_among_the_limits() -> None:
     whole, part = {"int8": ["a", "b"], "float": []}, {"int8": ["a"], "float": ["b"]}
-    rows = [row("openvino", executed=whole), row("ort_web", executed=part), row("mnn")]
+    rows = [row("openvino", executed=whole), row("tinyweb", executed=part), row("brittle")]
     assert executed.lost(REPORT | {"rows": rows}) == [
-        "ort_web does 1 of the 2 multiplications that are int8 in the shipped file in float."
+        "tinyweb does 1 of the 2 multiplications that are int8 in the shipped file in float."
     ]

@@ -156,7 +156,7 @@ def test_a_page_of_a_comparison_has_every_line_and_marks_what_is_no_noise() -> N
     found = compare.compare(reports)
     assert page.count('<tr>\n<td class="nowrap">') == sum(len(lines) for _, _, lines in compare.side_by_side(found))
     assert len(re.findall(r'<td class="nowrap worse" data-v="[^"]+">', page)) == len(compare.noticed(found)) == 10
-    assert "ort_web" in page and "runs_against" not in page and 'class="mark"' in page
+    assert "tinyweb" in page and "runs_against" not in page and 'class="mark"' in page
 
 
 def test_hostile_names_are_text_on_the_page_of_a_comparison() -> None:

@@ -157,16 +157,16 @@ def test_each_runtime_has_a_card_with_what_to_ship_and_what_that_costs(everywher
         assert fact in text
     assert text.endswith("26 in int8 encoder.layer.*.dense.weight × 26 1 in float classifier.weight")
     assert "1 in int8 layer.0.dense 2 in float layer.*.MatMul × 2" in card(everywhere, "OpenVINO")
-    assert card(everywhere, "executorch") == "executorch skipped Missing here: pip install 'edgekd[executorch]'"
-    assert card(everywhere, "mnn") == "mnn failed Ship nothing: crashed with SIGSEGV."
+    assert card(everywhere, "absent") == "absent skipped Missing here: pip install 'edgekd[absent]'"
+    assert card(everywhere, "brittle") == "brittle failed Ship nothing: crashed with SIGSEGV."
 
 
 def test_what_was_not_measured_says_why_in_its_row_and_caveats_stand_beside_figures(everywhere: str) -> None:
     body = everywhere.partition('<table id="table"')[2].partition("</table>")[0].partition("<tbody>")[2]
     rows = [" ".join("".join(Tags(row + "</tr>").texts).split()) for row in body.split("</tr>")[:-1]]
     assert len(rows) == len(made.everywhere()) - 8  # two runtimes with one row instead of five
-    assert "all 5 artifacts executorch real lengths skipped 2 skipped: pip install 'edgekd[executorch]'" in rows
-    assert "all 5 artifacts mnn real lengths failed 3 crashed with SIGSEGV" in rows
+    assert "all 5 artifacts absent real lengths skipped 2 skipped: pip install 'edgekd[absent]'" in rows
+    assert "all 5 artifacts brittle real lengths failed 3 crashed with SIGSEGV" in rows
     measured = [row for row in rows if not row.startswith("all 5")]
     assert all(("host-proxy" in row) != ("on Pixel 8" in row) for row in measured)
     assert sum("INVALID 1 host-proxy" in row for row in measured) == 1
@@ -255,7 +255,7 @@ def area(use: ElementTree.Element, shapes: dict[str, str]) -> float:
 
 
 def test_the_area_of_a_mark_is_the_size_of_its_file_whatever_its_shape() -> None:
-    sizes = {"openvino": 40.0, "ort_mobile": 20.0, "litert": 10.0, "ort_web": 5.0, "executorch": 80.0, "mnn": 60.0}
+    sizes = {"openvino": 40.0, "ort_mobile": 20.0, "litert": 10.0, "tinyweb": 5.0, "absent": 80.0, "brittle": 60.0}
     row = next(row for row in REPORT["rows"] if row["runtime"] == "openvino")  # the circle is for the first
     rows = [REPORT["rows"][0], *(row | {"runtime": name, "size_mib": mib} for name, mib in sizes.items())]
     root = drawn(plots.accuracy_against_latency, REPORT | {"rows": rows})

@@ -71,12 +71,12 @@ def test_all_runtimes_are_in_one_table_and_those_without_figures_have_one_row_wi
     lines = [line for line in table.splitlines() if line.startswith("| ")][2:]
     runtimes = [line.split(" | ")[1] for line in lines]
     assert list(dict.fromkeys(runtimes)) == [
-        *("onnxruntime", "OpenVINO", "onnxruntime mobile (.ort)", "LiteRT", "ort_web", "executorch", "mnn"),
+        *("onnxruntime", "OpenVINO", "onnxruntime mobile (.ort)", "LiteRT", "tinyweb", "absent", "brittle"),
         "LiteRT on Pixel 8",
     ]
-    assert [runtimes.count(name) for name in ("LiteRT", "executorch", "mnn", "LiteRT on Pixel 8")] == [5, 1, 1, 3]
-    assert "- skipped: `pip install 'edgekd[executorch]'` (executorch, 1 thread, real lengths)" in text
-    assert "- failed: crashed with SIGSEGV (mnn, 1 thread, real lengths)" in text
+    assert [runtimes.count(name) for name in ("LiteRT", "absent", "brittle", "LiteRT on Pixel 8")] == [5, 1, 1, 3]
+    assert "- skipped: `pip install 'edgekd[absent]'` (absent, 1 thread, real lengths)" in text
+    assert "- failed: crashed with SIGSEGV (brittle, 1 thread, real lengths)" in text
 
 
 def test_what_to_ship_where_is_a_table_with_what_runs_in_int8_and_what_in_float() -> None:
@@ -85,7 +85,7 @@ def test_what_to_ship_where_is_a_table_with_what_runs_in_int8_and_what_in_float(
     cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in rows if "| " in line}
     assert cells["LiteRT"][:2] == ["2.3.0", "**student, shipped int8**"]
     assert cells["LiteRT"][3:] == ["26 in int8; 1 in float", "`classifier.weight`"]
-    assert cells["executorch"][1:3] == ["nothing", "skipped: pip install 'edgekd\\[executorch\\]'"]
+    assert cells["absent"][1:3] == ["nothing", "skipped: pip install 'edgekd\\[absent\\]'"]
     assert cells["onnxruntime"][3] == "not told"  # the fixture's audit names no multiplication
 
 

@@ -60,7 +60,7 @@ def test_failures_and_invalid_rows_do_too() -> None:
 
 
 def test_a_comparison_across_precisions_names_both() -> None:
-    text = compare.render(compare.compare(made.report(table(), bench=spec.Bench()), four_bit(table(student_qad=1.5))))
+    text = compare.render(compare.compare([made.report(table(), bench=spec.Bench()), four_bit(table(student_qad=1.5))]))
     assert "student, shipped int8 → 4-bit" in text and "int8 → 4-bit vs fp32" in text
 
 

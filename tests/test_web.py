@@ -30,7 +30,7 @@ from edgekd.bench.measure import Artifact
 from edgekd.cli import main
 from edgekd.errors import AssetError, BenchError, MissingDependencyError
 from edgekd.progress import Progress
-from edgekd.report import figures
+from edgekd.report import limits
 from edgekd.runtimes.ort_web import Worker
 from edgekd.stages import bench as bench_stage
 from edgekd.tasks.text_classification import score
@@ -282,7 +282,7 @@ def test_a_row_has_the_downloads_of_what_may_be_shipped_and_the_report_tells_the
     assert ["download" in row for row in table] == [True, False, False]
     found = table[0]["download"]
     assert found["model"]["bytes"] == size and found["runtime"]["bytes"] == 3 * 2**20
-    (line,) = figures.downloads(table, "int8")
+    (line,) = limits.downloads(table, "int8")
     assert line.startswith("A page that loads the student, shipped int8 downloads ") and "3.00 as it is." in line
 
 

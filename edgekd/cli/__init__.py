@@ -11,6 +11,7 @@ import typer
 
 from edgekd import __version__
 from edgekd.cli import bundles, device, line, tools, tuning
+from edgekd.cli.comparison import compare
 from edgekd.cli.diagnosis import diagnose
 from edgekd.errors import EdgekdError
 from edgekd.store import disk_full, full_disk_error
@@ -20,7 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": line.plan,
     "run": line.run,
     "report": line.report,
-    "compare": line.compare,
+    "compare": compare,
     "tune": tuning.tune,
     "ship": bundles.ship,
     "verify": bundles.verify,

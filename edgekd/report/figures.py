@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -188,17 +187,6 @@ def _title(name: str, rows: Sequence[Row]) -> str:
     return where(rows[0]) if alone else name + proxy
 
 
-def merged(rows: Sequence[Row]) -> list[Row]:
-    """Rows, where those of one condition that all lack figures for one reason are one, of ``all N artifacts``."""
-    found: list[Row] = []
-    for name in dict.fromkeys(map(where, rows)):
-        part = [row for row in rows if where(row) == name]
-        alike = len({row["why_invalid"] for row in part}) == 1 and state(part[0]) in ("failed", "skipped")
-        one = {**part[0], "artifact": f"all {len(part)} artifacts", "size_mib": None, "size_bytes": None}
-        found += [one] if alike and len(part) > 1 else part
-    return found
-
-
 def by_runtime(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """``place`` -> its rows under its main condition: one thread and real lengths, or else what comes first."""
     found: dict[str, list[Row]] = {}
@@ -211,41 +199,9 @@ def by_runtime(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return main
 
 
-def reasons(rows: Iterable[Row], precision: str) -> dict[str, list[str]]:
-    """Why rows have no figures, or none to be used -> which rows, by artifact and condition."""
-    table = list(rows)
-    every = Counter(map(where, table))
-    found: dict[str, dict[str, list[str]]] = {}
-    for row in table:
-        if not row["valid"]:
-            found.setdefault(row["why_invalid"], {}).setdefault(where(row), []).append(row["artifact"])
-    told: dict[str, list[str]] = {}
-    for why, places in found.items():
-        for there, names in places.items():
-            whole = 1 < every[there] == len(names)
-            told.setdefault(why, []).extend([there] if whole else [f"{artifact(n, precision)}, {there}" for n in names])
-    return told
-
-
 def beside(teacher: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The co-teachers: locator and scores by split."""
     return list(zip(teacher.get("also", ()), teacher.get("also_scores", ()), strict=False))
-
-
-def downloads(rows: Iterable[Row], precision: str) -> list[str]:
-    """What a page has the browser download for each student: the model, and beside it the runtime."""
-
-    def told(sizes: Mapping[str, int]) -> str:
-        brotli, gzip, plain = (number(sizes[name] / 2**20) for name in ("brotli_bytes", "gzip_bytes", "bytes"))
-        return f"{brotli} MiB by brotli, {gzip} by gzip, {plain} as it is"
-
-    found = {
-        f"A page that loads the {artifact(row['artifact'], precision)} downloads {told(row['download']['model'])}; "
-        f"onnxruntime-web itself is {told(row['download']['runtime'])}.": None
-        for row in rows
-        if row.get("download")
-    }
-    return list(found)
 
 
 def percent(share: float | None, digits: int = 2) -> str:

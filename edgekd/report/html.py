@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.report import choice, devices, executed, figures, headline, plots, tensors
+from edgekd.report import choice, devices, executed, figures, gaps, headline, plots, tensors
 from edgekd.report import compare as comparing
 
 Report = Mapping[str, Any]
@@ -33,7 +33,7 @@ def render(report: Report) -> str:
         ("What the bytes are", "Size of the file by kind of tensor.", plots.size_by_kind),
     ]
     drawn = [(title, about, draw(report)) for title, about, draw in charts]
-    reasons = figures.reasons(report["rows"], precision)
+    reasons = gaps.reasons(report["rows"], precision)
     rows = [row for _, part in figures.groups(report["rows"]) for row in part]
     return _page(
         "report.html",
@@ -51,7 +51,7 @@ def render(report: Report) -> str:
         whys=list(reasons),
         states=STATES,
         precision=precision,
-        rows=figures.merged(rows),
+        rows=gaps.merged(rows),
         threads=len({row["threads"] for row in rows}) > 1,
         charts=[(title, about, _markup(chart)) for title, about, chart in drawn if chart],
         races=_races(report),

@@ -35,7 +35,7 @@ def limits(report: Mapping[str, Any]) -> list[str]:
         if device["throttled"]
     ]
     found += executed.lost(report)
-    found += figures.downloads(report["rows"], figures.precision(report))
+    found += downloads(report["rows"], figures.precision(report))
     if report["session"]:
         found.append(
             "The shipped student was measured in onnxruntime, and is deployed, with session options that `edgekd tune` "
@@ -74,6 +74,22 @@ def proxy(machine: Mapping[str, Any], device: Mapping[str, Any]) -> str | None:
         return None
     what = f"{figures.PROXY}: measured on {machine['cpu']}, which is no {device['name']}"
     return f"{what} ({', '.join(device['missing'])}); times and memory on the device will differ."
+
+
+def downloads(rows: list[dict[str, Any]], precision: str) -> list[str]:
+    """What a page has the browser download for each student: the model, and beside it the runtime."""
+
+    def told(sizes: Mapping[str, int]) -> str:
+        brotli, gzip, plain = (figures.number(sizes[name] / 2**20) for name in ("brotli_bytes", "gzip_bytes", "bytes"))
+        return f"{brotli} MiB by brotli, {gzip} by gzip, {plain} as it is"
+
+    found: dict[str, None] = {}
+    for row in rows:
+        if sizes := row.get("download"):
+            name, model = figures.artifact(row["artifact"], precision), told(sizes["model"])
+            rest = f"onnxruntime-web itself is {told(sizes['runtime'])}"
+            found[f"A page that loads the {name} downloads {model}; {rest}."] = None
+    return list(found)
 
 
 def _rows(rows: list[dict[str, Any]]) -> list[str]:

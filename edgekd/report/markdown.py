@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgekd.report import choice, devices, executed, figures, headline, tensors
+from edgekd.report import choice, devices, executed, figures, gaps, headline, tensors
 
 Report = Mapping[str, Any]
 
@@ -93,10 +93,10 @@ def measurements(report: Report) -> list[str]:
                 *(figures.cell(row, f) + _interval(row, f) for f in columns),
                 ", ".join([STATE.get(figures.state(row), figures.state(row)), *figures.caveats(row)]),
             ]
-            for row in figures.merged(rows)
+            for row in gaps.merged(rows)
         ]
         parts += [f"### {escape(where)}", table(head, body, right=1 + several)]
-        if reasons := figures.reasons(rows, precision):
+        if reasons := gaps.reasons(rows, precision):
             states = {row["why_invalid"]: figures.state(row) for row in rows}
             told = (f"{_reason(why, states[why])} ({escape('; '.join(who))})" for why, who in reasons.items())
             parts.append(bullets(told))
