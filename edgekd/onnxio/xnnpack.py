@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edgekd.onnxio import bridge
+from edgekd.onnxio.graph import dims, infer
 from edgekd.onnxio.operators import OPERATORS, Ints, Q
 
+BATCH = "batch"
+"""Marks a node that reads a tensor of four dimensions, which is here without its first."""
 Nodes = list[tuple[onnx.NodeProto, dict[str, Any]]]
 
 
@@ -43,6 +47,12 @@ class Delegable(bridge.Graph):
         images = any(node.op_type == "Conv" for node, _ in self.nodes)
         usual = OPERATORS if images else {name: _without_batch(function) for name, function in OPERATORS.items()}
         self.operators = {**usual, **OWN, "Gemm": self._gemm, "MatMul": self._matmul}
+        four = _four(model)
+        for node, of in self.nodes:
+            if not images and not four.isdisjoint(node.input):
+                of[BATCH] = True
+                if of.get("axis", 0) > 0:
+                    of["axis"] -= 1
         self.nodes = _side_by_side(self.nodes, self.names.keys() | self.constants.keys())
         uses: dict[str, set[str]] = {}
         for node, of in self.nodes:
@@ -114,6 +124,15 @@ def _floats(weight: Any) -> Any:
     return Q.dequantize_per_channel(weight.rows, weight.scale, weight.zero, 0, -127, 127, torch.int8)
 
 
+def _four(model: onnx.ModelProto) -> frozenset[str | None]:
+    """The names of all tensors of four dimensions."""
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    graph = ir.from_proto(own)
+    infer(graph)
+    return frozenset(value.name for node in graph.graph for value in node.outputs if len(dims(value) or ()) == 4)
+
+
 def _use(kind: str, of: Mapping[str, Any], place: int) -> str:
     """What of a matrix an operator computes or looks up where it reads it, if it is one that we know."""
     if kind in ("Gemm", "MatMul") and place == 1:
@@ -163,14 +182,13 @@ def _view(x: Tensor, sizes: Ints) -> Tensor:
     return torch.ops.aten.view.default(x.contiguous(), left) if left.count(-1) < 2 else x.reshape(sizes)
 
 
+def _shape(of: Mapping[str, Any], x: Any) -> Any:
+    return OPERATORS["Shape"](of, torch.unsqueeze(x, 0) if BATCH in of else x)
+
+
 def _transpose(of: Mapping[str, Any], x: Tensor) -> Tensor:
     perm = of["perm"]
     return x.permute(perm if len(perm) == x.ndim else [place - 1 for place in perm[1:]])
-
-
-def _softmax(of: Mapping[str, Any], x: Tensor) -> Tensor:
-    axis = of.get("axis", -1)
-    return x.softmax(-1 if axis == x.ndim else axis)
 
 
 def _clip(of: Mapping[str, Any], x: Tensor, low: Any = None, high: Any = None) -> Tensor:
@@ -192,8 +210,10 @@ def _gather(of: Mapping[str, Any], x: Any, where: Any) -> Any:
     return OPERATORS["Gather"](of, x, where)
 
 
-def _slice(of: Mapping[str, Any], x: Any, begin: Ints, end: Ints, axes: Any = None, steps: Any = None) -> Any:
-    one = isinstance(begin, list) and axes == [1] and begin[0] >= 0 and end == [begin[0] + 1]
+def _slice(of: Mapping[str, Any], x: Any, begin: Any, end: Any, axes: Any = None, steps: Any = None) -> Any:
+    if BATCH in of and axes is not None:
+        axes = [axis - (axis > 0) for axis in axes]
+    one = BATCH not in of and isinstance(begin, list) and axes == [1] and begin[0] >= 0 and end == [begin[0] + 1]
     if one and isinstance(x, Tensor) and x.ndim == 3 and x.is_floating_point():
         return _picked(x, begin[0])
     return OPERATORS["Slice"](of, x, begin, end, axes, steps)
@@ -201,7 +221,7 @@ def _slice(of: Mapping[str, Any], x: Any, begin: Ints, end: Ints, axes: Any = No
 
 def _picked(x: Tensor, place: int) -> Tensor:
     """The token at ``place`` in (1, tokens, channels), as a product with a row that is one there and zero elsewhere."""
-    tokens: Any = x.shape[1]  # a symbol where the length is open
+    tokens: Any = x.shape[1]  # a number, or torch's symbol for one
     if isinstance(tokens, int):
         return x.narrow(1, place, 1)
     return torch.bmm((torch.arange(tokens) == place).float().reshape(1, 1, -1), x)
@@ -213,6 +233,6 @@ OWN: dict[str, Callable[..., Any]] = {
     "LayerNormalization": _normalized,
     "Reshape": _reshape,
     "Slice": _slice,
-    "Softmax": _softmax,
+    "Shape": _shape,
     "Transpose": _transpose,
 }
