@@ -587,7 +587,7 @@ def test_the_full_grid_times_every_artifact_of_a_run_everywhere_and_goes_on_wher
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import full_grid
 
-    monkeypatch.setattr(machine, "usable_threads", lambda profile: min(profile, 2))
+    monkeypatch.setattr(machine, "usable_threads", lambda profile=2: min(profile, 2))
     monkeypatch.setattr(machine, "pick_cpus", lambda count: list(range(count)))
     monkeypatch.setattr(
         full_grid.schema, "load", lambda path: {"stages": {"export": {"folder": "export-0"}}, "training": {}}
