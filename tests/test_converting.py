@@ -97,8 +97,9 @@ def test_litert_has_the_very_integers_of_the_shipped_file_and_its_labels(student
     one, other = (
         np.concatenate([run(feeds) for feeds in asked]) for run in (lambda x: exact.run(None, x)[0], session.run)
     )
-    assert np.abs(one - other).mean() < 0.1 * np.abs(one).mean()  # activations are rounded otherwise
-    assert (one.argmax(1) == other.argmax(1)).mean() >= 0.9
+    apart = np.linalg.norm(one - other, axis=1) / np.linalg.norm(one, axis=1)
+    assert np.median(apart) < 1e-3  # ties may round otherwise: onnxruntime's own optimizations change as much
+    assert (one.argmax(1) == other.argmax(1)).mean() >= 0.975
 
 
 def test_openvino_tells_which_multiplications_it_does_in_int8(student: Path) -> None:

@@ -1,8 +1,9 @@
 """LiteRT on the CPU (XNNPACK): a ``.tflite`` made of the shipped ``.onnx``.
 
 Every length that is wanted is a signature of one file, over the same weights; an input is padded, and masked, to the
-next one. Weights that the graph holds in int8 are the very same integers here, under the same scales; activations are
-float, and XNNPACK quantizes them anew for each row (``dynamic range``), more finely than the graph's own fixed ranges.
+next one. Weights that the graph holds in int8 are the very same integers here, under the same scales. XNNPACK quantizes
+what they are multiplied with by each row's own range, and is shown the ends of the graph's (``range_ends``): so a student
+with fixed ranges computes with the integers that it was trained with.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
 
     from edgekd.onnxio import bridge, files, passes
 
-    model = files.read(source)
+    model = passes.apply(files.read(source), passes.WIDENED)
     folded = passes.apply(model, passes.FOLDED)
     graph = bridge.Graph(folded).eval()
     made: Any = litert_torch
