@@ -113,7 +113,10 @@ def test_a_smoke_run_of_a_target_ships_what_its_device_loads(name: str, place: P
         if command is not None:
             assert {row["why_invalid"] for row in rows} == {f"skipped: {command}"}
         elif runtimes.converters(runtime) is not None:
-            assert all(row["p50_ms"] > 0 and row["threads"] == 1 for row in rows), rows
+            assert all(row["threads"] == 1 for row in rows)
+            missing = {row["artifact"]: row["why_invalid"] for row in rows if row["p50_ms"] is None}
+            assert missing.keys() <= {"teacher_ort_dynamic"}, missing  # some formats have nothing for its weights
+            assert all(why.startswith("not converted: ") for why in missing.values()), missing
     manifest = json.loads((bundle / "manifest.json").read_text())
     made = {name for name in target.bench.runtimes if runtimes.converters(name) is not None}
     ships = {file for file in SHIPS.get(name, ()) if file.partition("/")[0] in made}

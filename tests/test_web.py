@@ -24,7 +24,7 @@ import tiny_bundle
 from bag_of_words import VOCABULARY, bag_of_words
 from tokenizers import models, normalizers, pre_tokenizers
 
-from edgekd import deploy, runtimes, ship
+from edgekd import assets, deploy, runtimes, ship
 from edgekd.bench import measure, stopwatch
 from edgekd.bench.measure import Artifact
 from edgekd.cli import main
@@ -92,6 +92,7 @@ def test_the_model_reaches_nobody_and_all_that_was_started_ends_with_it(name, tm
     need(name)
     home = tmp_path / "home"
     home.mkdir()
+    monkeypatch.setenv("EDGEKD_CACHE", str(assets.cache_folder()))  # where the packages are
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     bag_of_words(tmp_path / "model.onnx")
