@@ -2,8 +2,8 @@
 
 Every length that is wanted is a signature of one file, over the same weights; an input is padded, and masked, to the
 next one. Weights that the graph holds in int8 are the very same integers here, under the same scales. XNNPACK quantizes
-what they are multiplied with by each row's own range, and is shown the ends of the graph's (``range_ends``): so a student
-with fixed ranges computes with the integers that it was trained with.
+what they are multiplied with by each row's own range, and is shown the ends of the graph's (``range_ends``): so a
+student with fixed ranges computes with the integers that it was trained with.
 """
 
 from __future__ import annotations
