@@ -29,12 +29,12 @@ def examine() -> dict[str, Any]:
     """
     packages = [_package(requirement, extra) for requirement, extra in _requirements()]
     broken = [package["wanted"] for package in packages if package["required"] and package["advice"]]
-    fingerprint = machine.fingerprint()
+    fingerprint, versions = machine.fingerprint(), runtimes.installed()
     return {
         "edgekd": __version__,
         "python": sys.version.split()[0],
         "packages": packages,
-        "runtimes": [_runtime(name) for name in runtimes.RUNTIMES],
+        "runtimes": [_runtime(name, versions) for name in runtimes.RUNTIMES],
         "install": _pip(broken) if broken else None,
         "machine": fingerprint,
         "devices": {device.name: machine.missing_features(device) for device in spec.DEVICES},
@@ -129,12 +129,12 @@ def _package(requirement: Requirement, extra: str) -> dict[str, Any]:
     }
 
 
-def _runtime(name: str) -> dict[str, Any]:
+def _runtime(name: str, versions: dict[str, str]) -> dict[str, Any]:
     entry, lacks = runtimes.entry(name), runtimes.availability(name)
     return {
         "name": name,
         "file": entry.file,
-        "version": None if lacks else runtimes.installed()[entry.package],
+        "version": None if lacks else versions[entry.package],
         "lacks": lacks,
         "converter": entry.extra if runtimes.converters(name) is None else None,
     }

@@ -14,7 +14,7 @@ from edgekd.errors import BundleError
 from edgekd.onnxio.layout import TOKENIZER_FILES
 from edgekd.progress import Progress
 from edgekd.report import android, figures, schema, verdicts
-from edgekd.stages.bench import CONVERSION
+from edgekd.stages.bench import CONVERSION, conversions_of
 from edgekd.tuning import result
 from edgekd.web import page
 
@@ -39,7 +39,7 @@ def ship(run_folder: Path, out: Path) -> Path:
     """
     report = schema.load(run_folder / "report.json")
     kept = {name: run_folder.parent / "store" / stage["folder"] for name, stage in report["stages"].items()}
-    conversions = {name.partition("_")[2]: path for name, path in kept.items() if name.partition("_")[0] == "convert"}
+    conversions = conversions_of(kept)
     for folder in (kept["export"], *conversions.values()):
         if not folder.is_dir():
             raise BundleError(

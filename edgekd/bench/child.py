@@ -44,9 +44,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     ``import_rss_mib`` is the resident memory with the interpreter, numpy, the runtime and the inputs loaded, but no
     model; ``peak_rss_mib`` is how far the peak (VmHWM, reset at that point) then rose above it: what the model costs.
     """
-    if job["cpus"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, job["cpus"])  # before any library starts a thread, which inherits it
-    runtime = runtimes.get(job["runtime"])
+    runtime = pinned(job)
     pid = getattr(runtime, "process", os.getpid)()  # where it computes
     inputs = workloads.load(Path(job["inputs"]))
     tokens = workloads.calls(job["workload"], inputs, job["calls"])
@@ -56,8 +54,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     import_rss_mib, _ = proc.memory_mib(pid)
 
     started = time.perf_counter_ns()
-    options = (job["session"],) if "session" in job else ()
-    session = runtime.load(Path(job["model"]), job["threads"], *options)
+    session = opened(runtime, job)
     load_ms = (time.perf_counter_ns() - started) / 1e6
     prepared = [workloads.feeds(call, session.inputs) for call in tokens]
     cold_ms = _timed(session.run, prepared[:1], np.zeros(1, np.int64)) / 1e6
@@ -98,6 +95,19 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "calm_ns": canary.best_ns,
         "disturbed_calls": disturbed,
     }
+
+
+def pinned(job: dict[str, Any]) -> runtimes.Runtime:
+    """The job's runtime, imported on the job's CPUs."""
+    if job["cpus"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job["cpus"])  # before any library starts a thread, which inherits it
+    return runtimes.get(job["runtime"])
+
+
+def opened(runtime: runtimes.Runtime, job: dict[str, Any]) -> runtimes.Session:
+    """The job's model, with the session options that it names, if any."""
+    options = (job["session"],) if "session" in job else ()
+    return runtime.load(Path(job["model"]), job["threads"], *options)
 
 
 def warm_up(

@@ -7,7 +7,6 @@ The job is that of ``edgekd.bench.child`` with ``sustain_s``, how long, and ``mi
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import time
 from array import array
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from edgekd import runtimes
 from edgekd.bench import child, workloads
 from edgekd.bench.conditions import conditions, throttled
 
@@ -27,11 +25,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     ``slowdown`` is the last minute's median over the first's, ``throttled`` what the system says of its clock
     (``None``: nothing).
     """
-    if job["cpus"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, job["cpus"])
-    runtime = runtimes.get(job["runtime"])
+    runtime = child.pinned(job)
     inputs = workloads.load(Path(job["inputs"]))
-    session = runtime.load(Path(job["model"]), job["threads"], *([job["session"]] if "session" in job else []))
+    session = child.opened(runtime, job)
     tokens = workloads.calls(job["workload"], inputs, job["calls"])
     prepared = [workloads.feeds(call, session.inputs) for call in tokens]
     child.warm_up(session.run, prepared, **job["warmup"])

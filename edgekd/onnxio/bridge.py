@@ -6,7 +6,7 @@ was. Integers that describe shapes stay Python's own: ``torch.export`` can leave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,13 @@ def stored(model: onnx.ModelProto) -> dict[bytes, Stored]:
             found |= _stored(source, weight.T, scale, table)  # who reads it may turn it, or not
         found |= _stored(source, weight, scale, table)
     return found
+
+
+def check_int8(known: Mapping[bytes, Stored], int8: Set[str], runtime: str) -> None:
+    """Raise ``ExportError`` for a matrix of ``known`` that is not among the names that ``runtime`` has in ``int8``."""
+    lost = sorted({weight.name for weight in known.values() if not weight.table} - int8)
+    if lost:
+        raise ExportError(f"{lost[0]} ({len(lost)} in all) is int8 in the graph and would be float in {runtime}")
 
 
 def _stored(name: str, weight: Array, scale: Array, table: bool) -> dict[bytes, Stored]:

@@ -175,8 +175,7 @@ def _artifacts(
         kept = {name: runs / "store" / stage["folder"] for name, stage in report["stages"].items()}
         export = kept.get("export", Path(folder) / "none")
         if (why := _stale(export, manifest)) is None:
-            made = {n.partition("_")[2]: path for n, path in kept.items() if n.partition("_")[0] == "convert"}
-            conversions = {runtime: path for runtime, path in made.items() if path.is_dir()}
+            conversions = {name: path for name, path in bench_stage.conversions_of(kept).items() if path.is_dir()}
             found = bench_stage.artifacts(export, session_options.chosen(manifest), conversions)
             found = [one for one in found if one.name in {*asked.artifacts, bench_stage.SHIPPED}]
             yield [replace(one, folders=folders) if one.name == bench_stage.SHIPPED else one for one in found]

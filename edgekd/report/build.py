@@ -21,6 +21,7 @@ from edgekd.report.schema import SCHEMA
 from edgekd.spec import BlackBox, Distill, Target
 from edgekd.spec.blackbox import FORBIDDEN
 from edgekd.spec.literal import literal
+from edgekd.stages.bench import conversions_of
 
 HISTOGRAM_STEP = 1.05
 """Each bin of a latency histogram is this much wider than the one before."""
@@ -75,11 +76,7 @@ def build(
         **dict.fromkeys(conclude.CONCLUSIONS),
         **models,
         "rows": [row | {"host": None, "measured_on": devices.measured_on(device["missing"])} for row in rows],
-        "conversions": {
-            name.partition("_")[2]: _conversions(folder)
-            for name, folder in folders.items()
-            if name.partition("_")[0] == "convert"
-        },
+        "conversions": {name: _conversions(folder) for name, folder in conversions_of(folders).items()},
         "latency": [found for row in rows if (found := histogram(folders["bench"] / "raw", row)) is not None],
         "devices": [],
         "sizes": read("export", "sizes.json"),

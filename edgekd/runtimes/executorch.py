@@ -116,9 +116,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     content = lowered.to_executorch().buffer  # changes what is lowered
     out.write_bytes(content)
     int8 = {weight.name for weight in known.values() if weight.integers.tobytes() in content}
-    lost = sorted({weight.name for weight in known.values() if not weight.table} - int8)
-    if lost:
-        raise ExportError(f"{lost[0]} ({len(lost)} in all) is int8 in the graph and would be float in ExecuTorch")
+    bridge.check_int8(known, int8, "ExecuTorch")
     quantizing = [name for name in found["outside"] if "quant" in name or "qparams" in name]
     if quantizing:
         raise ExportError(f"{quantizing[0]}: XNNPACK leaves a layer out that is int8 in the graph")

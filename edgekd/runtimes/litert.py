@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import BenchError, ExportError
+from edgekd.errors import BenchError
 
 SIGNATURE = "tokens_{}"
 ALGORITHM = "dequantized_weight_recovery"
@@ -93,9 +93,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     for _, _, weight in _layers(out):
         kind = "int8" if weight.dtype == np.int8 else "float"
         found[kind].add(names.get(weight.tobytes(), "a weight that the graph does not have"))
-    lost = sorted({weight.name for weight in known.values() if not weight.table} - found["int8"])
-    if lost:
-        raise ExportError(f"{lost[0]} ({len(lost)} in all) is int8 in the graph and would be float in LiteRT")
+    bridge.check_int8(known, found["int8"], "LiteRT")
     return {kind: sorted(names) for kind, names in found.items()}
 
 
