@@ -41,6 +41,7 @@ ANSWERS = {
     "MSE on logits": Recipe((spec.LogitMSE(),)),
     "decoupled KD": Recipe((spec.DKD(),)),
     "DIST": Recipe((spec.DIST(),)),
+    "KL + DIST": beside(spec.DIST()),
 }
 STATES = {
     "KL + hidden MSE": beside(spec.HiddenMSE(0.1)),
@@ -51,6 +52,7 @@ STATES = {
     "KL + attention transfer": beside(spec.AttentionTransfer(0.1)),
     "KL + attention maps": beside(spec.AttentionMaps(0.1)),
     "KL + relations of attention": beside(spec.Relations(heads=2)),
+    "KL + DIST + relations": Recipe((spec.KL(), spec.DIST(), spec.Relations(heads=2))),
     "KL + RKD": beside(spec.RKD()),
     "KL + similarity": beside(spec.SimilarityPreserving(0.1)),
     "KL + correlation": beside(spec.CorrelationCongruence(10.0)),
