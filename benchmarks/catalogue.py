@@ -72,3 +72,17 @@ EXAMPLES = {
     "the backbone first": Recipe(distill={"general": spec.General()}),
 }
 RECIPES = BASELINES | ANSWERS | STATES | REGIMES | EXAMPLES
+SUBSET = (
+    *BASELINES,
+    "teacher's labels",
+    "DIST",
+    "KL + DIST",
+    "KL + hidden MSE, layers learned",
+    "KL + relations of attention",
+    "KL + DIST + relations",
+    "KL + RKD",
+    "KL + correlation",
+    "average of the student",
+    "an assistant of 4x128",
+)
+"""A member of each family."""

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
-    parser.set_defaults(threads=1)  # more do not survive a fork
+    parser.set_defaults(threads=1, device="cpu")  # neither more threads nor CUDA survive a fork
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     labels = [n for n in dict.fromkeys((PLAIN, *given.recipes)) if not (RECIPES[n].task and given.target in SHORT)]

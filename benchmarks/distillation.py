@@ -11,6 +11,8 @@ test split is scored once a student. ``--pilot`` tries learning rates and weight
 from it come RATE and the weights in the catalogue. Cells are kept in benchmarks/results/distillation.json, students in
 STORE; what is there is not made again, and one process for each target may run beside others. "born again" and "an
 assistant" train two students for STEPS steps each, "the backbone first" three epochs before its STEPS; all others one.
+With a GPU every recipe runs on every target; without one a subset that two cores finish in under three hours, a process
+each: every recipe on R52, catalogue.SUBSET elsewhere.
 What a step takes is measured apart, by ``costs.py``, and shown where there is such a row.
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import math
 import shutil
 import tempfile
@@ -29,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from catalogue import RECIPES, Recipe
+from catalogue import RECIPES, SUBSET, Recipe
 from linear import bag_of_words
 from numpy.typing import NDArray
 
@@ -48,6 +51,8 @@ TAPS = ("logits", "attention:uniform/2", "hidden:all", "pooled")
 """All that any loss of the catalogue looks at: one label store serves them."""
 RESULTS, COSTS = (Path(__file__).parent / "results" / name for name in ("distillation.json", "costs.json"))
 PILOT_SEED, PILOT_RATES, PILOT_WEIGHTS = 0, (4e-4, 1e-3, 2e-3, 4e-3), (0.1, 1.0, 10.0)
+WHOLE = "reuters52_x86"
+"""On which every recipe runs, also without a GPU."""
 SHORT = ("tweets_x86",)
 """Whose documents have no windows."""
 LINEAR = "bag of words"
@@ -61,9 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--store", type=Path, default=Path("runs"))
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, metavar="NAME", help="instead of all, or the subset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=machine.usable_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pilot", action="store_true", help="try rates and weights on validation")
     parser.add_argument("--table", action="store_true", help="only show what is there")
     given = parser.parse_args()
@@ -74,7 +80,8 @@ def main() -> None:
             pilot(name, given)
             continue
         done = {(cell["recipe"], cell["seed"]) for cell in recorded() if cell["target"] == name}
-        for seed, label in ((seed, label) for seed in given.seeds for label in given.recipes):
+        labels = given.recipes or (RECIPES if given.device == "cuda" or name == WHOLE else SUBSET)
+        for seed, label in itertools.product(given.seeds, labels):
             recipe = RECIPES[label]
             if (label, seed) not in done and not (recipe.task and name in SHORT):
                 line = taught(name, recipe, seed, RATE, given)
@@ -130,7 +137,7 @@ def walk(steps: list[runner.Step], given: Any) -> None:
     """Make stages finished on this process's threads."""
 
     def context(out: Path) -> Context:
-        return Context(out, "cpu", given.threads, QUIET)
+        return Context(out, given.device, given.threads, QUIET)
 
     runner.walk(steps, given.store, function=pipeline.stage_function, context=context, progress=QUIET)
 
@@ -159,8 +166,9 @@ def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given
     """The fp32 student of a line and the one trained on under quantization, on the test split."""
     out = given.store / "comparison" / f"{name} {label} {seed}"
     out.mkdir(parents=True, exist_ok=True)
-    ctx = Context(out, "cpu", given.threads, QUIET)
+    ctx = Context(out, given.device, given.threads, QUIET)
     model, tokens, data = loaded(line)
+    model.to(given.device)
     asked = line["quantize"].inputs
     truth = teacher_on_test(line["teacher"].stage, asked["task"], asked["assets"])
 
@@ -200,7 +208,7 @@ def accuracy(logits: NDArray[np.float32], data: Any) -> float:
 def pilot(name: str, given: Any) -> None:
     """Print how rates and weights do on validation."""
     tries = [(f"KL at rate {rate:g}", RECIPES["KL"], rate) for rate in PILOT_RATES]
-    for label in given.recipes:
+    for label in given.recipes or RECIPES:
         first, *rest = RECIPES[label].losses
         for weight in PILOT_WEIGHTS if rest else ():
             weighed: Any = [replace(loss, weight=weight) for loss in rest]

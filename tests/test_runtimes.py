@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +47,19 @@ def made(name: str, model: Path, lengths: tuple[int, ...] = (16, 64)) -> Path:
     if runtimes.converters(name) is None:
         pytest.skip(f"not installed: {runtimes.entry(name).extra}")
     file = model.parent / runtimes.entry(name).file
-    assert "error" not in (found := converting.convert(name, model, file, lengths)), found
+    file.write_bytes(converted(name, model.read_bytes(), lengths))
     return file
+
+
+@functools.cache
+def converted(name: str, content: bytes, lengths: tuple[int, ...]) -> bytes:
+    """A conversion takes seconds, and many tests ask for the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model.onnx")
+        model.write_bytes(content)
+        file = model.parent / runtimes.entry(name).file
+        assert "error" not in (found := converting.convert(name, model, file, lengths)), found
+        return file.read_bytes()
 
 
 def test_the_table_and_the_targets_know_the_same_runtimes():
