@@ -17,7 +17,7 @@ from edgekd.report import schema
 from edgekd.smoke import smoke
 
 R8 = ("reuters_x86", "reuters_x86_avx2", "reuters_rpi5", "reuters_rpi4", "reuters_android_arm64", "reuters_ios_arm64")
-R52 = ("reuters52_x86", "reuters52_rpi5")
+R52 = ("reuters52_x86", "reuters52_rpi5", "reuters52_runtimes")
 SHIPS = {
     "reuters_android_arm64": {"ort_mobile/model.ort", "litert/model.tflite"},
     "reuters_ios_arm64": {"ort_mobile/model.ort", "executorch/model.pte"},
