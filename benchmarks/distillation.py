@@ -90,8 +90,9 @@ def main() -> None:
                 print(told(cell), flush=True)
         if (LINEAR, 0) not in done:
             line = taught(name, RECIPES["KL"], given.seeds[0], RATE, given)
-            data = read_data(line["distill"].inputs["task"], line["assets"].stage)
-            truth = teacher_on_test(line, data)
+            asked = line["quantize"].inputs
+            data = read_data(asked["task"], asked["assets"])
+            truth = teacher_on_test(line["teacher"].stage, asked["task"], asked["assets"])
             size = read_json(line["distill"].stage.path / "student.json")["parameters"]
             found = evaluate.compare(bag_of_words(data, size), data.test.labels, truth)
             keep({"target": name, "recipe": LINEAR, "seed": 0, "teacher": accuracy(truth, data), "fp32": found})
