@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from tiny_onnx import classifier, feed, quantized
 
 from edgekd import runtimes
 from edgekd.bench.measure import Artifact, measure
-from edgekd.onnxio import audit, bridge, export
-from edgekd.onnxio.files import read
+from edgekd.onnxio import audit, bridge, export, files, requantize
 from edgekd.progress import Progress
+from edgekd.quant.grids import Grid
 from edgekd.runtimes import converting
 from edgekd.runtimes.ort_mobile import CONFIG
 from edgekd.stages import bench, convert
@@ -89,8 +90,11 @@ def test_litert_has_the_very_integers_of_the_shipped_file_and_its_labels(student
         pytest.skip(f"not installed: {runtimes.entry('litert').extra}")
     found = converting.convert("litert", student, tmp_path / "model.tflite", (16, 32))
     assert "error" not in found, found
-    linear = {weight.name for weight in bridge.stored(read(student)).values() if not weight.table}
-    assert linear <= set(found["int8"]) and found["float"] == ["classifier.weight"]
+    stored = {weight.name for weight in bridge.stored(files.read(student)).values()}
+    positions = (
+        "bert.embeddings.position_embeddings.weight"  # of each length the converter keeps its first rows, as floats
+    )
+    assert set(found["int8"]) == stored - {positions} and found["float"] == [positions, "classifier.weight"]
     session = runtimes.get("litert").load(tmp_path / "model.tflite", 1)
     exact = onnxruntime.InferenceSession(str(student))
     asked = [feed(1, 3 + seed % 30, seed) for seed in range(40)]
@@ -100,6 +104,20 @@ def test_litert_has_the_very_integers_of_the_shipped_file_and_its_labels(student
     apart = np.linalg.norm(one - other, axis=1) / np.linalg.norm(one, axis=1)
     assert np.median(apart) < 1e-3  # ties may round otherwise: onnxruntime's own optimizations change as much
     assert (one.argmax(1) == other.argmax(1)).mean() >= 0.975
+
+
+@pytest.mark.parametrize("runtime", ["litert", "executorch"])
+def test_products_of_activations_that_would_be_float_are_refused_by_name(
+    runtime: str, student: Path, tmp_path: Path
+) -> None:
+    if runtimes.converters(runtime) is None:
+        pytest.skip(f"not installed: {runtimes.entry(runtime).extra}")
+    made = files.read(student)
+    places = requantize.attention(made)
+    grid = Grid(np.array(0.05, np.float32), np.array(128, np.uint8))
+    files.write(requantize.put(made, places, {tensor: grid for tensor, _ in places}), tmp_path / "model.onnx")
+    found = converting.convert(runtime, tmp_path / "model.onnx", tmp_path / runtimes.entry(runtime).file, (16,))
+    assert re.search(r"attention.*MatMul.*\(4 in all\) is int8 in the graph and would be float", found["error"])
 
 
 def test_openvino_tells_which_multiplications_it_does_in_int8(student: Path) -> None:

@@ -15,7 +15,7 @@ from tiny_onnx import VOCABULARY, classifier, feed, quantized
 from edgekd import spec
 from edgekd.distill.data import Tokens
 from edgekd.errors import ExportError
-from edgekd.onnxio import export, files, parity, products, requantize, rewrite, skip_layer_norm
+from edgekd.onnxio import bridge, export, files, parity, products, requantize, rewrite, skip_layer_norm
 from edgekd.onnxio.audit import audit, session
 from edgekd.onnxio.names import module_path
 from edgekd.progress import Progress
@@ -172,7 +172,7 @@ def test_a_product_that_loses_too_much_comes_first_by_every_measure_and_is_propo
     model, calibration = files.read(paths["u8s8_static"]), examples()
     places = requantize.attention(model)
     chosen = requantize.grids(model, places, calibration, "minmax", 100.0)
-    assert products.find(model) == [] and products.measure(paths["u8s8_static"], calibration, QUIET) is None
+    assert bridge.factors(model) == [] and products.measure(paths["u8s8_static"], calibration, QUIET) is None
     lost, (product,) = next(place for place in places if "layer.1" in place[0])
     chosen[lost] = chosen[lost]._replace(scale=chosen[lost].scale * np.float32(1e-4))  # hardly any of its range
     made = requantize.put(model, places, chosen)
@@ -186,11 +186,11 @@ def test_a_product_that_loses_too_much_comes_first_by_every_measure_and_is_propo
     assert found["quantizers"][0]["quantizer"] == f"{name}: {lost}"
     assert max(found["layers"], key=lambda row: row["won_back"])["layer"] == name
     given = [feed(2, 9, seed=3), feed(1, 4)]
-    every = products.in_float(made, set(products.find(made)))
+    every = products.in_float(made, set(bridge.factors(made)))
     without = requantize.put(model, [place for place in places if place[1] != (product,)], chosen)
     for one, other in (
         (every, model),
-        (products.in_float(made, {f for f in products.find(made) if f[0] == product}), without),
+        (products.in_float(made, {f for f in bridge.factors(made) if f[0] == product}), without),
     ):
         for inputs in given:
             np.testing.assert_array_equal(*(session(graph).run(None, inputs)[0] for graph in (one, other)))

@@ -24,6 +24,8 @@ from edgekd.onnxio.graph import dequantized
 from edgekd.onnxio.operators import OPERATORS
 
 Array = NDArray[Any]
+Factor = tuple[str, str]
+"""A product, by its node's name, and a tensor that it reads quantized."""
 
 
 class Graph(nn.Module):
@@ -120,11 +122,34 @@ def stored(model: onnx.ModelProto) -> dict[bytes, Stored]:
     return found
 
 
-def check_int8(known: Mapping[bytes, Stored], int8: Set[str], runtime: str) -> None:
-    """Raise ``ExportError`` for a matrix of ``known`` that is not among the names that ``runtime`` has in ``int8``."""
+def check_int8(model: onnx.ModelProto, known: Mapping[bytes, Stored], int8: Set[str], runtime: str) -> None:
+    """Raise ``ExportError`` where ``runtime`` would compute in float what ``model`` computes in int8.
+
+    That is a matrix of ``known`` that is not among the names that it has in ``int8``, or a product of two activations:
+    a folded graph has none of those left.
+    """
     lost = sorted({weight.name for weight in known.values() if not weight.table} - int8)
+    lost += dict.fromkeys(node for node, _ in factors(model))
     if lost:
         raise ExportError(f"{lost[0]} ({len(lost)} in all) is int8 in the graph and would be float in {runtime}")
+
+
+def factors(model: onnx.ModelProto) -> list[Factor]:
+    """The factors of products of two computed tensors that stand behind a QuantizeLinear and a DequantizeLinear."""
+    sources = quantized(model)
+    return [
+        (node.name, sources[name])
+        for node in model.graph.node
+        if node.op_type == "MatMul" and not node.domain and all(name in sources for name in node.input)
+        for name in dict.fromkeys(node.input)
+    ]
+
+
+def quantized(model: onnx.ModelProto) -> dict[str, str]:
+    """What stands behind a QuantizeLinear and a DequantizeLinear at once -> what stands before them."""
+    quantized = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    behind = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in quantized]
+    return {node.output[0]: quantized[node.input[0]] for node in behind}
 
 
 def _stored(name: str, weight: Array, scale: Array, table: bool) -> dict[bytes, Stored]:

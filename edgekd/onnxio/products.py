@@ -20,12 +20,10 @@ from edgekd.distill import evaluate
 from edgekd.distill.data import Tokens, by_length
 from edgekd.onnxio import files, passes
 from edgekd.onnxio.audit import session
+from edgekd.onnxio.bridge import Factor, factors, quantized
 from edgekd.onnxio.names import module_path
 from edgekd.progress import Progress
 from edgekd.quant import sensitivity
-
-Factor = tuple[str, str]
-"""A product, by its node's name, and a tensor that it reads quantized."""
 
 
 def measure(path: Path, tokens: Tokens, progress: Progress) -> dict[str, Any] | None:
@@ -36,11 +34,11 @@ def measure(path: Path, tokens: Tokens, progress: Progress) -> dict[str, Any] | 
     both worst first; ``keep_float``: [{layer, scheme, kl, share}], as ``sensitivity.measure`` has it.
     """
     model = files.read(path)
-    factors = find(model)
-    if not factors:
+    found = factors(model)
+    if not found:
         return None
-    groups = {module_path(name): {one for one in factors if one[0] == name} for name, _ in factors}
-    single = {f"{module_path(name)}: {tensor}": {(name, tensor)} for name, tensor in factors}
+    groups = {module_path(name): {one for one in found if one[0] == name} for name, _ in found}
+    single = {f"{module_path(name)}: {tensor}": {(name, tensor)} for name, tensor in found}
     rows = groups | single
     total = 2 + 2 * len(rows) + min(sensitivity.TRIED, len(groups))
     with progress.bar("diagnose: products of attention", total=total, unit="pass") as advance:
@@ -53,11 +51,11 @@ def measure(path: Path, tokens: Tokens, progress: Progress) -> dict[str, Any] | 
         def kl() -> float:
             return evaluate.compare(answers(), tokens.labels, reference)["kl"]
 
-        with _added(floats, set(factors)):
+        with _added(floats, set(found)):
             reference = answers()
         whole, alone, without = kl(), {}, {}
         for name, own in rows.items():
-            with _added(floats, set(factors) - own):
+            with _added(floats, set(found) - own):
                 alone[name] = kl()
             with _added(floats, own):
                 without[name] = kl()
@@ -81,34 +79,16 @@ def measure(path: Path, tokens: Tokens, progress: Progress) -> dict[str, Any] | 
     }
 
 
-def find(model: onnx.ModelProto) -> list[Factor]:
-    """The factors of products of two computed tensors that stand behind a QuantizeLinear and a DequantizeLinear."""
-    sources = _sources(model)
-    return [
-        (node.name, sources[name])
-        for node in model.graph.node
-        if node.op_type == "MatMul" and not node.domain and all(name in sources for name in node.input)
-        for name in dict.fromkeys(node.input)
-    ]
-
-
-def in_float(model: onnx.ModelProto, factors: Collection[Factor]) -> onnx.ModelProto:
-    """The model with these products reading these tensors as they are; the one given is not changed."""
+def in_float(model: onnx.ModelProto, chosen: Collection[Factor]) -> onnx.ModelProto:
+    """The model with the chosen products reading these tensors as they are; the one given is not changed."""
     own = onnx.ModelProto()
     own.CopyFrom(model)
-    sources = _sources(own)
+    sources = quantized(own)
     for node in own.graph.node:
         for place, name in enumerate(node.input):
-            if (node.name, sources.get(name)) in factors:
+            if (node.name, sources.get(name)) in chosen:
                 node.input[place] = sources[name]
     return passes.apply(own, ("dead",))
-
-
-def _sources(model: onnx.ModelProto) -> dict[str, str]:
-    """What stands behind a QuantizeLinear and a DequantizeLinear at once -> what stands before them."""
-    quantized = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
-    behind = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in quantized]
-    return {node.output[0]: quantized[node.input[0]] for node in behind}
 
 
 def _logits(model: onnx.ModelProto, tokens: Tokens) -> NDArray[np.float32]:
@@ -121,9 +101,9 @@ def _logits(model: onnx.ModelProto, tokens: Tokens) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _added(floats: set[Factor], factors: set[Factor]) -> Iterator[None]:
-    """``factors`` among ``floats``, for as long as it takes."""
-    new = factors - floats
+def _added(floats: set[Factor], more: set[Factor]) -> Iterator[None]:
+    """``more`` among ``floats``, for as long as it takes."""
+    new = more - floats
     floats |= new
     try:
         yield

@@ -92,8 +92,8 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     computes; ``delegated_nodes`` and ``delegated_time``, its shares of the operators and of one call; ``outside``, how
     often it leaves which operator to others; ``difference``, how far one example's logits are from the graph's, as a
     share of their length.
-    Raises ``ExportError`` for a graph without a counterpart, where a layer that the graph has in int8 would be in
-    float, and where the file computes something else.
+    Raises ``ExportError`` for a graph without a counterpart, where a product that the graph has in int8 would be
+    in float, and where the file computes something else.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -116,7 +116,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     content = lowered.to_executorch().buffer  # changes what is lowered
     out.write_bytes(content)
     int8 = {weight.name for weight in known.values() if weight.integers.tobytes() in content}
-    bridge.check_int8(known, int8, "ExecuTorch")
+    bridge.check_int8(wider, known, int8, "ExecuTorch")
     quantizing = [name for name in found["outside"] if "quant" in name or "qparams" in name]
     if quantizing:
         raise ExportError(f"{quantizing[0]}: XNNPACK leaves a layer out that is int8 in the graph")

@@ -70,7 +70,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     """Write ``out`` from the ``.onnx`` at ``source``, with a signature for each of ``lengths``.
 
     Returns ``int8`` and ``float``, the names of the weights of each kind. Raises ``ExportError`` for a graph without a
-    counterpart, and where a layer that the graph has in int8 would be in float.
+    counterpart, and where a product that the graph has in int8 would be in float.
     """
     import litert_torch
     import torch
@@ -93,7 +93,8 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     for _, _, weight in _layers(out):
         kind = "int8" if weight.dtype == np.int8 else "float"
         found[kind].add(names.get(weight.tobytes(), "a weight that the graph does not have"))
-    bridge.check_int8(known, found["int8"], "LiteRT")
+    bridge.check_int8(model, known, found["int8"], "LiteRT")
+    found["float"] |= {weight.name for weight in known.values()} - found["int8"]  # tables whose rows became constants
     return {kind: sorted(names) for kind, names in found.items()}
 
 
