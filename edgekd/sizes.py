@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
     _check_shallow(target)
     labels = label_count(target, line) or 2  # a handful of numbers either way
     config = teacher_config(target, line)
-    small = _smallest(target, config)
+    small = smallest(target, config)
     whole = shape.tensors(config or {}, labels)
     teacher: dict[str, Any] | None = None
     if config is not None and whole is not None:
@@ -82,17 +82,22 @@ def _check_shallow(target: Target) -> None:
             raise TargetError(f"{layer} is a convolution, which {scheme} does not quantize: choose a static scheme")
 
 
-def _smallest(target: Target, config: dict[str, Any] | None) -> dict[str, Any] | None:
+def smallest(
+    target: Target,
+    config: dict[str, Any] | None,
+    whole: Callable[[Mapping[str, object]], Mapping[str, Any]] = lambda given: given,
+) -> dict[str, Any] | None:
     """The student's configuration, by way of the assistants'; ``None`` while that of a backbone is not known.
 
-    ``config`` is the teacher's. Raises ``TargetError`` for what does not fit another.
+    ``config`` is the teacher's; ``whole`` adds to a student's own what its library has by default. Raises
+    ``TargetError`` for what does not fit another.
     """
     parent, small, answers = config, config, [config]
     for i, student in enumerate(target.learners, 1):
         backbone = parent if student.source is None else _source_config(student.source)
         if backbone is None:
             return None
-        small = shape.student_config(student, backbone, target.task.max_length)
+        small = {**whole(student.config or {}), **shape.student_config(student, backbone, target.task.max_length)}
         taps.check_exits(target.distill.losses, small.get("model_type"), _layers(small))
         if taps.by_itself(target.distill.source):
             answers = [small]

@@ -214,8 +214,11 @@ def test_a_smoke_run_never_has_more_examples_than_the_target_asks_for() -> None:
     ],
 )
 def test_what_of_a_teacher_is_trained_is_said_without_contradiction(options: dict[str, Any], message: str) -> None:
+    teacher = dataclasses.replace(BASE.teacher, finetune=spec.Finetune(**options))
     with pytest.raises(TargetError, match=message):
-        dataclasses.replace(BASE, teacher=dataclasses.replace(BASE.teacher, finetune=spec.Finetune(**options)))
+        dataclasses.replace(BASE, teacher=teacher)
+    with pytest.raises(TargetError, match=message.replace("teacher", r"co_teachers\[0\]", 1)):
+        dataclasses.replace(BASE, co_teachers=(teacher,))
 
 
 def test_training_only_if_needed_needs_a_budget_to_tell() -> None:
@@ -299,7 +302,16 @@ TAUGHT = dataclasses.replace(
     ("path", "value", "message"),
     [
         ("teacher.source", "callable:module", "names no function: write callable:package.module:function"),
-        ("teacher.source", "host/v1", "teacher.source must be callable:package.module:function or a plain address"),
+        *(
+            ("teacher.source", f"http://{address}", "a plain ASCII address")
+            for address in ("host/vü1", "vü.example/v1", "a..b/v1", f"{'a' * 64}/v1", "host/a b", "host/v1\n")
+        ),
+        ("distill.losses", (spec.CE(),), "no loss looks at its answers: add PartialKL"),
+        (
+            "teacher.source",
+            "host/v1",
+            "teacher.source must be callable:package.module:function or a plain ASCII address",
+        ),
         ("teacher.source", "https://user:key@host/v1", "without a key, user or query in it"),
         ("teacher.source", "https://host/v1?key=abc", "a key belongs into the variable that api_key_env names"),
         ("teacher.source", "https://[host/v1", "teacher.source must be"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_target
+from test_teachers import other, words
 
 from edgekd import catalog, pipeline, spec, store
 from edgekd.errors import AssetError, DataError, EdgekdError, TargetError
@@ -35,6 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty/model.safetensors").unlink()
     weights = folder / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-500])
+
+    loading.save_model(other(), tiny.fast(words()), folder / "many")  # its head has two layers
+    bare = tiny.fast(tiny.wordpiece())
+    bare.mask_token = bare.unk_token = None
+    loading.save_model(tiny.bert(), bare, folder / "bare")
     (folder / "foreign/config.json").write_text(json.dumps({"model_type": "perceiver"}))
     return folder
 
@@ -102,9 +108,30 @@ def of_its_own(folder: Path, name: str) -> dict[str, Any]:
     return {"assistants": (assistant,), "student": student, "budget": spec.Budget()}
 
 
+def by_its_head(folder: Path, name: str) -> dict[str, Any]:
+    return {"co_teachers": (spec.Teacher(source=f"dir:{folder}/{name}", finetune=spec.Finetune(train="head")),)}
+
+
+def masked(folder: Path, name: str) -> dict[str, Any]:
+    teacher = spec.Teacher(source=f"dir:{folder}/{name}", finetune=spec.Finetune())
+    return {"teacher": teacher, "distill": spec.Distill(losses=(spec.KL(),), augment=spec.Augment())}
+
+
+def twelve(*losses: spec.Loss) -> Any:
+    """A student whose configuration leaves its twelve layers to the library."""
+    config = {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    student = spec.Student(config=config, vocabulary=70)
+    return lambda folder, name: {"student": student, "distill": spec.Distill(losses=losses), "budget": spec.Budget()}
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "kind", "message"),
     [
+        (by_its_head, "many", TargetError, "trains one linear layer, and the head of .* consists of"),
+        (masked, "bare", TargetError, "has no mask and no unknown token; set mask=0"),
+        (twelve(spec.HiddenMSE(layers=((13, 1),))), "", TargetError, r"out of range: the student has layers 0\.\.12"),
+        (twelve(spec.HiddenMSE()), "", TargetError, "cannot pair 12 layers"),
+        (twelve(spec.Exits(at=(12,))), "", TargetError, "the student has 12 blocks"),
         (tuned, "empty", AssetError, "no weights in .*empty"),
         (tuned, "cut", AssetError, "cannot load the weights in .*cut"),
         (tuned, "foreign", TargetError, "'perceiver' are not supported, whose configuration gives no num_hidden_layer"),

@@ -78,9 +78,10 @@ def load_classifier(
     return model.float()
 
 
-def check(folder: Path, gguf_file: str | None = None) -> None:
-    """Raise ``AssetError`` for weights that are not there or not whole, and ``TargetError`` for a family that edgekd
-    cannot teach with: what ``load_classifier`` and the stages after it would say, without reading the numbers.
+def check(folder: Path, gguf_file: str | None = None) -> Any:
+    """A model's configuration. Raises ``AssetError`` for weights that are not there or not whole, and ``TargetError``
+    for a family that edgekd cannot teach with: what ``load_classifier`` and the stages after it would say, without
+    reading the numbers.
     """
     config = _config(folder, gguf_file)
     if gguf_file is None:
@@ -89,6 +90,7 @@ def check(folder: Path, gguf_file: str | None = None) -> None:
             with _reading(f"the weights in {path}"), safe_open(path, "pt"):  # it compares the length with the header's
                 pass
     check_family(config, str(folder))
+    return config
 
 
 def check_family(config: Any, who: str) -> None:

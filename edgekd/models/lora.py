@@ -41,14 +41,20 @@ def attach(model: Any, rank: int, alpha: float) -> None:
     The head stays trainable. Raises ``TargetError`` for a backbone without linear layers (GPT-2's are of another kind).
     """
     backbone = getattr(model, model.base_model_prefix).requires_grad_(False)
+    for name, linear in corrected(model).items():
+        backbone.set_submodule(name, LowRank(linear, rank, alpha / rank))
+
+
+def corrected(model: Any) -> dict[str, nn.Linear]:
+    """The linear layers of a classifier's backbone that ``attach`` corrects. Raises as that does."""
+    backbone = getattr(model, model.base_model_prefix)
     found = {name: module for name, module in backbone.named_modules() if type(module) is nn.Linear}
     if not found:
         raise TargetError(
             f"teacher.finetune.train='lora' corrects linear layers, and {type(backbone).__name__} has none: choose "
             "'all' or 'head'"
         )
-    for name, linear in found.items():
-        backbone.set_submodule(name, LowRank(linear, rank, alpha / rank))
+    return found
 
 
 def merge(model: Any) -> None:

@@ -124,11 +124,13 @@ def _own(box: BlackBox) -> Iterator[str]:
     try:
         address = urlsplit(box.source)
         plain = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+        plain = plain and re.fullmatch("[!-~]+", box.source) is not None  # what a request's first line may hold
+        plain = plain and all(0 < len(label) < 64 for label in str(address.hostname).rstrip(".").split("."))  # RFC 1035
     except ValueError:
         plain = False
     if not plain or address.username or address.password or address.query or address.fragment:
         yield (
-            "teacher.source must be callable:package.module:function or a plain address such as https://host/v1, "
+            "teacher.source must be callable:package.module:function or a plain ASCII address such as https://host/v1, "
             "without a key, user or query in it: a key belongs into the variable that api_key_env names"
         )
     if not box.model:

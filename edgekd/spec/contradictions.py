@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekd.spec import blackbox
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def of_teaching(target: Target) -> Iterator[str]:
     """Students, losses, exits, who teaches and is fine-tuned how, what comes before the task."""
     student, task, distill = target.student, target.task, target.distill
-    learners = {"student": student, **{f"assistants[{i}]": other for i, other in enumerate(target.assistants)}}
+    learners = {"student": student, **_numbered("assistants", target.assistants)}
     for path, learner in learners.items():
         yield from _student(path, learner, task.max_length)
     yield from _teachers(target)
@@ -37,13 +37,23 @@ def of_teaching(target: Target) -> Iterator[str]:
     if isinstance(distill.source, Mutual) and distill.source.students == 1 and not distill.source.teacher:
         yield "distill.source Mutual(students=1) leaves nobody to learn from: raise students, or set teacher=True"
     yield from _idle(target)
-    finetune, usual = getattr(target.teacher, "finetune", None), Finetune()
-    if finetune is not None and finetune.train != "lora":
-        if (finetune.rank, finetune.alpha) != (usual.rank, usual.alpha):
-            yield f"teacher.finetune.rank and alpha are for train 'lora', not {finetune.train!r}: remove them"
-        if finetune.train == "head" and finetune.dropout is not None:
-            yield "teacher.finetune.dropout changes nothing in a backbone that stands still (train 'head'): remove it"
+    for path, teacher in {"teacher": target.teacher, **_numbered("co_teachers", target.co_teachers)}.items():
+        yield from _finetune(path, getattr(teacher, "finetune", None))
     yield from _phases(target)
+
+
+def _numbered(path: str, several: Iterable[Any]) -> dict[str, Any]:
+    return {f"{path}[{i}]": one for i, one in enumerate(several)}
+
+
+def _finetune(path: str, finetune: Finetune | None) -> Iterator[str]:
+    usual = Finetune()
+    if finetune is None or finetune.train == "lora":
+        return
+    if (finetune.rank, finetune.alpha) != (usual.rank, usual.alpha):
+        yield f"{path}.finetune.rank and alpha are for train 'lora', not {finetune.train!r}: remove them"
+    if finetune.train == "head" and finetune.dropout is not None:
+        yield f"{path}.finetune.dropout changes nothing in a backbone that stands still (train 'head'): remove it"
 
 
 def _teachers(target: Target) -> Iterator[str]:
@@ -81,6 +91,8 @@ def _idle(target: Target) -> Iterator[str]:
     for name, asked in teachers.items():
         if asked and not looking:
             yield f"{name} changes nothing: no loss looks at a teacher; add one to distill.losses"
+    if isinstance(target.teacher, blackbox.BlackBox) and not looking:
+        yield "teacher is asked, and may be paid, and no loss looks at its answers: add PartialKL to distill.losses"
     if target.co_teachers and not any(isinstance(loss, ANSWERS) for loss in looking):
         yield "co_teachers give answers, and no loss looks at any: add KL, or another loss on answers"
 

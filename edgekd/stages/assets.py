@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd import assets, spec, tasks
+from edgekd import assets, sizes, spec, tasks
 from edgekd.errors import AssetError
 from edgekd.store import Context
 
@@ -47,18 +47,25 @@ def check(target: spec.Target, teachers: Sequence[spec.Teacher], done: Mapping[s
     ``AssetError`` for files that are absent or broken and vocabularies too small, ``TargetError`` for families that are
     not supported and configurations that make no student.
     """
-    from edgekd.models import loading  # not above: to fetch needs no torch
+    from edgekd.models import loading, neighbours  # not above: to fetch needs no torch
     from edgekd.models.student import cut_vocabulary, skeleton
+    from edgekd.stages import labels
 
+    known: dict[str, Any] = {}
     for teacher in teachers:
         folder = assets.resolve(teacher.source, also=teacher.files)
-        loading.check(folder, teacher.gguf_file)
+        config = loading.check(folder, teacher.gguf_file).to_dict()
         loading.load_tokenizer(folder, teacher.gguf_file)
+        _check_finetune(teacher.finetune, config)
+        known = config if teacher == target.teacher else known
     if "distill" in done:
         return
+    augment = target.distill.augment
     module, first = tasks.TASKS[target.task.kind], target.learners[: len(target.assistants) + 1]  # of one kind each
     texts = module.read(done["assets"]).train.texts if any(student.vocabulary for student in first) else ()
     parent = _teachers_tokenizer(target.teacher, done)
+    if augment is not None and augment.mask and parent is not None:
+        neighbours.mask(parent)
     for i, student in enumerate(first, 1):
         if f"distill_{i}" in done:
             parent = _made_tokenizer(done[f"distill_{i}"])
@@ -71,6 +78,20 @@ def check(target: spec.Target, teachers: Sequence[spec.Teacher], done: Mapping[s
             loading.check_family(skeleton(student.config).config, "student.config")
         if parent is not None:
             parent, _ = cut_vocabulary(student, parent, texts)
+    if known:  # of a GGUF file nothing is known before
+        labels.check(target, known)
+    sizes.smallest(target, known or None, lambda config: skeleton(config).config.to_dict() if config else {})
+
+
+def _check_finetune(finetune: spec.Finetune | None, config: Mapping[str, Any]) -> None:
+    """Raise ``TargetError`` for a model of which ``finetune`` would find nothing to train."""
+    from edgekd.distill import head
+    from edgekd.models import lora
+    from edgekd.models.student import skeleton
+
+    check = {"head": head.path, "lora": lora.corrected}.get(finetune.train if finetune else "all")
+    if check is not None:
+        check(skeleton(config))
 
 
 def _teachers_tokenizer(teacher: spec.Teacher | spec.BlackBox, done: Mapping[str, Path]) -> Any:
