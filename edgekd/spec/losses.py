@@ -83,7 +83,7 @@ class ReverseKL:
 
 @dataclass(frozen=True)
 class JS:
-    """Jensen-Shannon divergence: symmetric, and never above ln 2 (Lin 1991)."""
+    """Jensen-Shannon divergence: symmetric, and at temperature 1 never above ln 2 (Lin 1991)."""
 
     weight: float | Ramp = 1.0
     temperature: float | Ramp = 1.0

@@ -1,4 +1,7 @@
-"""Losses on attention: its maps, and the relations among queries, among keys and among values."""
+"""Losses on attention: its maps, and the relations among queries, among keys and among values.
+
+What is read of both: queries, keys and values (B, T, D) by block.
+"""
 
 from __future__ import annotations
 

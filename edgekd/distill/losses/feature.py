@@ -1,4 +1,7 @@
-"""Losses on hidden states: of tokens, or of the positions of a feature map, channels last."""
+"""Losses on hidden states (B, T, H): of tokens, or of the positions of a feature map, channels last.
+
+What is read of both: hidden states (B, T, H) by layer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Losses on what examples are to each other, by the mean of each one's last hidden states. Widths need not be equal."""
+"""Losses on what examples are to each other, by the mean of each one's last hidden states. Widths need not be equal.
+
+What is read of both: means of the last hidden states (B, H).
+"""
 
 from __future__ import annotations
 

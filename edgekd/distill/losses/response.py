@@ -1,4 +1,7 @@
-"""Losses on the answers: what the student's logits should be, given the teacher's or the labels."""
+"""Losses on the answers: what the student's logits should be, given the teacher's or the labels.
+
+What is read of both: logits (B, C).
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,8 @@ def kl(loss: spec.KL, student: Signal, teacher: Signal, batch: Batch, own: Any =
 def partial_kl(loss: spec.PartialKL, student: Signal, teacher: Signal, batch: Batch, own: Any = None) -> Tensor:
     """KL(teacher ‖ student) over the classes that the teacher knows and one bin for all others, mean over examples.
 
-    What coarser bins cannot tell apart counts as equal, so it is never more than the whole KL; that is what it is
-    where all classes are known.
+    What coarser bins cannot tell apart counts as equal, so it is never more than the whole KL (the log sum inequality,
+    Cover and Thomas 2006); that is what it is where all classes are known.
     """
     log_p_BC = F.log_softmax(teacher.logits_BC.detach().float(), dim=-1).clamp_min(NEVER)
     log_q_BC = F.log_softmax(student.logits_BC.float(), dim=-1)
@@ -74,9 +77,10 @@ def js(loss: spec.JS, student: Signal, teacher: Signal, batch: Batch, own: Any =
 
 
 def ce(loss: spec.CE, student: Signal, teacher: Signal | None, batch: Batch, own: Any = None) -> Tensor:
-    """Cross-entropy, mean over examples, against the labels or the teacher's answers; a label of -1 counts as nothing.
+    """−Σ target · log softmax(student), mean over examples; the target is the label, or the teacher's answer.
 
-    ``smoothing`` gives that share of the target to all classes alike (Szegedy et al. 2016).
+    A label of -1 counts as nothing. ``smoothing`` gives that share of the target to all classes alike (Szegedy et al.
+    2016).
     """
     labels_B = batch.labels_B
     if loss.labels == "teacher":
