@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-# With every runtime that Python installs, and what converts for them: for the tests alone, some 2 GB.
+# With every runtime that Python (and npm, where it is) installs, and what converts for them: for tests alone, some 2 GB.
 TESTED := .venv/installed-runtimes
 
 # Another environment, from the same constraints but for what hangs on the major version of transformers.
@@ -48,6 +48,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(TESTED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,litert-convert,executorch,dev]'
+	if command -v npm > /dev/null; then $(BIN)/edgekd doctor --install ort_web > /dev/null; fi
 	touch $@
 
 canary: $(CANARY)/installed

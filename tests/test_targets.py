@@ -16,7 +16,10 @@ from edgekd.progress import Progress
 from edgekd.report import schema
 from edgekd.smoke import smoke
 
-R8 = ("reuters_x86", "reuters_x86_avx2", "reuters_rpi5", "reuters_rpi4", "reuters_android_arm64", "reuters_ios_arm64")
+R8 = (
+    *("reuters_x86", "reuters_x86_avx2", "reuters_rpi5", "reuters_rpi4", "reuters_android_arm64", "reuters_ios_arm64"),
+    "reuters_browser",
+)
 R52 = ("reuters52_x86", "reuters52_rpi5", "reuters52_runtimes")
 SHIPS = {
     "reuters_android_arm64": {"ort_mobile/model.ort", "litert/model.tflite"},
@@ -118,6 +121,8 @@ def test_a_smoke_run_of_a_target_ships_what_its_device_loads(name: str, place: P
             assert missing.keys() <= {"teacher_ort_dynamic"}, missing  # some formats have nothing for its weights
             assert all(why.startswith("not converted: ") for why in missing.values()), missing
     manifest = json.loads((bundle / "manifest.json").read_text())
+    paged = any(one.startswith("ort_web") and not runtimes.availability(one) for one in target.bench.runtimes)
+    assert manifest["page"] == ("index.html" if paged else None)
     made = {name for name in target.bench.runtimes if runtimes.converters(name) is not None}
     ships = {file for file in SHIPS.get(name, ()) if file.partition("/")[0] in made}
     assert ships <= set(manifest["files"]) and ships <= set(manifest["runtimes"].values())
