@@ -612,11 +612,11 @@ def test_the_full_grid_times_every_artifact_of_a_run_everywhere_and_goes_on_wher
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import full_grid
 
-    monkeypatch.setattr(machine, "usable_threads", lambda profile=2: min(profile, 2))
+    monkeypatch.setattr(machine, "usable_threads", lambda profile=2, root=None: min(profile or 2, 2))
     monkeypatch.setattr(machine, "pick_cpus", lambda count: list(range(count)))
-    monkeypatch.setattr(
-        full_grid.schema, "load", lambda path: {"stages": {"export": {"folder": "export-0"}}, "training": {}}
-    )
+    device = {"name": "another", "isa": "none"}
+    kept = {"stages": {"export": {"folder": "export-0"}}, "training": {}, "device": device}
+    monkeypatch.setattr(full_grid.schema, "load", lambda path: kept)
     export = tmp_path / "store" / "export-0"
     (export / "inputs").mkdir(parents=True)
     for name in ("teacher", "student"):
@@ -627,5 +627,6 @@ def test_the_full_grid_times_every_artifact_of_a_run_everywhere_and_goes_on_wher
     assert len(launched) == 5 * 2 * 2 * 4
     assert text.count("\n### ") == 2 * 4  # both runtimes in one table
     assert text.count("| student, shipped int8 |") == 2 * 2 * 4
+    assert text.count("host-proxy") >= 5 * 2 * 2 * 4  # every row, measured on what is no such device
     assert full_grid.grid(tmp_path / "mine", rounds=1, calls=3) == text
     assert len(launched) == 5 * 2 * 2 * 4
