@@ -19,7 +19,7 @@ from edgekd.bench.measure import measure
 from edgekd.cli.common import run_folder
 from edgekd.errors import EdgekdError
 from edgekd.progress import Progress
-from edgekd.report import markdown, schema
+from edgekd.report import devices, markdown, schema
 from edgekd.stages.bench import artifacts
 from edgekd.tasks import text_classification
 
@@ -62,6 +62,8 @@ def grid(run: Path, rounds: int, calls: int) -> str:
         progress=Progress(),
         score=text_classification.score,
     )
+    here = devices.measured_on(devices.missing(report["device"], machine.fingerprint()))
+    rows = [row | {"measured_on": here} for row in rows]
     store.write_json(run / "full_grid" / "rows.json", rows)
     told = {"rows": rows, "machine": {"cpu": machine.cpu_model()}, "training": report["training"]}
     return "\n\n".join(markdown.measurements(told))

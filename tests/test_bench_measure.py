@@ -287,6 +287,31 @@ def test_artifacts_take_turns_within_a_round_and_every_other_round_goes_backward
     assert len({job["samples"] for job in launched}) == len(launched)
 
 
+def test_a_runtime_that_is_timed_at_fixed_lengths_alone_is_scored_in_its_first_cell(tmp_path, launched, monkeypatch):
+    monkeypatch.setattr(machine, "usable_threads", lambda profile=2: min(profile, 2))
+    monkeypatch.setattr(machine, "pick_cpus", lambda count: list(range(count)))
+    artifacts = [told(tmp_path, write_inputs(tmp_path / "inputs.npz", labels=[0] * 12), "a")]
+    workloads = {KNOWN: ("fixed4", "fixed8"), "ort_cpu": ("fixed4", "real")}
+    table = run(artifacts, tmp_path / "out", runtimes=list(workloads), threads=[1, 2], workloads=workloads, rounds=2)
+    asked = [(job["runtime"], job["threads"], job["workload"]) for job in launched if job["score"]]
+    assert asked == [(KNOWN, 1, "fixed4"), (KNOWN, 2, "fixed4"), ("ort_cpu", 1, "real"), ("ort_cpu", 2, "real")]
+    assert [row["score"] for row in table] == [1.0] * 8
+
+
+def test_the_memory_of_a_fixed_length_is_not_that_of_the_documents_scored_after_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    bag_of_words(tmp_path / "a" / "model.onnx")
+    tokens = 2**20  # whose embeddings alone, of 8 floats each, are 32 MiB
+    np.savez(tmp_path / "long.npz", ids=np.ones(tokens, np.int64), offsets=[0, tokens - 4, tokens], labels=[0, 0])
+    artifact = Artifact("a", (tmp_path / "a",), tmp_path / "long.npz")
+    fixed, real = (
+        run([artifact], tmp_path / workload, runtimes=["ort_cpu"], workloads={"ort_cpu": (workload,)})[0]
+        for workload in ("fixed4", "real")
+    )
+    assert fixed["peak_rss_mib"] < 32 < real["peak_rss_mib"]
+    assert fixed["score"] == real["score"] is not None
+
+
 def test_a_failure_ends_the_artifact_in_that_cell_alone(tmp_path, inputs, launched):
     artifacts = [told(tmp_path, inputs, name) for name in ("teacher_fp32", "fragile")]
     table = run(artifacts, tmp_path / "out", rounds=2, workloads={KNOWN: ("real", "fixed4")})
@@ -587,11 +612,11 @@ def test_the_full_grid_times_every_artifact_of_a_run_everywhere_and_goes_on_wher
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import full_grid
 
-    monkeypatch.setattr(machine, "usable_threads", lambda profile=2: min(profile, 2))
+    monkeypatch.setattr(machine, "usable_threads", lambda profile=2, root=None: min(profile or 2, 2))
     monkeypatch.setattr(machine, "pick_cpus", lambda count: list(range(count)))
-    monkeypatch.setattr(
-        full_grid.schema, "load", lambda path: {"stages": {"export": {"folder": "export-0"}}, "training": {}}
-    )
+    device = {"name": "another", "isa": "none"}
+    kept = {"stages": {"export": {"folder": "export-0"}}, "training": {}, "device": device}
+    monkeypatch.setattr(full_grid.schema, "load", lambda path: kept)
     export = tmp_path / "store" / "export-0"
     (export / "inputs").mkdir(parents=True)
     for name in ("teacher", "student"):
@@ -602,5 +627,6 @@ def test_the_full_grid_times_every_artifact_of_a_run_everywhere_and_goes_on_wher
     assert len(launched) == 5 * 2 * 2 * 4
     assert text.count("\n### ") == 2 * 4  # both runtimes in one table
     assert text.count("| student, shipped int8 |") == 2 * 2 * 4
+    assert text.count("host-proxy") >= 5 * 2 * 2 * 4  # every row, measured on what is no such device
     assert full_grid.grid(tmp_path / "mine", rounds=1, calls=3) == text
     assert len(launched) == 5 * 2 * 2 * 4

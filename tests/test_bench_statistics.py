@@ -248,16 +248,17 @@ def test_logits_that_are_not_finite_make_a_row_invalid():
     assert not table[0]["valid"] and "not finite" in table[0]["why_invalid"] and table[0]["kl"] is None
 
 
-def test_a_score_is_the_files_whatever_was_timed():
-    cells = [("ort_cpu", 1, "real"), ("ort_cpu", 1, "fixed16"), ("ort_cpu", 2, "fixed16"), ("openvino", 1, "fixed64")]
+def test_a_score_is_the_files_in_its_own_runtime_whatever_was_timed():
+    cells = [("ort_cpu", 1, "real"), ("ort_cpu", 1, "fixed16"), ("ort_cpu", 2, "fixed16"), ("ort_cpu", 4, "fixed16")]
+    cells.append(("openvino", 1, "fixed64"))  # which left no logits
     table = [{**_row("student", [1.0]), **dict(zip(("runtime", "threads", "workload"), c, strict=True))} for c in cells]
     table.append(rows.empty("student", Cell("ort_cpu", 4, "real"), 2**20, "4 threads asked for"))
     right, half = (np.array([[0, 1], found], np.float32) for found in ([0, 1], [1, 0]))
     logits = {("student", "ort_cpu", 1): right, ("student", "ort_cpu", 2): half, (*REFERENCE, 1): right}
     rows.add_scores(table, logits, {"student": np.array([1, 1])}, REFERENCE, score)
-    assert [row["score"] for row in table] == [1.0, 1.0, 0.5, 1.0, None]
-    assert [row["agreement"] for row in table] == [1.0, 1.0, 0.5, 1.0, None]
-    assert [row["kl"] is not None for row in table] == [True, True, True, True, False]
+    assert [row["score"] for row in table] == [1.0, 1.0, 0.5, 1.0, None, None]
+    assert [row["agreement"] for row in table] == [1.0, 1.0, 0.5, 1.0, None, None]
+    assert [row["kl"] is not None for row in table] == [True, True, True, True, False, False]
 
 
 def test_every_runtime_is_compared_with_the_same_artifact_in_onnxruntime_and_with_the_teacher_there():
@@ -268,5 +269,5 @@ def test_every_runtime_is_compared_with_the_same_artifact_in_onnxruntime_and_wit
     told = {key: np.eye(2, dtype=np.float32)[[bits >> i & 1 for i in range(4)]] for key, bits in answers.items()}
     logits = {(name, runtime, 1): told[f"{name} {runtime}"] for name, runtime in places}
     rows.add_scores(table, logits, dict.fromkeys(("teacher", "student"), np.zeros(4, np.int64)), REFERENCE, score)
-    assert [row["agreement"] for row in table] == [1.0, 0.75, 0.5, 0.25, 0.5]
+    assert [row["agreement"] for row in table] == [1.0, 0.75, 0.5, 0.25, None]
     assert [row["agreement_onnx"] for row in table] == [None, 0.75, None, 0.75, None]

@@ -36,10 +36,12 @@ def entry(**changes: Any) -> dict[str, Any]:
     return found | changes
 
 
-def proxied(**changes: Any) -> dict[str, Any]:
+def proxied(table: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
     """A report whose machine is only a stand-in."""
     device = spec.Device(name="Raspberry Pi 5", isa="aarch64", features=("asimddp",))
-    return made.report(device=device, quant=spec.Quant(scheme="s8s8_static", calibration="reuters_r8"), **changes)
+    return made.report(
+        table, device=device, quant=spec.Quant(scheme="s8s8_static", calibration="reuters_r8"), **changes
+    )
 
 
 def recorded(folder: Path, rows: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
@@ -50,13 +52,23 @@ def recorded(folder: Path, rows: list[dict[str, Any]] | None = None, **changes: 
 def test_every_row_of_a_stand_in_is_marked_and_so_is_every_sentence_on_its_times() -> None:
     report = proxied()
     assert {row["measured_on"] for row in report["rows"]} == {"host-proxy"}
-    for line in report["headline"]:
-        if "as fast" in line or line.startswith("BUDGET"):
+    slow = proxied(table=made.rows(speed={"student_qad": 3.0}))
+    assert any("SLOWER" in line for line in slow["headline"])
+    for line in (*report["headline"], *slow["headline"]):
+        if "as fast" in line or "its time" in line or line.startswith("BUDGET"):
             assert "host-proxy" in line, line
-    text = markdown.render(report)
+    text, page = markdown.render(report), html.render(report)
     assert all("host-proxy" in line for line in text.splitlines() if line.startswith("### "))
-    body = html.render(report).partition('<table id="table"')[2].partition("</table>")[0]
+    body = page.partition('<table id="table"')[2].partition("</table>")[0]
     assert body.count('<span class="tag">host-proxy</span>') == len(report["rows"])
+    ship = text.partition("## What to ship where")[2].partition("\n## ")[0]
+    said = [line for line in ship.splitlines() if "as fast as" in line]
+    cards = page.partition('<div class="runtimes">')[2].partition("</section>")[0]
+    assert len(said) == cards.count('<span class="tag open">host-proxy</span>') == len(report["ship"])
+    assert all("host-proxy" in line for line in said)
+    tips = [tip.partition('"')[0] for tip in page.split(' aria-label="')[1:]]
+    timed = [tip for tip in tips if " ms" in tip]
+    assert len(timed) > len(made.ARTIFACTS) and all("host-proxy" in tip for tip in timed)
     assert {row["measured_on"] for row in made.report()["rows"]} == {"device"}
 
 
@@ -135,6 +147,14 @@ def test_both_renderings_show_a_device_its_heat_and_its_long_run(tmp_path: Path)
     for page in (markdown.render(report), html.render(report).replace("&#39;", "'")):
         assert told in page and "51.2, 70.0 °C" in page
     assert any(line.startswith(f"{NAME} held its clock back") for line in report["limits"])
+
+
+@pytest.mark.parametrize(("missing", "marked"), [([], False), (["asimddp"], True)])
+def test_the_long_run_of_a_stand_in_is_marked(missing: list[str], marked: bool) -> None:
+    minutes = [{"minute": 1, "p50_ms": 1.0}, {"minute": 2, "p50_ms": 2.0}]
+    long = {"runtime": "ort_cpu", "threads": 1, "workload": "real", "minutes": minutes, "slowdown": 2.0}
+    told = devices.sustained(entry(missing=missing, sustained=long | {"throttled": None}))
+    assert told is not None and ("host-proxy" in told) == marked
 
 
 def test_a_device_that_no_field_describes_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import tiny
 import tiny_target
 
-from edgekd import catalog, pipeline
+from edgekd import catalog, machine, pipeline
 from edgekd.report import schema
 from edgekd.stages import quantize
 from edgekd.store import Context
@@ -184,6 +184,8 @@ def test_a_finished_run_is_tuned_without_training_and_goes_on_where_it_stopped(l
     said = edgekd(*tune, "--rounds", "1", "--calls", "5", "--json", cwd=line)
     found = json.loads(said.stdout)
     assert found == json.loads((line / "runs/tiny_line/tune.json").read_text())
+    missing = machine.missing_features(catalog.load(line / "tiny_line.py").device)
+    assert (found["missing"], found["measured_on"]) == (missing, "host-proxy" if missing else "device")
     assert [row["name"] for row in found["placements"]] == ["own", "attention_int8"]
     assert [row["name"] for row in found["session"]] == ["default", "no_arena"]
     assert all(row["p50_ms"] > 0 and row["verdict"] == "INVALID" for row in found["placements"])  # one round

@@ -7,10 +7,21 @@ from typing import Any
 import pytest
 import report_fixture as made
 
-from edgekd.report import compare, html
+from edgekd import spec
+from edgekd.report import compare, conclude, html
 
 BASE = made.report()
 SLOW = made.report(made.rows(speed={"student_qad": 1.1}))
+STAND_IN = made.report(device=spec.Device(name="Raspberry Pi 5", isa="aarch64", features=("asimddp",)))
+"""The same figures, taken for another device than the machine is."""
+
+
+def slowed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with one and a half times their p50."""
+    return [
+        row | {"p50_ms": 1.5 * row["p50_ms"], "round_p50_ms": [1.5 * took for took in row["round_p50_ms"]]}
+        for row in rows
+    ]
 
 
 def find(found: dict[str, Any], figure: str, artifact: str = "student_qad", workload: str = "real") -> dict[str, Any]:
@@ -123,6 +134,41 @@ def test_a_rendering_shows_what_changed_and_marks_what_is_no_noise() -> None:
     lines = [line for line in table if line.startswith("| student, shipped int8 | onnxruntime |")][:2]
     assert "| 0.900 |" in lines[0] and "**" not in lines[0]
     assert "| **0.990** worse |" in lines[1] and "| 2.57 |" in lines[1]
+
+
+@pytest.mark.parametrize("proxied", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_figure_is_marked_as_a_stand_ins_where_its_own_run_was_one(proxied: tuple[bool, bool]) -> None:
+    reports = [(STAND_IN if side else BASE) | {"run": run} for side, run in zip(proxied, ("one", "two"), strict=True)]
+    reports[1] = conclude.again(reports[1] | {"rows": slowed(reports[1]["rows"])})
+    found = compare.compare(reports)
+    text, page = compare.render(found), html.render_comparison(reports)
+    runs = dict(zip(("one", "two"), proxied, strict=True))
+    assert {run for run in runs if f"{run}: host-proxy: measured on" in text} == {run for run in runs if runs[run]}
+    for _, _, lines in compare.side_by_side(found):
+        assert {(line["run"], *line["caveats"]) for line in lines} == {(r, *["host-proxy"][: runs[r]]) for r in runs}
+    table = text.partition("## 1 thread, real lengths")[2].partition("\n\n## ")[0]
+    for run, side in runs.items():
+        rows = [line for line in table.splitlines() if f"| {run}" in line]
+        assert rows and {"host-proxy" in line for line in rows} == {side}
+    tags = sum(len(lines) for _, _, lines in compare.side_by_side(found)) // 2 * sum(proxied)
+    assert page.count('<span class="tag">host-proxy</span>') == tags
+    p50 = next(row for row in compare.noticed(found) if row["figure"] == "p50_ms")
+    assert tuple("host-proxy" in cell for cell in compare.line(p50, "int8")[4:6]) == proxied
+    assert "host-proxy" not in compare.line(p50, "int8")[2]
+    for name, *sides in compare.budget(found):
+        timed = name in ("p50", "p90", "peak RSS", "speed-up over the teacher")
+        assert tuple("host-proxy" in side for side in sides) == tuple(side and timed for side in proxied)
+    for side in (cell for _, *sides in compare.budget(found) for cell in sides):
+        assert compare.escape(side) in text and side in page
+    assert ("host-proxy" in text) == ("host-proxy" in page) == any(proxied)
+
+
+def test_bytes_that_differ_are_the_same_on_any_machine() -> None:
+    other = copy.deepcopy(STAND_IN)
+    for row in other["rows"]:
+        row["size_mib"] *= 0.9
+    sizes = [row for row in compare.noticed(compare.compare([BASE, other])) if row["figure"] == "size_mib"]
+    assert sizes and not any("host-proxy" in cell for row in sizes for cell in compare.line(row, "int8"))
 
 
 def test_several_runs_are_each_compared_with_the_first_and_told_apart() -> None:

@@ -222,10 +222,10 @@ def test_p50_has_the_interval_of_its_rounds() -> None:
 OPTIONS = {"enable_cpu_mem_arena": False}
 
 
-def keep(run: Path, asked: spec.Target, **changes: Any) -> None:
+def keep(run: Path, asked: spec.Target, missing: tuple[str, ...] = (), **changes: Any) -> None:
     run.mkdir(parents=True, exist_ok=True)
     chosen = {"name": OWN, "placement": result.placement(asked), "session": OPTIONS, "lines": []}
-    store.write_json(run / result.NAME, {"schema": result.SCHEMA, "chosen": chosen | changes})
+    store.write_json(run / result.NAME, {"schema": result.SCHEMA, "missing": missing, "chosen": chosen | changes})
 
 
 def test_session_options_hold_for_the_placement_they_were_measured_with_and_no_other(tmp_path: Path) -> None:
@@ -241,6 +241,13 @@ def test_session_options_hold_for_the_placement_they_were_measured_with_and_no_o
         {"student": spec.Student(layers=3)},
     ):
         assert result.session(tmp_path, dataclasses.replace(asked, **other)) == {}
+
+
+def test_session_options_that_a_stand_in_chose_do_not_ship_and_shipping_says_so(tmp_path: Path) -> None:
+    keep(tmp_path, target(), missing=("asimddp",))
+    assert result.session(tmp_path, target()) == {}
+    note = str(result.note(tmp_path, {}))
+    assert "host-proxy" in note and "do not ship" in note and "next `edgekd run`" not in note
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": "edgekd.tune/1", "chosen": {"session": []}}'])
@@ -299,7 +306,32 @@ def test_where_no_row_is_valid_nothing_was_decided_and_is_said_so(
 ) -> None:
     line = dict(score=None, p50_ms=None, choosable=True, size_bytes=1, peak_rss_mib=1.0, why=None, why_invalid="noise")
     rows = [line | {"name": OWN, "verdict": "INVALID"}, *(line | {"name": "other", "verdict": v} for v in verdicts)]
-    chosen = {"name": OWN, "session": {}, "lines": []}
-    found = {"placements": rows, "session": [], "confirmed": [], "chosen": chosen}
-    tuning._print(found | {"least_score": 0.9, "teacher_score": 0.9})
+    tuning._print(tuned(rows))
     assert ("NOTHING WAS DECIDED" in capsys.readouterr().out) != decided
+
+
+def tuned(rows: list[dict[str, Any]], missing: tuple[str, ...] = (), **options: Any) -> dict[str, Any]:
+    chosen = {"name": OWN, "session": options, "lines": []}
+    found = {"placements": rows, "session": rows[1:], "confirmed": [], "chosen": chosen, "machine": {"cpu": "a Xeon"}}
+    return found | {"device": "Pi", "missing": missing, "least_score": 0.9, "teacher_score": 0.9}
+
+
+@pytest.mark.parametrize("missing", [(), ("aarch64",)])
+def test_what_a_stand_in_timed_is_printed_as_its_own(
+    missing: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    line = {"choosable": True, "score": 0.9, "size_bytes": 1, "peak_rss_mib": 1.0, "why": None, "verdict": "same"}
+    line |= {
+        f"{name}{end}{unit}": 1.0 for name, unit in (("p50", "_ms"), ("ratio", "")) for end in ("", "_low", "_high")
+    }
+    tuning._print(tuned([line | {"name": OWN}, line | {"name": "other"}], missing, **OPTIONS))
+    said = capsys.readouterr().out
+    if not missing:
+        assert "host-proxy" not in said
+        return
+    assert said.startswith("host-proxy: measured on a Xeon, which is no Pi (aarch64)")
+    heads = [text for text in said.splitlines() if "p50 (ms)" in text]
+    assert len(heads) == 2 and all(head.count("host-proxy") == 3 for head in heads)  # p50, the ratio, memory
+    (options,) = (text for text in said.splitlines() if text.startswith("session options: "))
+    assert "host-proxy" in options and "do not ship" in options

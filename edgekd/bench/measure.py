@@ -76,9 +76,10 @@ def measure(
 
     A round goes through all cells (runtime, threads, workload) and, within a cell, through all artifacts, each in a
     fresh process on the same examples; every other round backwards, so that a machine that slowly heats up favours
-    nobody. In round 0 the session that was timed on ``real`` goes on over the whole test split for the scores.
-    The rows of all workloads have them. ``agreement`` and ``kl`` compare with the ``baseline`` artifact in onnxruntime
-    on the CPU, ``agreement_onnx`` with the same artifact there; ``score(logits, labels)`` is the task's.
+    nobody. In round 0 one session of each runtime and count of threads (that of ``real``, or else of the first
+    workload) goes on over the whole test split for the scores, which the rows of all its workloads have. ``agreement``
+    and ``kl`` compare with the ``baseline`` artifact in onnxruntime on the CPU, ``agreement_onnx`` with the same
+    artifact there; ``score(logits, labels)`` is the task's.
 
     ``out/raw/`` keeps what each process found, and a second call reuses it, in whole rounds of a cell: a ratio is of
     times taken side by side. A process that crashes or exceeds ``timeout_s`` ends its artifact in that cell, and the
@@ -94,10 +95,13 @@ def measure(
         for runtime in runtimes
     }
     every_cell = [cell for its_cells in cells.values() for cell in its_cells]
+    scoring = _scoring(every_cell)
     refused = _refused(artifacts, cells, host)
     contents = functools.cache(functools.partial(_contents, host=host))
     jobs = {
-        (cell, artifact.name): _jobs(artifact, cell, rounds, calls, out / "raw", contents(artifact, cell.runtime), host)
+        (cell, artifact.name): _jobs(
+            artifact, cell, rounds, calls, out / "raw", contents(artifact, cell.runtime), host, cell in scoring
+        )
         for cell in every_cell
         for artifact in artifacts
         if (cell, artifact.name) not in refused
@@ -150,6 +154,14 @@ def _refused(
     return found
 
 
+def _scoring(cells: Sequence[Cell]) -> set[Cell]:
+    """The cell of each runtime and count of threads that scores: at real lengths, or else the first."""
+    found: dict[tuple[str, int], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.workload != "real"):
+        found.setdefault((cell.runtime, cell.threads), cell)
+    return set(found.values())
+
+
 def _contents(artifact: Artifact, runtime: str, host: hosts.Host) -> dict[str, str]:
     """What a result depends on besides the job: the files' SHA-256, and what the host says of itself."""
     hashes = {file.name: store.sha256(file) for file in [*artifact.files(runtime), artifact.inputs]}
@@ -164,8 +176,9 @@ def _jobs(
     raw: Path,
     contents: dict[str, str],
     host: hosts.Host,
+    score: bool,
 ) -> list[_Job]:
-    """One job per round."""
+    """One job per round; the first scores, if any is to."""
     made = []
     for number in range(rounds):
         job: dict[str, Any] = {
@@ -177,7 +190,7 @@ def _jobs(
             "cpus": host.pick_cpus(cell.threads),
             "calls": calls,
             "warmup": {**child.WARMUP, **runtime_table.entry(cell.runtime).warmup},
-            "score": number == 0 and cell.workload == "real",
+            "score": score and number == 0,
             "samples": str(launch.samples_file(raw, artifact.name, cell, number)),
         }
         if artifact.session and cell.runtime == REFERENCE_RUNTIME:

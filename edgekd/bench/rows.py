@@ -158,21 +158,21 @@ def add_scores(
     reference: tuple[str, str],
     score: Callable[[NDArray[np.float32], NDArray[np.int64]], float],
 ) -> None:
-    """Fill in score, agreements and KL from ``logits`` by (artifact, runtime, threads), which ``real`` rows leave.
+    """Fill in score, agreements and KL from ``logits`` by (artifact, runtime, threads).
 
     ``reference`` names the artifact and the runtime that ``agreement`` and ``kl`` compare with; ``agreement_onnx``
     compares with the same artifact in that runtime, and is ``None`` for that itself.
 
-    They are the file's, whatever was timed: a row of another workload has those of its runtime and threads, and one
-    whose runtime was never asked at real lengths those of another. A row that was not measured has none.
+    They are the file's in its runtime, whatever was timed: rows of every workload have them, by preference from as many
+    threads. A row that was not measured has none, nor has one whose runtime left no logits of the file.
     """
     first = {key[:2]: found for key, found in reversed(logits.items())}
     teacher = first.get(reference)
     for row in rows:
-        mine = [key for key in logits if key[0] == row["artifact"] and row["round_p50_ms"]]
+        mine = [key for key in logits if key[:2] == (row["artifact"], row["runtime"]) and row["round_p50_ms"]]
         if not mine:
             continue
-        key = min(mine, key=lambda key: (key[1] != row["runtime"], key[2] != row["threads"]))
+        key = min(mine, key=lambda key: key[2] != row["threads"])
         found, onnx = logits[key], first.get((row["artifact"], reference[1]))
         row["score"] = score(found, labels[row["artifact"]])
         if not np.isfinite(found).all():
@@ -181,8 +181,7 @@ def add_scores(
             continue
         if teacher is not None and teacher.shape == found.shape:
             row.update(agreement=statistics.agreement(teacher, found), kl=statistics.kl(teacher, found))
-        other = onnx is not found and key[1] == row["runtime"]
-        if other and onnx is not None and onnx.shape == found.shape:
+        if onnx is not None and onnx is not found and onnx.shape == found.shape:
             row["agreement_onnx"] = statistics.agreement(onnx, found)
 
 

@@ -46,7 +46,8 @@ def tune(
     Needs the distill stage (`edgekd run TARGET --to distill`) and trains nothing: the student is calibrated in each
     placement, exported, timed and scored on the validation split. What is surely faster within the score budget is
     chosen; tune.json in the run's folder keeps the evidence. Your target file is not touched: the lines to paste are
-    printed. Session options that win ship with the next `edgekd run` of a target with the chosen placement.
+    printed. Session options that win ship with the next `edgekd run` of a target with the chosen placement; not where
+    this machine only stands in for the target's device (host-proxy).
 
     Examples:
 
@@ -77,10 +78,15 @@ def tune(
 
 
 def _print(found: Mapping[str, Any]) -> None:
+    from edgekd.report import figures, limits
+
     console = stdout()
+    if (proxy := limits.proxy(found["machine"], {"name": found["device"], "missing": found["missing"]})) is not None:
+        console.print(f"{proxy}\n", markup=False, soft_wrap=True)
+    mark = f", {figures.PROXY}" if proxy else ""
     for kind, name in (("placement", "placements"), ("session option", "session"), ("once more", "confirmed")):
         if found[name]:
-            console.print(_table(kind, found[name]))
+            console.print(_table(kind, found[name], mark))
             console.print()
     chosen = found["chosen"]
     least, teacher = (f"{100 * found[name]:.2f} %" for name in ("least_score", "teacher_score"))
@@ -90,13 +96,15 @@ def _print(found: Mapping[str, Any]) -> None:
         lines.append("NOTHING WAS DECIDED: no row is valid; tune again with --again, with nothing else running")
     lines.append(f"placement: {chosen['name']}")
     lines += ["paste into the target file:", *(f"    {line}" for line in chosen["lines"])] if chosen["lines"] else []
-    lines.append(f"session options: {session.text(chosen['session'])}")
+    kept = f" ({figures.PROXY}: they do not ship)" if proxy and chosen["session"] else ""
+    lines.append(f"session options: {session.text(chosen['session'])}{kept}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def _table(kind: str, rows: Iterable[Mapping[str, Any]]) -> Table:
-    heads = (kind, "p50 (ms)", "times as fast", "validation", "size", "peak RSS (MiB)", "verdict")
-    table = plain_table(*heads)
+def _table(kind: str, rows: Iterable[Mapping[str, Any]], mark: str) -> Table:
+    """``mark`` is added to the heads of what is this machine's."""
+    timed = (f"{head}{mark}" for head in ("p50 (ms)", "times as fast"))
+    table = plain_table(kind, *timed, "validation", "size", f"peak RSS (MiB){mark}", "verdict")
     for row in rows:
         verdict = VERDICTS.get(row["verdict"], row["verdict"]) + ("" if row.get("choosable", True) else " *")
         if row.get("p50_ms") is None:

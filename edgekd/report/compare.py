@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.bench.statistics import MARGIN, verdict
-from edgekd.report import figures, headline, intervals
+from edgekd.report import devices, figures, headline, intervals, limits
 from edgekd.report.markdown import bullets, escape, table
 
 Report = Mapping[str, Any]
@@ -30,10 +30,11 @@ def compare(reports: Sequence[Report]) -> dict[str, Any]:
     """What two or more reports have otherwise than the first.
 
     ``rows`` has an entry for each figure of each row that the first and another have: ``{"run", "artifact", "runtime",
-    "threads", "workload", "figure", "base", "value", "change", "low", "high", "verdict"}``. ``change`` is value - base
-    for shares and value / base for the rest, with its 95% interval where one is known. ``verdict`` says what the run
-    is: ``better`` or ``worse`` where the difference is more than noise, ``same`` where it is not, ``unknown`` where
-    there is no interval to tell by. p50 is judged by its rounds, the speed-up by its interval, shares as proportions of
+    "threads", "workload", "host", "figure", "base", "value", "caveats", "change", "low", "high", "verdict"}``.
+    ``caveats`` are ``figures.caveats`` of either side's row, by ``base`` and ``value``. ``change`` is value - base for
+    shares and value / base for the rest, with its 95% interval where one is known. ``verdict`` says what the run is:
+    ``better`` or ``worse`` where the difference is more than noise, ``same`` where it is not, ``unknown`` without an
+    interval to tell by. p50 is judged by its rounds, the speed-up by its interval, shares as proportions of
     independent samples (too cautious over one test split), sizes exactly; times and memory of INVALID rows are unknown.
     ``notes`` says what makes the runs hard to compare; ``only`` names the rows that not all have, by run.
     """
@@ -84,7 +85,7 @@ def render(found: Mapping[str, Any]) -> str:
         parts += ["## More than noise", table([*HEAD, "Is"], body, right=4)]
     for where, columns, lines in side_by_side(found):
         body = [
-            [escape(one["artifact"]), escape(one["place"]), escape(one["run"])]
+            [escape(one["artifact"]), escape(one["place"]), ", ".join([escape(one["run"]), *one["caveats"]])]
             + [_marked(*one["cells"].get(f.key, ("–", ""))) for f in columns]
             for one in lines
         ]
@@ -104,14 +105,15 @@ def _marked(text: str, verdict: str) -> str:
 
 
 def _row(a: Mapping[str, Any], b: Mapping[str, Any], tests: list[int], same_data: bool) -> list[Change]:
-    place = {name: a.get(name) for name in ("artifact", *figures.CONDITION)}
+    place = {name: a.get(name) for name in ("artifact", *figures.CONDITION) if name != "measured_on"}
+    caveats = {"base": figures.caveats(a), "value": figures.caveats(b)}  # by where each was measured
     found: list[Change] = []
     for figure in figures.FIGURES:
         one, two = figures.value(a, figure), figures.value(b, figure)
         if one is None or two is None or (figure.key, a["artifact"]) == ("speedup_vs_teacher", "teacher_fp32"):
             continue  # the teacher's speed-up over itself is 1 by definition
         share = figure.key in SHARES
-        change: dict[str, Any] = {**place, "figure": figure.key, "base": one, "value": two}
+        change: dict[str, Any] = {**place, "figure": figure.key, "base": one, "value": two, "caveats": caveats}
         change["change"] = two - one if share else two / one if one else None
         low, high = _interval(figure.key, a, b, tests) if same_data or not share else (None, None)
         change |= {"low": low, "high": high, "verdict": _verdict(figure, change["change"], low, high)}
@@ -165,7 +167,13 @@ def _verdict(figure: figures.Figure, change: float | None, low: float | None, hi
 
 
 def _budget(reports: Sequence[Report]) -> list[dict[str, Any]]:
-    asked = [{line["name"]: line for line in report["budget"]} for report in reports]
+    asked = [
+        {
+            line["name"]: {**line, "caveats": [figures.PROXY] if proxy and line["name"] in headline.TIMED else []}
+            for line in report["budget"]
+        }
+        for report, proxy in zip(reports, map(devices.stand_in, reports), strict=True)
+    ]
     return [
         {"name": name, "lines": [lines.get(name) for lines in asked]}
         for name in dict.fromkeys(name for lines in asked for name in lines)
@@ -174,6 +182,9 @@ def _budget(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
 def _notes(reports: Sequence[Report], runs: Sequence[str]) -> list[str]:
     found = [f"{run}: {headline.SMOKE}" for run, report in zip(runs, reports, strict=True) if report["smoke"]]
+    for run, report in zip(runs, reports, strict=True):
+        if (said := limits.proxy(report["machine"], report["device"])) is not None:
+            found.append(f"{run}: {said}")
     for run, other in list(zip(runs, reports, strict=True))[1:]:
         which = f"{run}: " if len(runs) > 2 else ""
         found += [which + note for note in _differences(reports[0], other)]
@@ -231,7 +242,7 @@ def _asked(line: Mapping[str, Any] | None) -> str:
         return "–"
     met = {True: "met", False: "FAILED", None: "undecided"}[line["met"]]
     measured, limit = (figures.amount(line[key], line["unit"]) for key in ("measured", "limit"))
-    return f"{measured} ({line['sense']} {limit}): {met}"
+    return f"{', '.join([measured, *line['caveats']])} ({line['sense']} {limit}): {met}"
 
 
 def line(row: Change, precision: str) -> list[str]:
@@ -241,7 +252,11 @@ def line(row: Change, precision: str) -> list[str]:
     def text(value: float | None) -> str:
         return "–" if value is None else f"{figures.points(value)} points" if share else figures.ratio(value)
 
-    both = (figures.amount(row[side], figure.unit) for side in ("base", "value"))
+    here = figure.key not in (*figures.ANSWERS, *EXACT)  # the machine's, and not the file's
+    both = (
+        ", ".join([figures.amount(row[side], figure.unit), *(row["caveats"][side] if here else ())])
+        for side in ("base", "value")
+    )
     interval = "–" if row["figure"] in EXACT else f"{text(row['low'])} to {text(row['high'])}"
     place = figures.artifact(row["artifact"], precision), figures.where(row), figure.title
     return [row["run"], *place, *both, text(row["change"]), interval]
@@ -250,17 +265,19 @@ def line(row: Change, precision: str) -> list[str]:
 def side_by_side(found: Mapping[str, Any]) -> list[tuple[str, list[figures.Figure], list[dict[str, Any]]]]:
     """For each condition a title, its columns and its lines: a line a row and run, with what it shares with the others.
 
-    A line: ``artifact``, ``place`` and ``run`` by name; ``cells``: figure -> (text, and ``better``, ``worse`` or
-    ``differs`` where that is more than noise, else nothing); ``values``: figure -> number.
+    A line: ``artifact``, ``place`` and ``run`` by name; ``caveats`` of its row; ``cells``: figure -> (text, and
+    ``better``, ``worse`` or ``differs`` where that is more than noise, else nothing); ``values``: figure -> number.
     """
     tables = []
     for where, rows in figures.groups(found["rows"]):
         lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         for row in rows:
             for run, side in ((found["runs"][0], "base"), (row["run"], "value")):
-                place = {"artifact": figures.artifact(row["artifact"], found["precision"]), "place": figures.place(row)}
+                place: dict[str, Any] = {"artifact": figures.artifact(row["artifact"], found["precision"])}
+                place["place"] = figures.place(row)
                 key = (row["artifact"], place["place"], run)
-                one = lines.setdefault(key, {**place, "run": run, "cells": {}, "values": {}})
+                place |= {"run": run, "caveats": row["caveats"][side]}
+                one = lines.setdefault(key, {**place, "cells": {}, "values": {}})
                 verdict = row["verdict"] if side == "value" and row["verdict"] not in ("same", "unknown") else ""
                 text = figures.cell({**row, row["figure"]: row[side]}, _FIGURE[row["figure"]])
                 one["cells"][row["figure"]] = text, verdict

@@ -121,7 +121,8 @@ def sustained(device: Mapping[str, Any]) -> str | None:
     if not found:
         return None
     first, last = found["minutes"][0], found["minutes"][-1]
-    told = f"{device['name']}: {len(found['minutes'])} minutes of calls without a pause ({figures.where(found)}): p50 "
+    where = figures.where({**found, "measured_on": measured_on(device["missing"])})
+    told = f"{device['name']}: {len(found['minutes'])} minutes of calls without a pause ({where}): p50 "
     told += f"{figures.amount(first['p50_ms'], 'ms')} in the first minute, {figures.amount(last['p50_ms'], 'ms')} in "
     told += f"the last, {figures.ratio(found['slowdown'])} the time"
     held = {True: "; the system held the clock back", False: "; the system did not hold the clock back", None: ""}

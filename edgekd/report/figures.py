@@ -129,8 +129,7 @@ def state(row: Row) -> str:
 
 def caveats(row: Row) -> list[str]:
     """What stands beside a row's figures: what they are not. The reason of an INVALID row stands in it."""
-    proxy = row["rounds"] and row.get("measured_on") == PROXY
-    return [word for word, so in ((PROXY, proxy), ("emulated", row.get("emulator"))) if so]
+    return [PROXY] if row["rounds"] and row.get("measured_on") == PROXY else []
 
 
 def workload(name: str) -> str:

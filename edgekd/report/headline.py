@@ -127,8 +127,8 @@ def _speed(
     found = [
         (
             _BAD,
-            f"{precision} is SLOWER than the fp32 student in {place}: it takes {', '.join(map(_slower, part))}"
-            f"{_instead(chosen.get(place), rows, precision)}.",
+            f"{precision} is SLOWER than the fp32 student in {', '.join([place, *figures.caveats(part[0])])}: "
+            f"it takes {', '.join(map(_slower, part))}{_instead(chosen.get(place), rows, precision)}.",
         )
         for place, part in slower.items()
     ]

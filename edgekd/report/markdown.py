@@ -122,7 +122,7 @@ def _runtimes(report: Report) -> list[str]:
                 escape(figures.place(one)),
                 escape(figures.version(row) or "–"),
                 f"**{escape(figures.artifact(name, figures.precision(report)))}**" if one["artifact"] else "nothing",
-                escape(one["why"]),
+                ", ".join([escape(one["why"]), *(figures.caveats(row) if measured else ())]),
                 "; ".join(done) or ("not told" if measured else "–"),
                 rest or "–",
             ]

@@ -77,7 +77,7 @@ def latency(report: Mapping[str, Any]) -> str | None:
                 ax.stairs(levels, edges, baseline=i, fill=True, color=colour, alpha=0.32, linewidth=0)
             p50, p90, p99 = (row[f"{p}_ms"] for p in ("p50", "p90", "p99"))
             times = (f"{p} {figures.number(row[f'{p}_ms'])} ms" for p in ("p50", "p90", "p99"))
-            tips[f"p50-{name}"] = f"{_named(report, row)}: {', '.join(times)}"
+            tips[f"p50-{name}"] = f"{_named(report, row)}: {', '.join([*times, *figures.caveats(row)])}"
             ax.plot([p50, p99], [i, i], color=colour, linewidth=2)
             ax.plot([p90, p99], [i, i], "|", color=colour, markersize=11, markeredgewidth=2, gid=f"tail-{name}")
             ax.plot([p50], [i], "o", color=colour, markersize=9, markeredgecolor=_colour("card"), gid=f"p50-{name}")

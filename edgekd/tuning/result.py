@@ -8,6 +8,7 @@ from typing import Any
 from edgekd import session as session_options
 from edgekd import spec
 from edgekd.errors import StoreError
+from edgekd.report import figures
 from edgekd.store import canonical, read_json
 
 NAME = "tune.json"
@@ -48,9 +49,12 @@ def read(run: Path) -> dict[str, Any] | None:
 
 
 def session(run: Path, target: spec.Target) -> dict[str, Any]:
-    """The session options that were chosen for exactly the target's placement; none for another one."""
+    """The session options that were chosen for exactly the target's placement; none for another one.
+
+    None either where a stand-in chose them: they are no choice for the device.
+    """
     found = read(run)
-    if found is None or found["chosen"]["placement"] != placement(target):
+    if found is None or found.get("missing") or found["chosen"]["placement"] != placement(target):
         return {}
     return dict(found["chosen"]["session"])
 
@@ -62,8 +66,10 @@ def note(run: Path, measured: dict[str, Any]) -> str | None:
         return f"session options chosen by `edgekd tune`: {session_options.text(measured)}"
     if found is None or not found["chosen"]["session"]:
         return None
+    chose = f"{NAME} chose session options ({session_options.text(found['chosen']['session'])})"
+    if found.get("missing"):
+        return f"{chose} by the times of a stand-in ({figures.PROXY}): they do not ship"
     return (
-        f"{NAME} chose session options ({session_options.text(found['chosen']['session'])}) that were not measured "
-        "with this run: they ship after the next `edgekd run`, if the target has the placement that was chosen with "
-        "them"
+        f"{chose} that were not measured with this run: they ship after the next `edgekd run`, if the target has the "
+        "placement that was chosen with them"
     )

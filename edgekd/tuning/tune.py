@@ -17,6 +17,7 @@ from edgekd.bench import rows as bench_rows
 from edgekd.bench.measure import Artifact, measure
 from edgekd.errors import ExportError, TargetError, TrainingError, UsageError
 from edgekd.progress import Progress
+from edgekd.report import devices
 from edgekd.runner import Step
 from edgekd.shape import SHALLOW
 from edgekd.spec import Export, Target
@@ -57,6 +58,7 @@ def tune(
     on the fastest, session options one by one; then what was chosen once more beside the target's own, in fresh
     processes: only what is faster there too stays, since of many candidates one is easily lucky. Exported candidates
     stay in the store and samples in the run's ``tune/``, from where a second call takes them; ``again`` times anew.
+    ``missing`` tells the target's device from this machine, if that is only a stand-in (``machine.missing_features``).
     Raises ``UsageError`` where the distill stage is not finished, and for an unknown name in ``only``.
     """
     progress = progress or Progress()
@@ -95,7 +97,7 @@ def tune(
     session = united([tried[name] for name in winners(session_rows, DEFAULT, tried, floor)])
 
     final, session, confirmed = _confirm(timing, built, chosen, session, floor)
-    winner = choosable[final]
+    winner, missing = choosable[final], machine.missing_features(target.device)
     content = {
         "schema": result.SCHEMA,
         "target": target.name,
@@ -103,6 +105,9 @@ def tune(
         "smoke": target.smoke,
         "edgekd_version": edgekd.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": target.device.name,
+        "missing": missing,
+        "measured_on": devices.measured_on(missing),
         "machine": machine.fingerprint(),
         "versions": runtimes.installed(),
         "threads": timing.threads,
