@@ -198,3 +198,9 @@ def meet() -> None:
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=30))  # rank 0 may train for long while the others wait
     dist.barrier()
+
+
+def conversions_of(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Of the folders of a line's steps, those of its ``convert`` stages, by runtime."""
+    split = {name: name.partition("_") for name in folders}
+    return {runtime: folders[name] for name, (kind, _, runtime) in split.items() if kind == "convert"}

@@ -14,7 +14,8 @@ from edgekd.errors import BundleError
 from edgekd.onnxio.layout import TOKENIZER_FILES
 from edgekd.progress import Progress
 from edgekd.report import android, figures, schema, verdicts
-from edgekd.stages.bench import CONVERSION, conversions_of
+from edgekd.runner import conversions_of
+from edgekd.stages.bench import CONVERSION
 from edgekd.tuning import result
 from edgekd.web import page
 

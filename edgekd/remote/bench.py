@@ -25,6 +25,7 @@ from edgekd.errors import BenchError, HostUnfitError, MissingDependencyError, Us
 from edgekd.progress import Progress
 from edgekd.remote.device import Device
 from edgekd.report import build, devices, figures, files, schema
+from edgekd.runner import conversions_of
 from edgekd.spec import Bench
 from edgekd.stages import bench as bench_stage
 
@@ -175,7 +176,7 @@ def _artifacts(
         kept = {name: runs / "store" / stage["folder"] for name, stage in report["stages"].items()}
         export = kept.get("export", Path(folder) / "none")
         if (why := _stale(export, manifest)) is None:
-            conversions = {name: path for name, path in bench_stage.conversions_of(kept).items() if path.is_dir()}
+            conversions = {name: path for name, path in conversions_of(kept).items() if path.is_dir()}
             found = bench_stage.artifacts(export, session_options.chosen(manifest), conversions)
             found = [one for one in found if one.name in {*asked.artifacts, bench_stage.SHIPPED}]
             yield [replace(one, folders=folders) if one.name == bench_stage.SHIPPED else one for one in found]

@@ -18,10 +18,10 @@ from edgekd.bench.rows import Cell
 from edgekd.errors import StoreError
 from edgekd.report import conclude, devices, verdicts
 from edgekd.report.schema import SCHEMA
+from edgekd.runner import conversions_of
 from edgekd.spec import BlackBox, Distill, Target
 from edgekd.spec.blackbox import FORBIDDEN
 from edgekd.spec.literal import literal
-from edgekd.stages.bench import conversions_of
 
 HISTOGRAM_STEP = 1.05
 """Each bin of a latency histogram is this much wider than the one before."""

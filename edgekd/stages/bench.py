@@ -57,12 +57,6 @@ def _add_downloads(rows: list[Row], contenders: Sequence[Artifact]) -> None:
             row["download"] = {"model": sizes(name, runtime), "runtime": download.runtime()}
 
 
-def conversions_of(folders: Mapping[str, Path]) -> dict[str, Path]:
-    """Of the folders of a run's steps, those of its ``convert`` stages, by runtime."""
-    split = {name: name.partition("_") for name in folders}
-    return {runtime: folders[name] for name, (kind, _, runtime) in split.items() if kind == "convert"}
-
-
 def _runtime(conversion: store.Stage) -> str:
     return str(store.read_json(conversion.path / store.MANIFEST)["inputs"]["runtime"])
 
