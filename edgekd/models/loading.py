@@ -79,9 +79,8 @@ def load_classifier(
 
 
 def check(folder: Path, gguf_file: str | None = None) -> Any:
-    """A model's configuration. Raises ``AssetError`` for weights that are not there or not whole, and ``TargetError``
-    for a family that edgekd cannot teach with: what ``load_classifier`` and the stages after it would say, without
-    reading the numbers.
+    """A model's configuration. Raises what ``load_classifier`` and the stages after it would, without reading numbers:
+    ``AssetError`` for weights that are not there or not whole, ``TargetError`` for a family that cannot teach.
     """
     config = _config(folder, gguf_file)
     if gguf_file is None:
