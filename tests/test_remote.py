@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -49,6 +51,20 @@ def bench(server: Server, bundle: Path, runs: Path, *more: str, python: Path | N
 def written(runs: Path) -> dict[str, int]:
     """Every answer that is kept, and when it was written."""
     return {path.name: path.stat().st_mtime_ns for path in runs.glob("*/devices/*/raw/*.r*.json")}
+
+
+def test_the_device_is_a_user_of_its_own_who_is_gone_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "some.bin").write_bytes(b"1" * 1000)
+    with device_fixture.server(tmp_path) as found:
+        if found.user == getpass.getuser():
+            pytest.skip("needs to be root, and packages and a Python that others may read: see device_fixture")
+        owner = pwd.getpwnam(found.user).pw_uid
+        with device.Device("it", ssh.command(ssh.parse(found.url), str(found.python), found.config), None, QUIET) as it:
+            assert Path(it.put(tmp_path / "some.bin")).stat().st_uid == owner != os.getuid()
+        assert found.left() == []
+    with pytest.raises(KeyError):
+        pwd.getpwnam(found.user)
+    assert not found.home.exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -218,15 +234,15 @@ def test_a_missing_runtime_numpy_or_python_is_told_with_the_command_that_install
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, runs = device_fixture.runs(tmp_path)
-    bare = device_fixture.environment(tmp_path / "bare")
+    bare = server.environment("bare")
     assert bench(server, bundle, runs, python=bare) == 12
     assert f"{bare} -m pip install numpy" in capsys.readouterr().err
-    numpy_only = device_fixture.environment(tmp_path / "numpy", "numpy")
+    numpy_only = server.environment("numpy", "numpy")
     assert bench(server, bundle, runs, python=numpy_only) == 12
     assert f"{numpy_only} -m pip install onnxruntime" in capsys.readouterr().err
-    assert bench(server, bundle, runs, python=tmp_path / "nowhere") == HostUnfitError.exit_code
+    assert bench(server, bundle, runs, python=server.home / "nowhere") == HostUnfitError.exit_code
     assert "--python" in capsys.readouterr().err
-    old = tmp_path / "old_python"
+    old = server.home / "old_python"
     old.write_text(
         f"#!/bin/sh\nexec {server.python} -c 'import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])' \"$2\"\n"
     )
