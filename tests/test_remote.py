@@ -19,15 +19,19 @@ from typing import Any
 import device_fixture
 import numpy as np
 import pytest
+import report_fixture as made
 from device_fixture import CALLS, EXAMPLES, ROUNDS, Server
 from hypothesis import given
 from hypothesis import strategies as st
 from test_doors import file_of, imports
 
+from edgekd import spec
 from edgekd.bench import child
+from edgekd.bench.rows import Cell, empty
 from edgekd.cli import main
 from edgekd.errors import HostLostError, HostUnfitError, UsageError
 from edgekd.progress import Progress
+from edgekd.remote import bench as benching
 from edgekd.remote import device, harness, ssh
 from edgekd.report import figures, schema
 
@@ -100,6 +104,26 @@ def test_a_bundle_is_measured_over_ssh_and_the_rows_are_in_the_report_of_its_run
     before = written(runs)
     assert bench(server, bundle, runs, *WHOLE, "--name", "Board 7") == 0
     assert written(runs) == before  # what was measured is not measured again
+
+
+def test_a_device_is_asked_for_what_the_target_asks_for_whatever_the_host_could_measure() -> None:
+    workloads = {"ort_cpu": ("real", "fixed64"), "openvino": ("real", "fixed16"), "ort_mobile": ("real",)}
+    asked = spec.Bench(runtimes=tuple(workloads), threads=(1, 4), workloads=workloads)
+    first = [row for row in made.rows() if (row["runtime"], row["workload"]) == ("ort_cpu", "real")]
+    rows = [
+        row | {"threads": count, "workload": name} for row in first for count in (1, 2) for name in workloads["ort_cpu"]
+    ]
+    skipped = Cell("openvino", 1, "real")  # of a runtime that the host lacks there is one row alone
+    rows += [empty(row["artifact"], skipped, None, "skipped: pip install openvino") for row in first]
+    report = made.report(rows, bench=asked)
+    for runtimes in (None, ("openvino",)):
+        plan = benching._plan(report, {"runtimes": {}}, benching.Asked(runtimes=runtimes))
+        assert plan["threads"] == asked.threads
+        assert plan["workloads"] == {name: workloads[name] for name in runtimes or ("ort_cpu", "openvino")}
+
+    del report["device"]["threads"], report["device"]["workloads"]  # of a report from before they were kept
+    plan = benching._plan(report, {"runtimes": {}}, benching.Asked())
+    assert (plan["threads"], plan["workloads"]) == ((1, 2), {"ort_cpu": ("real", "fixed64"), "openvino": ("real",)})
 
 
 def test_a_connection_that_breaks_leaves_nothing_there_and_the_same_command_goes_on(
@@ -184,12 +208,10 @@ def test_every_runtime_is_given_its_own_file_and_what_is_missing_there_says_what
 def test_without_the_runs_store_the_bundle_is_measured_alone_and_its_report_begins_a_run(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekd.remote import bench as benching
-
     bundle, _ = device_fixture.runs(tmp_path)
-    made = tmp_path / "inputs.npz"
-    np.savez(made, **device_fixture.inputs())
-    monkeypatch.setattr(benching, "_inputs", lambda *given: made)  # the data's source is a package index
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, **device_fixture.inputs())
+    monkeypatch.setattr(benching, "_inputs", lambda *given: inputs)  # the data's source is a package index
     assert bench(server, bundle, tmp_path / "elsewhere", *SHORT) == 0
     report = schema.load(tmp_path / "elsewhere" / "reuters_x86" / "report.json")
     mine = [row for row in report["rows"] if row["host"]]

@@ -41,7 +41,7 @@ MINUTE_S = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the user asked for; ``None``: as the run's own bench had it.
+    """What the user asked for; ``None``: as the target has it.
 
     ``runtimes`` and ``artifacts`` are names, ``sustained_s`` how long what ships is then called without a pause,
     ``name`` what the device is called in the report (its CPU or board), ``folder`` where on it the temporary folder is
@@ -135,19 +135,23 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plan(report: Mapping[str, Any], manifest: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
-    """What the run's own bench measured, as far as a device's Python may have the runtimes; or as asked."""
+    """What the target asks for, as far as a device's Python may have the runtimes; or as asked.
+
+    An old report does not tell it, but what the run's own bench measured: less, on fewer CPUs or without a runtime.
+    """
     own = [row for row in report["rows"] if figures.device(row) is None]
     can = [name for name in RUNTIMES if name in ("ort_cpu", "openvino") or name in manifest.get("runtimes", {})]
     names = asked.runtimes or tuple(dict.fromkeys(row["runtime"] for row in own if row["runtime"] in can))
     if unknown := sorted(set(names) - set(can)):
         raise UsageError(f"this bundle has no file for {unknown[0]!r} on a device, but for {', '.join(can)}")
-    default = Bench()
+    default, target = Bench(), report["device"]
+    threads = target.get("threads") or dict.fromkeys(row["threads"] for row in own)
+    measured = {name: dict.fromkeys(row["workload"] for row in own if row["runtime"] == name) for name in names}
     return {
         "runtimes": names or default.runtimes,
-        "threads": tuple(dict.fromkeys(row["threads"] for row in own)) or default.threads,
+        "threads": tuple(threads) or default.threads,
         "workloads": {
-            name: tuple(dict.fromkeys(row["workload"] for row in own if row["runtime"] == name)) or ("real",)
-            for name in names
+            name: tuple(target.get("workloads", {}).get(name) or measured[name]) or ("real",) for name in names
         },
         "rounds": asked.rounds or max((row["rounds"] for row in own), default=0) or default.rounds,
         "calls": asked.calls or max((row["calls"] for row in own), default=0) or default.calls,
