@@ -29,7 +29,7 @@ from edgekd import spec
 from edgekd.bench import child
 from edgekd.bench.rows import Cell, empty
 from edgekd.cli import main
-from edgekd.errors import HostLostError, HostUnfitError, UsageError
+from edgekd.errors import BenchError, HostLostError, HostUnfitError, UsageError
 from edgekd.progress import Progress
 from edgekd.remote import bench as benching
 from edgekd.remote import device, harness, ssh
@@ -151,6 +151,30 @@ def test_a_connection_that_breaks_leaves_nothing_there_and_the_same_command_goes
     assert {name: at for name, at in written(runs).items() if name in first_round} == {
         n: before[n] for n in first_round
     }
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["the connection breaks", "its process fails"])
+def test_a_long_run_that_fails_leaves_in_the_report_what_was_measured_before(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    bundle, runs = device_fixture.runs(tmp_path)
+    whole = device.Device.measure
+
+    def failing(self: device.Device, job: dict[str, Any], timeout_s: float, module: str) -> Any:
+        if module == "edgekd.bench.sustained" and lost:
+            self._process.kill()
+        elif module == "edgekd.bench.sustained":
+            job = job | {"workload": "none"}
+        return whole(self, job, timeout_s, module)
+
+    monkeypatch.setattr(device.Device, "measure", failing)
+    code = bench(server, bundle, runs, *SHORT, "--name", "Board 7", "--sustained", "1s")
+    assert code == (HostLostError if lost else BenchError).exit_code
+    report = schema.load(runs / "reuters_x86" / "report.json")
+    (row,) = (row for row in report["rows"] if row["host"] == "Board 7")
+    assert row["p50_ms"] > 0 and any(one.get("host") == "Board 7" for one in report["latency"])
+    assert [one["sustained"] for one in report["devices"]] == [None]
+    assert server.left() == []
 
 
 def test_ctrl_c_ends_the_child_there_and_leaves_nothing(server: Server, tmp_path: Path) -> None:

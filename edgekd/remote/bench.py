@@ -103,12 +103,13 @@ def bench(
             "throttled": throttled(there["conditions"], after),
             "sustained": None,
         }
-        if asked.sustained_s:
-            devices.record(place, model, found, rows)  # a long run may be cut off
+        latency = [one for row in rows if (one := build.histogram(place / "raw", row)) is not None]
+        record = devices.record(place, model, found, rows, latency)
+        written = files.merge(report, run, model)
+        if asked.sustained_s:  # which may be cut off
             found["sustained"] = _sustained(device, artifacts, plan, asked.sustained_s, place, progress)
-    latency = [one for row in rows if (one := build.histogram(place / "raw", row)) is not None]
-    record = devices.record(place, model, found, rows, latency)
-    written = files.merge(report, run, model)
+            record = devices.record(place, model, found, rows, latency)
+            written = files.merge(report, run, model)
     if written is None:
         progress.log(f"{run} has another model meanwhile, so its report stays as it is; the rows are in {place}")
     return {**record, "place": str(place), "report": str(written) if written else None}
@@ -293,4 +294,4 @@ def _sustained(
     try:
         return about | device.measure(job, seconds + TIMEOUT_S, "edgekd.bench.sustained")
     except ChildFailed as error:
-        raise BenchError(f"the long run failed: {error}; the other rows are kept") from error
+        raise BenchError(f"the long run failed: {error}; the other rows are in the report") from error
