@@ -27,9 +27,10 @@ from test_doors import file_of, imports
 
 from edgekd import spec
 from edgekd.bench import child
+from edgekd.bench.measure import Artifact
 from edgekd.bench.rows import Cell, empty
 from edgekd.cli import main
-from edgekd.errors import BenchError, HostLostError, HostUnfitError, UsageError
+from edgekd.errors import BenchError, HostLostError, HostUnfitError, MissingDependencyError, UsageError
 from edgekd.progress import Progress
 from edgekd.remote import bench as benching
 from edgekd.remote import device, harness, ssh
@@ -305,6 +306,22 @@ def test_a_device_that_lacks_a_feature_is_measured_and_marked_everywhere(server:
     assert {row["measured_on"] for row in report["rows"]} == {figures.PROXY}
     assert f"Times and memory are a stand-in's ({figures.PROXY})" in report["headline"][0]
     assert any(line.startswith("host-proxy: Board 7 lacks no_such_flag") for line in report["limits"])
+
+
+@pytest.mark.parametrize("runtimes", [("litert",), ("ort_cpu", "litert")])
+def test_an_old_onnxruntime_is_refused_for_what_runs_in_it_alone(runtimes: tuple[str, ...]) -> None:
+    there = {
+        **{"machine": made.MACHINE, "conditions": dict.fromkeys(("available_mib", "temperature_c", "throttled"))},
+        **{"usable_threads": 4, "executable": "python3", "lacking": [], "free_bytes": 2**40},
+        "versions": {"onnxruntime": "1.9.0", "ai_edge_litert": "2.1.0"},
+    }
+    manifest = {"minimum_onnxruntime": "1.11", "device": None}
+    nothing = Artifact("student_qad", (), Path())
+    if "ort_cpu" in runtimes:
+        with pytest.raises(MissingDependencyError, match=r"has onnxruntime 1\.9\.0, and the bundle needs 1\.11"):
+            benching._fit("it", there, manifest, runtimes, [nothing], QUIET)
+    else:
+        assert benching._fit("it", there, manifest, runtimes, [nothing], QUIET) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- the harness

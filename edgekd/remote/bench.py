@@ -237,7 +237,8 @@ def _fit(
             f"{what} has no runtime for this bundle; install one there: {there['executable']} -m pip install {packages}"
         )
     version, least = there["versions"].get("onnxruntime"), manifest["minimum_onnxruntime"]
-    if version and Version(version) < Version(least):
+    needs = any(runtime_table.entry(name).package == "onnxruntime" for name in names)
+    if needs and version and Version(version) < Version(least):
         raise MissingDependencyError(
             f"{what} has onnxruntime {version}, and the bundle needs {least}: {there['executable']} -m pip install "
             f"'onnxruntime>={least}'"
