@@ -11,12 +11,13 @@ import device_fixture
 import numpy as np
 import onnx
 import pytest
+import report_fixture as made
 import tiny_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from edgekd import ship
+from edgekd import ship, spec
 from edgekd.bench.rows import Cell
 from edgekd.cli import main
 from edgekd.errors import DataError
@@ -223,6 +224,21 @@ def test_the_test_data_of_a_bundle_are_the_first_tokens_as_the_graph_takes_them(
     assert given["attention_mask"].tolist() == [[1] * length]
 
 
-def test_a_bundle_for_another_kind_of_device_says_nothing_of_phones(tmp_path: Path) -> None:
-    bundle = tiny_bundle.bundle(tmp_path)
-    assert "adb" not in (bundle / "README.md").read_text() and not (bundle / "android").exists()
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        (spec.ANDROID_ARM64, True),
+        (spec.ARM64_DOTPROD, True),
+        (spec.Device(name="a board of mine", isa="aarch64"), True),
+        (spec.RASPBERRY_PI_5, False),
+        (spec.RASPBERRY_PI_4, False),
+        (spec.IOS_ARM64, False),
+        (spec.X86_VNNI, False),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_bundle_says_how_to_measure_on_android_where_its_device_may_run_that(
+    profile: spec.Device, told: bool, tmp_path: Path
+) -> None:
+    bundle, _ = device_fixture.runs(tmp_path, **made.report(device=profile)["device"])
+    assert ("adb" in (bundle / "README.md").read_text(), (bundle / "android").exists()) == (told, told)

@@ -29,6 +29,11 @@ AGAIN = "run the commands of the bundle's README.md as they are"
 ISAS = {"arm64-v8a": "aarch64", "armeabi-v7a": "armv7l"}
 
 
+def serves(device: Mapping[str, Any]) -> bool:
+    """Whether a report's ``device`` may be such a phone: 64-bit ARM, and of no other system that is known."""
+    return device["isa"] == "aarch64" and device.get("system") in (None, "android")
+
+
 def tokens(report: Mapping[str, Any]) -> int:
     """How many tokens the input has that a phone is measured with."""
     longest = int(report["task"]["max_length"])
