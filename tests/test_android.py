@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import device_fixture
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from edgekd import ship, spec
+from edgekd import graph, ship, spec
 from edgekd.bench.rows import Cell
 from edgekd.cli import main
 from edgekd.errors import DataError
@@ -210,6 +211,20 @@ def test_a_text_that_cannot_be_taken_in_changes_nothing(tmp_path: Path, capsys: 
         assert main(["report", str(bundle), "--import", str(tmp_path / "phone.txt"), "--store", str(runs)]) == 5
         assert told in capsys.readouterr().err
         assert not (runs / "reuters_x86").exists()
+
+
+@given(st.integers(8, 600))
+def test_the_commands_name_a_signature_that_the_converter_is_asked_for(max_length: int) -> None:
+    target = made.target()
+    target = replace(target, task=replace(target.task, max_length=max_length))
+    report = {"task": {"max_length": max_length}, "stages": {"export": {"key": "0" * 16}}, "run": "it"}
+    manifest = {"model": "m.onnx", "runtimes": {"litert": "litert/model.tflite"}, "inputs": [{}, {}]}
+    text = android.commands(report, manifest, "a" * 64)
+    (length,) = (int(found) for found in re.findall(r"--signature_to_run_for=tokens_(\d+) ", text))
+    assert length in graph.lengths(target)
+    assert f"--input_layer_shape=1,{length}:1,{length} " in text
+    timed = {name: int(count) for name, count in re.findall(r"runtime=(\w+) threads=1 workload=fixed(\d+)", text)}
+    assert timed["litert"] == length and timed["ort_cpu"] == android.tokens(report) <= max_length
 
 
 def test_the_test_data_of_a_bundle_are_the_first_tokens_as_the_graph_takes_them(tmp_path: Path) -> None:

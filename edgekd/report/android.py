@@ -24,6 +24,9 @@ ROUNDS, CALLS = 5, 1000
 TOOLS = {"ort_cpu": "onnxruntime_perf_test", "ort_mobile": "onnxruntime_perf_test", "litert": "benchmark_model"}
 """Runtime -> the tool whose output is read."""
 
+SHORTEST = 16
+"""A ``.tflite`` has signatures for so many tokens and more (``graph.lengths``); what is shorter is padded."""
+
 AGAIN = "run the commands of the bundle's README.md as they are"
 
 ISAS = {"arm64-v8a": "aarch64", "armeabi-v7a": "armv7l"}
@@ -48,12 +51,13 @@ def commands(report: Mapping[str, Any], manifest: Mapping[str, Any], model: str)
     files = {"ort_cpu": manifest["model"], **manifest["runtimes"]}
     export, length, inputs = report["stages"]["export"]["key"], tokens(report), len(manifest["inputs"])
     names = {runtime: f"{runtime}.{file.rpartition('.')[2]}" for runtime, file in files.items() if runtime in TOOLS}
+    padded = max(SHORTEST, length)
     layers = [f"in{number}" for number in range(inputs)]  # names of ours: the tool takes them in the graph's order
     run_of = {
         "onnxruntime_perf_test": f"-e cpu -m times -r {CALLS} -x 1 -y 1 -s {{}}",
         "benchmark_model": "--graph={} --num_threads=1 --use_xnnpack=true --warmup_runs=50 "
-        f"--num_runs={CALLS} --signature_to_run_for=tokens_{length} --input_layer={','.join(layers)} "
-        f"--input_layer_shape={':'.join([f'1,{length}'] * inputs)} "
+        f"--num_runs={CALLS} --signature_to_run_for=tokens_{padded} --input_layer={','.join(layers)} "
+        f"--input_layer_shape={':'.join([f'1,{padded}'] * inputs)} "
         f"--input_layer_value_range={':'.join(f'{name},0,1' for name in layers)}",  # in reach of every table
     }
     lines = [f"adb shell mkdir -p {FOLDER}"]
@@ -67,7 +71,8 @@ def commands(report: Mapping[str, Any], manifest: Mapping[str, Any], model: str)
         lines.append(f'  echo "{word} $(adb shell getprop {prop})"')
     lines += ["  adb shell grep -m1 Features /proc/cpuinfo", f"  for round in $(seq {ROUNDS}); do"]
     for runtime, name in names.items():
-        lines.append(f"    echo round runtime={runtime} threads=1 workload=fixed{length}")
+        timed = padded if TOOLS[runtime] == "benchmark_model" else length
+        lines.append(f"    echo round runtime={runtime} threads=1 workload=fixed{timed}")
         lines.append(f'    adb shell "cd {FOLDER} && ./{TOOLS[runtime]} {run_of[TOOLS[runtime]].format(name)} 2>&1"')
     lines += ["  done", "} | tee ../phone.txt", f"adb shell rm -r {FOLDER}"]
     lines += [f"# then, where runs/ is: edgekd report {report['run']} --import .../phone.txt"]
