@@ -27,6 +27,9 @@ TOOLS = {"ort_cpu": "onnxruntime_perf_test", "ort_mobile": "onnxruntime_perf_tes
 SHORTEST = 16
 """A ``.tflite`` has signatures for so many tokens and more (``graph.lengths``); what is shorter is padded."""
 
+LEAST, MOST = 1e-9, 1e9
+"""Of a figure as it is printed: what is computed of such figures is finite."""
+
 AGAIN = "run the commands of the bundle's README.md as they are"
 
 ISAS = {"arm64-v8a": "aarch64", "armeabi-v7a": "armv7l"}
@@ -158,7 +161,7 @@ def _onnxruntime(lines: list[str], start: int) -> dict[str, Any]:
         "load_ms": 1000 * _number(told, "Session creation time cost", start),
         "cold_ms": None,  # printed in whole milliseconds
         "throughput_per_s": _number(told, "Number of inferences per second", start),
-        "calls": int(_number(told, "Total inference requests", start)),
+        "calls": int(_number(told, "Total inference requests", start, least=1)),
     }
 
 
@@ -174,7 +177,7 @@ def _litert(lines: list[str], start: int) -> dict[str, Any]:
         "load_ms": _number(told, "Init", start) / 1000,
         "cold_ms": _number(told, "First inference", start) / 1000,
         "throughput_per_s": 1e6 / _number(told, "avg", start),
-        "calls": int(_number(told, "count", start)),
+        "calls": int(_number(told, "count", start, least=1)),
     }
 
 
@@ -182,15 +185,15 @@ def _told(lines: list[str], pattern: str) -> Iterator[tuple[str, str]]:
     return ((match[1], match[2]) for line in lines if (match := re.match(pattern, line)))
 
 
-def _number(told: Mapping[str, str], name: str, start: int) -> float:
+def _number(told: Mapping[str, str], name: str, start: int, least: float = LEAST) -> float:
     try:
         value = float(told[name])
     except (KeyError, ValueError):
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
+    if not least <= value <= MOST:
         said = f"{told[name][:40]!r}" if name in told else "nothing"
         raise DataError(
-            f"the round that begins in line {start} says {said} for {name!r}, which is no time or count above 0; the "
+            f"the round that begins in line {start} says {said} for {name!r}, which no time or count can be; the "
             "tool failed there, or is an old one: run it again"
         )
     return value
