@@ -35,6 +35,7 @@ class Device:
     without: tuple[str, ...] = ()  # flags that it has not: a CPU that has them is faster
     cores: int | None = None  # which one inference may have at most: ``Bench.threads`` stay within
     memory_mib: int | None = None
+    system: Literal["android", "ios", "linux"] | None = None  # ``None``: not said
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -93,15 +94,35 @@ X86_AVX2 = Device(
 BROWSER = Device(name="a browser (WebAssembly with SIMD)", isa="wasm32", cores=1, memory_mib=2048)
 ARM64_DOTPROD = Device(name="arm64 with dot product", isa="aarch64", features=("asimddp",))
 RASPBERRY_PI_5 = Device(
-    name="Raspberry Pi 5 (Cortex-A76)", isa="aarch64", features=("asimddp",), cores=4, memory_mib=2048
+    name="Raspberry Pi 5 (Cortex-A76)",
+    isa="aarch64",
+    features=("asimddp",),
+    cores=4,
+    memory_mib=2048,
+    system="linux",
 )
 RASPBERRY_PI_4 = Device(
-    name="Raspberry Pi 4 (Cortex-A72)", isa="aarch64", without=("asimddp",), cores=4, memory_mib=2048
+    name="Raspberry Pi 4 (Cortex-A72)",
+    isa="aarch64",
+    without=("asimddp",),
+    cores=4,
+    memory_mib=2048,
+    system="linux",
 )
 ANDROID_ARM64 = Device(
-    name="Android phone (arm64 with dot product)", isa="aarch64", features=("asimddp",), cores=8, memory_mib=4096
+    name="Android phone (arm64 with dot product)",
+    isa="aarch64",
+    features=("asimddp",),
+    cores=8,
+    memory_mib=4096,
+    system="android",
 )
 IOS_ARM64 = Device(
-    name="iPhone (arm64 with dot product)", isa="aarch64", features=("asimddp",), cores=6, memory_mib=4096
+    name="iPhone (arm64 with dot product)",
+    isa="aarch64",
+    features=("asimddp",),
+    cores=6,
+    memory_mib=4096,
+    system="ios",
 )
 DEVICES = (X86_VNNI, X86_AVX2, ARM64_DOTPROD, RASPBERRY_PI_5, RASPBERRY_PI_4, ANDROID_ARM64, IOS_ARM64, BROWSER)

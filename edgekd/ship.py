@@ -75,7 +75,7 @@ def pack(report: Mapping[str, Any], export: Path, out: Path, conversions: Mappin
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(source, conversions or {}, partial)
         inputs = export / "inputs" / "student.npz"
-        if report["device"]["isa"] == "aarch64" and inputs.is_file():
+        if android.serves(report["device"]) and inputs.is_file():
             from edgekd.onnxio import testdata
 
             names = [found["name"] for found in graph["inputs"]]

@@ -1,4 +1,8 @@
-"""A device for tests: an OpenSSH server on loopback, with keys, an environment and a temporary folder of its own."""
+"""A device for tests: an OpenSSH server on loopback, with a user, keys, an environment and folders of its own.
+
+Only root can make a user, so whoever else runs the tests logs in as themselves; so does a root whose packages, or whose
+every Python of this version, others may not read.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,14 +36,24 @@ EXAMPLES = 12
 
 @dataclass(frozen=True)
 class Server:
-    """``config`` is for ssh's ``-F``, ``python`` an interpreter with numpy and onnxruntime alone, ``tmp`` where what
-    the device keeps for the time being lies."""
+    """``config`` is for ssh's ``-F``, ``python`` an interpreter with numpy and onnxruntime alone, made of the one
+    at ``base``; ``home`` is the user's, with ``tmp``, where what the device keeps for the time being lies."""
 
     url: str
+    user: str
     config: Path
     python: Path
-    tmp: Path
+    base: str
+    home: Path
     folder: Path
+
+    def environment(self, name: str, *packages: str) -> Path:
+        """Another Python in the user's home (see ``environment``)."""
+        return environment(self.home / name, *packages, base=self.base)
+
+    @property
+    def tmp(self) -> Path:
+        return self.home / "tmp"
 
     def left(self) -> list[str]:
         """What lies in the device's temporary folder, once the agent had time to go."""
@@ -64,43 +79,78 @@ def server(folder: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    tmp = folder / "tmp"
-    tmp.mkdir()
-    shutil.copy(folder / "user.pub", folder / "authorized_keys")
     key = (folder / "host.pub").read_text().split()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {key[0]} {key[1]}\n")
-    options = [
-        f"Port {port}",
-        "ListenAddress 127.0.0.1",
-        f"HostKey {folder}/host",
-        f"AuthorizedKeysFile {folder}/authorized_keys",
-        "AuthenticationMethods publickey",
-        "PermitRootLogin prohibit-password",
-        "UsePAM no",
-        "StrictModes no",  # pytest's folders lie under /tmp
-        "PidFile none",
-        f"SetEnv TMPDIR={tmp}",
-    ]
-    (folder / "sshd_config").write_text("\n".join(options) + "\n")
     wanted = [f"IdentityFile {folder}/user", "IdentitiesOnly yes", f"UserKnownHostsFile {folder}/known_hosts"]
     (folder / "ssh_config").write_text(
         "\n".join([*wanted, "StrictHostKeyChecking yes", "GlobalKnownHostsFile none"]) + "\n"
     )
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # where sshd, as root, locks its own unprivileged half up
-    command = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
-    with (folder / "sshd.log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
+    with account() as (user, home, base):
+        options = [
+            f"Port {port}",
+            "ListenAddress 127.0.0.1",
+            f"HostKey {folder}/host",
+            f"AuthorizedKeysFile {home}/authorized_keys",
+            "AuthenticationMethods publickey",
+            "PermitRootLogin prohibit-password",
+            "UsePAM no",
+            "StrictModes no",  # the home lies under /tmp
+            "PidFile none",
+            f"SetEnv TMPDIR={home}/tmp",
+        ]
+        (folder / "sshd_config").write_text("\n".join(options) + "\n")
+        shutil.copy(folder / "user.pub", home / "authorized_keys")
+        python = environment(home / "env", "numpy", "onnxruntime", base=base)
+        command = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
+        with (folder / "sshd.log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
+            try:
+                _wait(port, process, folder / "sshd.log")
+                url = f"ssh://{user}@127.0.0.1:{port}"
+                yield Server(url, user, folder / "ssh_config", python, base, home, folder)
+            finally:
+                process.terminate()
+
+
+@contextmanager
+def account() -> Iterator[tuple[str, Path, str]]:
+    """(name, home, a Python that they may run) of a user who exists as long as the block, or of our own."""
+    with tempfile.TemporaryDirectory(prefix="edgekd-device-") as folder:
+        home, user = Path(folder), f"edgekd{os.getpid()}"
+        (home / "tmp").mkdir()
+        made = os.getuid() == 0 and _done(
+            "useradd", "--home-dir", folder, "--password", "*", "--shell", "/bin/sh", user
+        )
         try:
-            _wait(port, process, folder / "sshd.log")
-            url = f"ssh://{getpass.getuser()}@127.0.0.1:{port}"
-            yield Server(url, folder / "ssh_config", environment(folder / "env", "numpy", "onnxruntime"), tmp, folder)
+            base = _python(user) if made else None
+            if base is not None:
+                for path in (home, home / "tmp"):
+                    shutil.chown(path, user)
+            yield (getpass.getuser(), home, sys.executable) if base is None else (user, home, base)
         finally:
-            process.terminate()
+            if made:
+                _done("userdel", "--force", user)
 
 
-def environment(folder: Path, *packages: str) -> Path:
+def _python(user: str) -> str | None:
+    """A Python of this version with which ``user`` can import our packages: our own may lie in a home that is shut."""
+    given = f"import sys; sys.path.append({sysconfig.get_path('purelib')!r}); import numpy, onnxruntime"
+    system = shutil.which(f"python{sys.version_info.major}.{sys.version_info.minor}", path="/usr/local/bin:/usr/bin")
+    return next((one for one in (sys.executable, system) if one and _done(one, "-c", given, user=user)), None)
+
+
+def _done(*command: str, **other: Any) -> bool:
+    """Whether the command can be run, and ends well."""
+    try:
+        return subprocess.run(command, cwd="/", capture_output=True, **other).returncode == 0
+    except OSError:
+        return False
+
+
+def environment(folder: Path, *packages: str, base: str = sys.executable) -> Path:
     """A Python without anything but these packages of ours; neither edgekd nor what that stands on."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    subprocess.run([base, "-m", "venv", "--without-pip", folder], check=True)
     site = folder / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     for package in packages:
         for path in Path(sysconfig.get_path("purelib")).glob(f"{package}*"):

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import device_fixture
 import numpy as np
 import onnx
 import pytest
+import report_fixture as made
 import tiny_bundle
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from edgekd import ship
+from edgekd import graph, ship, spec
 from edgekd.bench.rows import Cell
+from edgekd.bundle import MODEL
 from edgekd.cli import main
-from edgekd.errors import DataError
+from edgekd.errors import DataError, UsageError
 from edgekd.report import android, schema
 
 HEAD = f"edgekd model={'a' * 64} export={'0' * 16}\n"
@@ -117,6 +122,26 @@ def test_a_damaged_text_is_read_or_refused_and_never_anything_else(data: st.Data
         assert row["p50_ms"] > 0 and row["calls"] > 0
 
 
+FIGURES = ("P50 Latency: 0.0005", "requests: 1000", "per second: 1877.5", "median=1850.0", "avg=1860.2", "Init: 4108")
+
+
+@given(st.sampled_from(FIGURES), st.floats(0, exclude_min=True))
+@example("P50 Latency: 0.0005", 1e306)
+@example("avg=1860.2", 1e-310)
+@example("requests: 1000", 0.5)
+def test_a_figure_is_refused_or_all_that_is_computed_of_it_can_be_written(figure: str, value: float) -> None:
+    name, sign, _ = re.split(r"([:=])", figure)
+    try:
+        found = android.table(android.parse(GOOD.replace(figure, f"{name}{sign}{' ' * (sign == ':')}{value!r}")), {})
+    except DataError as error:
+        assert f"says {repr(value)!r} for" in str(error)
+        return
+    for row in found:
+        json.dumps(row, allow_nan=False)
+        json.dumps([row["p50_ms"] / other["p50_ms"] for other in found], allow_nan=False)
+        assert row["calls"] > 0
+
+
 @given(st.text(max_size=200))
 def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(DataError, match=r"README\.md"):
@@ -194,14 +219,21 @@ def test_the_commands_of_an_arm_bundles_card_run_and_their_text_becomes_rows_of_
     assert schema.load(bundle / "report.json")["devices"] == []  # what was shipped stays as it is
 
 
+def of(bundle: Path) -> str:
+    """What a phone's tools would print of this bundle."""
+    model = ship.verify_files(bundle)["files"][MODEL]["sha256"]
+    export = schema.load(bundle / "report.json")["stages"]["export"]["key"]
+    return GOOD.replace("model=" + "a" * 64, f"model={model}").replace("export=" + "0" * 16, f"export={export}")
+
+
 def test_a_text_that_cannot_be_taken_in_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, runs = arm(tmp_path)
-    good = GOOD.replace(
-        "export=" + "0" * 16, "export=" + schema.load(bundle / "report.json")["stages"]["export"]["key"]
-    )
+    good = of(bundle)
     texts = {
         "of another model": GOOD.encode(),
         "says nothing": good.replace("P90 Latency: 0.001 s\n", "").encode(),
+        "says '1e306'": good.replace("P50 Latency: 0.0005 s", "P50 Latency: 1e306 s").encode(),
+        "says '1e-310'": good.replace("avg=1860.2", "avg=1e-310").encode(),
         "cannot read": good.encode() + b"\xff\xfe",
     }
     for told, text in texts.items():
@@ -209,6 +241,53 @@ def test_a_text_that_cannot_be_taken_in_changes_nothing(tmp_path: Path, capsys: 
         assert main(["report", str(bundle), "--import", str(tmp_path / "phone.txt"), "--store", str(runs)]) == 5
         assert told in capsys.readouterr().err
         assert not (runs / "reuters_x86").exists()
+
+
+def test_a_text_of_another_model_is_refused_although_it_names_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, runs = arm(tmp_path)
+    phone, report = tmp_path / "phone.txt", runs / "reuters_x86" / "report.json"
+
+    def take(text: str, what: str, *more: str) -> int:
+        phone.write_text(text)
+        return main(["report", what, "--import", str(phone), "--store", str(runs), *more])
+
+    good = of(bundle)
+    assert take(good, str(bundle)) == take(good, "reuters_x86", "--name", "Mine") == 0
+    before = report.read_bytes()
+    assert {row["host"] for row in schema.load(report)["rows"]} == {None, "Pixel 8", "Mine"}
+    another = re.sub("model=[0-9a-f]{64}", "model=" + "b" * 64, good)
+    for what in (str(bundle), "reuters_x86"):
+        assert take(another, what) == 5
+        assert "of another model" in capsys.readouterr().err
+    assert report.read_bytes() == before and len(list(runs.glob("*/devices/*/device.json"))) == 2
+
+    shutil.rmtree(runs / "store")
+    assert take(good, "reuters_x86") == 5 and "give the bundle's folder" in capsys.readouterr().err
+    assert take(good, str(bundle)) == 0
+
+
+def test_a_name_for_a_device_that_is_not_imported_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, runs = arm(tmp_path)
+    assert main(["report", str(bundle), "--name", "Pixel 8", "--store", str(runs)]) == UsageError.exit_code
+    assert "--import" in capsys.readouterr().err
+
+
+@given(st.integers(8, 600))
+def test_the_commands_name_a_signature_that_the_converter_is_asked_for(max_length: int) -> None:
+    target = made.target()
+    target = replace(target, task=replace(target.task, max_length=max_length))
+    report = {"task": {"max_length": max_length}, "stages": {"export": {"key": "0" * 16}}, "run": "it"}
+    manifest = {"model": "m.onnx", "runtimes": {"litert": "litert/model.tflite"}, "inputs": [{}, {}]}
+    text = android.commands(report, manifest, "a" * 64)
+    (length,) = (int(found) for found in re.findall(r"--signature_to_run_for=tokens_(\d+) ", text))
+    assert length in graph.lengths(target)
+    assert f"--input_layer_shape=1,{length}:1,{length} " in text
+    timed = {name: int(count) for name, count in re.findall(r"runtime=(\w+) threads=1 workload=fixed(\d+)", text)}
+    assert timed["litert"] == length and timed["ort_cpu"] == android.tokens(report) <= max_length
 
 
 def test_the_test_data_of_a_bundle_are_the_first_tokens_as_the_graph_takes_them(tmp_path: Path) -> None:
@@ -223,6 +302,21 @@ def test_the_test_data_of_a_bundle_are_the_first_tokens_as_the_graph_takes_them(
     assert given["attention_mask"].tolist() == [[1] * length]
 
 
-def test_a_bundle_for_another_kind_of_device_says_nothing_of_phones(tmp_path: Path) -> None:
-    bundle = tiny_bundle.bundle(tmp_path)
-    assert "adb" not in (bundle / "README.md").read_text() and not (bundle / "android").exists()
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        (spec.ANDROID_ARM64, True),
+        (spec.ARM64_DOTPROD, True),
+        (spec.Device(name="a board of mine", isa="aarch64"), True),
+        (spec.RASPBERRY_PI_5, False),
+        (spec.RASPBERRY_PI_4, False),
+        (spec.IOS_ARM64, False),
+        (spec.X86_VNNI, False),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_bundle_says_how_to_measure_on_android_where_its_device_may_run_that(
+    profile: spec.Device, told: bool, tmp_path: Path
+) -> None:
+    bundle, _ = device_fixture.runs(tmp_path, **made.report(device=profile)["device"])
+    assert ("adb" in (bundle / "README.md").read_text(), (bundle / "android").exists()) == (told, told)

@@ -14,7 +14,7 @@ from edgekd import spec
 from edgekd.bench import conditions, sustained
 from edgekd.cli.device import seconds
 from edgekd.errors import StoreError, UsageError
-from edgekd.report import conclude, devices, figures, html, markdown, schema
+from edgekd.report import conclude, devices, figures, files, html, markdown, schema
 from edgekd.stages import verdict
 from edgekd.store import Stage, sha256, write_json
 
@@ -102,6 +102,21 @@ def test_a_report_concludes_the_same_again_and_merging_twice_is_merging_once(tmp
     assert conclude.again(devices.merge(once, [record])) == once
     assert len(once["rows"]) == 2 * len(report["rows"])
     assert conclude.again(devices.merge(once, [])) == report
+
+
+def test_a_device_whose_record_is_elsewhere_stays_in_the_report(tmp_path: Path) -> None:
+    report = made.report()
+    record = devices.record(tmp_path / "here", MODEL, entry(), made.rows(), report["latency"][:3])
+    shipped = conclude.again(devices.merge(report, [record]))
+    recorded(tmp_path / "there", name="Another")
+    for _ in range(2):
+        written = files.merge(shipped, tmp_path / "there", MODEL)
+        assert written is not None
+        found = schema.load(written)
+        assert [one["name"] for one in found["devices"]] == ["Another", NAME]
+        for part in ("rows", "latency"):
+            mine = [row for row in found[part] if row.get("host") == NAME]
+            assert mine == [row for row in shipped[part] if row.get("host") == NAME]
 
 
 def test_records_are_found_by_the_file_they_are_of_and_a_damaged_one_is_told(tmp_path: Path) -> None:

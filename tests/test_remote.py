@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -17,15 +19,20 @@ from typing import Any
 import device_fixture
 import numpy as np
 import pytest
+import report_fixture as made
 from device_fixture import CALLS, EXAMPLES, ROUNDS, Server
 from hypothesis import given
 from hypothesis import strategies as st
 from test_doors import file_of, imports
 
+from edgekd import spec
 from edgekd.bench import child
+from edgekd.bench.measure import Artifact
+from edgekd.bench.rows import Cell, empty
 from edgekd.cli import main
-from edgekd.errors import HostLostError, HostUnfitError, UsageError
+from edgekd.errors import BenchError, HostLostError, HostUnfitError, MissingDependencyError, UsageError
 from edgekd.progress import Progress
+from edgekd.remote import bench as benching
 from edgekd.remote import device, harness, ssh
 from edgekd.report import figures, schema
 
@@ -49,6 +56,20 @@ def bench(server: Server, bundle: Path, runs: Path, *more: str, python: Path | N
 def written(runs: Path) -> dict[str, int]:
     """Every answer that is kept, and when it was written."""
     return {path.name: path.stat().st_mtime_ns for path in runs.glob("*/devices/*/raw/*.r*.json")}
+
+
+def test_the_device_is_a_user_of_its_own_who_is_gone_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "some.bin").write_bytes(b"1" * 1000)
+    with device_fixture.server(tmp_path) as found:
+        if found.user == getpass.getuser():
+            pytest.skip("needs to be root, and packages and a Python that others may read: see device_fixture")
+        owner = pwd.getpwnam(found.user).pw_uid
+        with device.Device("it", ssh.command(ssh.parse(found.url), str(found.python), found.config), None, QUIET) as it:
+            assert Path(it.put(tmp_path / "some.bin")).stat().st_uid == owner != os.getuid()
+        assert found.left() == []
+    with pytest.raises(KeyError):
+        pwd.getpwnam(found.user)
+    assert not found.home.exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -86,6 +107,26 @@ def test_a_bundle_is_measured_over_ssh_and_the_rows_are_in_the_report_of_its_run
     assert written(runs) == before  # what was measured is not measured again
 
 
+def test_a_device_is_asked_for_what_the_target_asks_for_whatever_the_host_could_measure() -> None:
+    workloads = {"ort_cpu": ("real", "fixed64"), "openvino": ("real", "fixed16"), "ort_mobile": ("real",)}
+    asked = spec.Bench(runtimes=tuple(workloads), threads=(1, 4), workloads=workloads)
+    first = [row for row in made.rows() if (row["runtime"], row["workload"]) == ("ort_cpu", "real")]
+    rows = [
+        row | {"threads": count, "workload": name} for row in first for count in (1, 2) for name in workloads["ort_cpu"]
+    ]
+    skipped = Cell("openvino", 1, "real")  # of a runtime that the host lacks there is one row alone
+    rows += [empty(row["artifact"], skipped, None, "skipped: pip install openvino") for row in first]
+    report = made.report(rows, bench=asked)
+    for runtimes in (None, ("openvino",)):
+        plan = benching._plan(report, {"runtimes": {}}, benching.Asked(runtimes=runtimes))
+        assert plan["threads"] == asked.threads
+        assert plan["workloads"] == {name: workloads[name] for name in runtimes or ("ort_cpu", "openvino")}
+
+    del report["device"]["threads"], report["device"]["workloads"]  # of a report from before they were kept
+    plan = benching._plan(report, {"runtimes": {}}, benching.Asked())
+    assert (plan["threads"], plan["workloads"]) == ((1, 2), {"ort_cpu": ("real", "fixed64"), "openvino": ("real",)})
+
+
 def test_a_connection_that_breaks_leaves_nothing_there_and_the_same_command_goes_on(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +152,30 @@ def test_a_connection_that_breaks_leaves_nothing_there_and_the_same_command_goes
     assert {name: at for name, at in written(runs).items() if name in first_round} == {
         n: before[n] for n in first_round
     }
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["the connection breaks", "its process fails"])
+def test_a_long_run_that_fails_leaves_in_the_report_what_was_measured_before(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    bundle, runs = device_fixture.runs(tmp_path)
+    whole = device.Device.measure
+
+    def failing(self: device.Device, job: dict[str, Any], timeout_s: float, module: str) -> Any:
+        if module == "edgekd.bench.sustained" and lost:
+            self._process.kill()
+        elif module == "edgekd.bench.sustained":
+            job = job | {"workload": "none"}
+        return whole(self, job, timeout_s, module)
+
+    monkeypatch.setattr(device.Device, "measure", failing)
+    code = bench(server, bundle, runs, *SHORT, "--name", "Board 7", "--sustained", "1s")
+    assert code == (HostLostError if lost else BenchError).exit_code
+    report = schema.load(runs / "reuters_x86" / "report.json")
+    (row,) = (row for row in report["rows"] if row["host"] == "Board 7")
+    assert row["p50_ms"] > 0 and any(one.get("host") == "Board 7" for one in report["latency"])
+    assert [one["sustained"] for one in report["devices"]] == [None]
+    assert server.left() == []
 
 
 def test_ctrl_c_ends_the_child_there_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
@@ -168,12 +233,10 @@ def test_every_runtime_is_given_its_own_file_and_what_is_missing_there_says_what
 def test_without_the_runs_store_the_bundle_is_measured_alone_and_its_report_begins_a_run(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekd.remote import bench as benching
-
     bundle, _ = device_fixture.runs(tmp_path)
-    made = tmp_path / "inputs.npz"
-    np.savez(made, **device_fixture.inputs())
-    monkeypatch.setattr(benching, "_inputs", lambda *given: made)  # the data's source is a package index
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, **device_fixture.inputs())
+    monkeypatch.setattr(benching, "_inputs", lambda *given: inputs)  # the data's source is a package index
     assert bench(server, bundle, tmp_path / "elsewhere", *SHORT) == 0
     report = schema.load(tmp_path / "elsewhere" / "reuters_x86" / "report.json")
     mine = [row for row in report["rows"] if row["host"]]
@@ -218,15 +281,15 @@ def test_a_missing_runtime_numpy_or_python_is_told_with_the_command_that_install
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, runs = device_fixture.runs(tmp_path)
-    bare = device_fixture.environment(tmp_path / "bare")
+    bare = server.environment("bare")
     assert bench(server, bundle, runs, python=bare) == 12
     assert f"{bare} -m pip install numpy" in capsys.readouterr().err
-    numpy_only = device_fixture.environment(tmp_path / "numpy", "numpy")
+    numpy_only = server.environment("numpy", "numpy")
     assert bench(server, bundle, runs, python=numpy_only) == 12
     assert f"{numpy_only} -m pip install onnxruntime" in capsys.readouterr().err
-    assert bench(server, bundle, runs, python=tmp_path / "nowhere") == HostUnfitError.exit_code
+    assert bench(server, bundle, runs, python=server.home / "nowhere") == HostUnfitError.exit_code
     assert "--python" in capsys.readouterr().err
-    old = tmp_path / "old_python"
+    old = server.home / "old_python"
     old.write_text(
         f"#!/bin/sh\nexec {server.python} -c 'import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])' \"$2\"\n"
     )
@@ -243,6 +306,22 @@ def test_a_device_that_lacks_a_feature_is_measured_and_marked_everywhere(server:
     assert {row["measured_on"] for row in report["rows"]} == {figures.PROXY}
     assert f"Times and memory are a stand-in's ({figures.PROXY})" in report["headline"][0]
     assert any(line.startswith("host-proxy: Board 7 lacks no_such_flag") for line in report["limits"])
+
+
+@pytest.mark.parametrize("runtimes", [("litert",), ("ort_cpu", "litert")])
+def test_an_old_onnxruntime_is_refused_for_what_runs_in_it_alone(runtimes: tuple[str, ...]) -> None:
+    there = {
+        **{"machine": made.MACHINE, "conditions": dict.fromkeys(("available_mib", "temperature_c", "throttled"))},
+        **{"usable_threads": 4, "executable": "python3", "lacking": [], "free_bytes": 2**40},
+        "versions": {"onnxruntime": "1.9.0", "ai_edge_litert": "2.1.0"},
+    }
+    manifest = {"minimum_onnxruntime": "1.11", "device": None}
+    nothing = Artifact("student_qad", (), Path())
+    if "ort_cpu" in runtimes:
+        with pytest.raises(MissingDependencyError, match=r"has onnxruntime 1\.9\.0, and the bundle needs 1\.11"):
+            benching._fit("it", there, manifest, runtimes, [nothing], QUIET)
+    else:
+        assert benching._fit("it", there, manifest, runtimes, [nothing], QUIET) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- the harness

@@ -29,7 +29,7 @@ from edgekd.cli.common import (
     run_folder,
     stdout,
 )
-from edgekd.errors import BudgetError
+from edgekd.errors import BudgetError, UsageError
 from edgekd.progress import Progress, duration
 from edgekd.store import read_json
 
@@ -251,6 +251,8 @@ def report(
     from edgekd.report import importing
     from edgekd.report.schema import load as load_report
 
+    if name is not None and read is None:
+        raise UsageError("--name is what to call a phone whose times are taken in; give --import too")
     folder = run_folder(target, store)
     folder = importing.read(read, folder, store, name).parent if read is not None else folder
     found = load_report(folder / "report.json")

@@ -42,7 +42,7 @@ MINUTE_S = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the user asked for; ``None``: as the run's own bench had it.
+    """What the user asked for; ``None``: as the target has it.
 
     ``runtimes`` and ``artifacts`` are names, ``sustained_s`` how long what ships is then called without a pause,
     ``name`` what the device is called in the report (its CPU or board), ``folder`` where on it the temporary folder is
@@ -104,12 +104,13 @@ def bench(
             "throttled": throttled(there["conditions"], after),
             "sustained": None,
         }
-        if asked.sustained_s:
-            devices.record(place, model, found, rows)  # a long run may be cut off
+        latency = [one for row in rows if (one := build.histogram(place / "raw", row)) is not None]
+        record = devices.record(place, model, found, rows, latency)
+        written = files.merge(report, run, model)
+        if asked.sustained_s:  # which may be cut off
             found["sustained"] = _sustained(device, artifacts, plan, asked.sustained_s, place, progress)
-    latency = [one for row in rows if (one := build.histogram(place / "raw", row)) is not None]
-    record = devices.record(place, model, found, rows, latency)
-    written = files.merge(report, run, model)
+            record = devices.record(place, model, found, rows, latency)
+            written = files.merge(report, run, model)
     if written is None:
         progress.log(f"{run} has another model meanwhile, so its report stays as it is; the rows are in {place}")
     return {**record, "place": str(place), "report": str(written) if written else None}
@@ -136,19 +137,23 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plan(report: Mapping[str, Any], manifest: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
-    """What the run's own bench measured, as far as a device's Python may have the runtimes; or as asked."""
+    """What the target asks for, as far as a device's Python may have the runtimes; or as asked.
+
+    An old report does not tell it, but what the run's own bench measured: less, on fewer CPUs or without a runtime.
+    """
     own = [row for row in report["rows"] if figures.device(row) is None]
     can = [name for name in RUNTIMES if name in ("ort_cpu", "openvino") or name in manifest.get("runtimes", {})]
     names = asked.runtimes or tuple(dict.fromkeys(row["runtime"] for row in own if row["runtime"] in can))
     if unknown := sorted(set(names) - set(can)):
         raise UsageError(f"this bundle has no file for {unknown[0]!r} on a device, but for {', '.join(can)}")
-    default = Bench()
+    default, target = Bench(), report["device"]
+    threads = target.get("threads") or dict.fromkeys(row["threads"] for row in own)
+    measured = {name: dict.fromkeys(row["workload"] for row in own if row["runtime"] == name) for name in names}
     return {
         "runtimes": names or default.runtimes,
-        "threads": tuple(dict.fromkeys(row["threads"] for row in own)) or default.threads,
+        "threads": tuple(threads) or default.threads,
         "workloads": {
-            name: tuple(dict.fromkeys(row["workload"] for row in own if row["runtime"] == name)) or ("real",)
-            for name in names
+            name: tuple(target.get("workloads", {}).get(name) or measured[name]) or ("real",) for name in names
         },
         "rounds": asked.rounds or max((row["rounds"] for row in own), default=0) or default.rounds,
         "calls": asked.calls or max((row["calls"] for row in own), default=0) or default.calls,
@@ -233,7 +238,8 @@ def _fit(
             f"{what} has no runtime for this bundle; install one there: {there['executable']} -m pip install {packages}"
         )
     version, least = there["versions"].get("onnxruntime"), manifest["minimum_onnxruntime"]
-    if version and Version(version) < Version(least):
+    needs = any(runtime_table.entry(name).package == "onnxruntime" for name in names)
+    if needs and version and Version(version) < Version(least):
         raise MissingDependencyError(
             f"{what} has onnxruntime {version}, and the bundle needs {least}: {there['executable']} -m pip install "
             f"'onnxruntime>={least}'"
@@ -290,4 +296,4 @@ def _sustained(
     try:
         return about | device.measure(job, seconds + TIMEOUT_S, "edgekd.bench.sustained")
     except ChildFailed as error:
-        raise BenchError(f"the long run failed: {error}; the other rows are kept") from error
+        raise BenchError(f"the long run failed: {error}; the other rows are in the report") from error

@@ -24,9 +24,20 @@ ROUNDS, CALLS = 5, 1000
 TOOLS = {"ort_cpu": "onnxruntime_perf_test", "ort_mobile": "onnxruntime_perf_test", "litert": "benchmark_model"}
 """Runtime -> the tool whose output is read."""
 
+SHORTEST = 16
+"""A ``.tflite`` has signatures for so many tokens and more (``graph.lengths``); what is shorter is padded."""
+
+LEAST, MOST = 1e-9, 1e9
+"""Of a figure as it is printed: what is computed of such figures is finite."""
+
 AGAIN = "run the commands of the bundle's README.md as they are"
 
 ISAS = {"arm64-v8a": "aarch64", "armeabi-v7a": "armv7l"}
+
+
+def serves(device: Mapping[str, Any]) -> bool:
+    """Whether a report's ``device`` may be such a phone: 64-bit ARM, and of no other system that is known."""
+    return device["isa"] == "aarch64" and device.get("system") in (None, "android")
 
 
 def tokens(report: Mapping[str, Any]) -> int:
@@ -43,12 +54,13 @@ def commands(report: Mapping[str, Any], manifest: Mapping[str, Any], model: str)
     files = {"ort_cpu": manifest["model"], **manifest["runtimes"]}
     export, length, inputs = report["stages"]["export"]["key"], tokens(report), len(manifest["inputs"])
     names = {runtime: f"{runtime}.{file.rpartition('.')[2]}" for runtime, file in files.items() if runtime in TOOLS}
+    padded = max(SHORTEST, length)
     layers = [f"in{number}" for number in range(inputs)]  # names of ours: the tool takes them in the graph's order
     run_of = {
         "onnxruntime_perf_test": f"-e cpu -m times -r {CALLS} -x 1 -y 1 -s {{}}",
         "benchmark_model": "--graph={} --num_threads=1 --use_xnnpack=true --warmup_runs=50 "
-        f"--num_runs={CALLS} --signature_to_run_for=tokens_{length} --input_layer={','.join(layers)} "
-        f"--input_layer_shape={':'.join([f'1,{length}'] * inputs)} "
+        f"--num_runs={CALLS} --signature_to_run_for=tokens_{padded} --input_layer={','.join(layers)} "
+        f"--input_layer_shape={':'.join([f'1,{padded}'] * inputs)} "
         f"--input_layer_value_range={':'.join(f'{name},0,1' for name in layers)}",  # in reach of every table
     }
     lines = [f"adb shell mkdir -p {FOLDER}"]
@@ -62,7 +74,8 @@ def commands(report: Mapping[str, Any], manifest: Mapping[str, Any], model: str)
         lines.append(f'  echo "{word} $(adb shell getprop {prop})"')
     lines += ["  adb shell grep -m1 Features /proc/cpuinfo", f"  for round in $(seq {ROUNDS}); do"]
     for runtime, name in names.items():
-        lines.append(f"    echo round runtime={runtime} threads=1 workload=fixed{length}")
+        timed = padded if TOOLS[runtime] == "benchmark_model" else length
+        lines.append(f"    echo round runtime={runtime} threads=1 workload=fixed{timed}")
         lines.append(f'    adb shell "cd {FOLDER} && ./{TOOLS[runtime]} {run_of[TOOLS[runtime]].format(name)} 2>&1"')
     lines += ["  done", "} | tee ../phone.txt", f"adb shell rm -r {FOLDER}"]
     lines += [f"# then, where runs/ is: edgekd report {report['run']} --import .../phone.txt"]
@@ -148,7 +161,7 @@ def _onnxruntime(lines: list[str], start: int) -> dict[str, Any]:
         "load_ms": 1000 * _number(told, "Session creation time cost", start),
         "cold_ms": None,  # printed in whole milliseconds
         "throughput_per_s": _number(told, "Number of inferences per second", start),
-        "calls": int(_number(told, "Total inference requests", start)),
+        "calls": int(_number(told, "Total inference requests", start, least=1)),
     }
 
 
@@ -164,7 +177,7 @@ def _litert(lines: list[str], start: int) -> dict[str, Any]:
         "load_ms": _number(told, "Init", start) / 1000,
         "cold_ms": _number(told, "First inference", start) / 1000,
         "throughput_per_s": 1e6 / _number(told, "avg", start),
-        "calls": int(_number(told, "count", start)),
+        "calls": int(_number(told, "count", start, least=1)),
     }
 
 
@@ -172,15 +185,15 @@ def _told(lines: list[str], pattern: str) -> Iterator[tuple[str, str]]:
     return ((match[1], match[2]) for line in lines if (match := re.match(pattern, line)))
 
 
-def _number(told: Mapping[str, str], name: str, start: int) -> float:
+def _number(told: Mapping[str, str], name: str, start: int, least: float = LEAST) -> float:
     try:
         value = float(told[name])
     except (KeyError, ValueError):
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
+    if not least <= value <= MOST:
         said = f"{told[name][:40]!r}" if name in told else "nothing"
         raise DataError(
-            f"the round that begins in line {start} says {said} for {name!r}, which is no time or count above 0; the "
+            f"the round that begins in line {start} says {said} for {name!r}, which no time or count can be; the "
             "tool failed there, or is an old one: run it again"
         )
     return value

@@ -109,8 +109,10 @@ def _device(target: Target, machine: Mapping[str, Any]) -> dict[str, Any]:
     device = target.device
     missing = device.differs(machine.get("isa", device.isa), machine.get("flags", ()))
     named: dict[str, Any] = {"name": device.name, "isa": device.isa, "features": list(device.features)}
-    named["without"] = list(device.without)
+    named |= {"without": list(device.without), "system": device.system}
     named |= {"cores": device.cores, "threads": list(target.bench.threads), "memory_mib": device.memory_mib}
+    workloads = target.bench.workloads
+    named["workloads"] = {name: list(workloads.get(name, ("real",))) for name in target.bench.runtimes}
     return named | {"missing": missing}
 
 

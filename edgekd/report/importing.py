@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgekd.bundle import MANIFEST, read_manifest
+from edgekd.bundle import MANIFEST, MODEL, read_manifest, verify_files
 from edgekd.errors import DataError
-from edgekd.report import android, devices, files, schema
+from edgekd.report import android, devices, files, schema, verdicts
+from edgekd.store import sha256
 
 
 def read(file: Path, folder: Path, runs: Path, name: str | None = None) -> Path:
@@ -16,7 +18,7 @@ def read(file: Path, folder: Path, runs: Path, name: str | None = None) -> Path:
 
     A bundle stays as it is: its report, with the rows, becomes that of its run in ``runs``. The device is called
     ``name``, or what the text calls it. Raises ``DataError``, and has written nothing, for a text that is malformed or
-    of another model.
+    of another model, and where that cannot be told; ``BundleError`` for an altered bundle.
     """
     try:
         text = file.read_text(encoding="utf-8", errors="strict")
@@ -28,7 +30,7 @@ def read(file: Path, folder: Path, runs: Path, name: str | None = None) -> Path:
         raise DataError(f"{file}: {error}") from error
     report = schema.load(folder / "report.json")
     run = runs / read_manifest(folder)["run"] if (folder / MANIFEST).is_file() else folder
-    if found["export"] != report["stages"]["export"]["key"]:
+    if (found["export"], found["model"]) != (report["stages"]["export"]["key"], _model(folder, report)):
         raise DataError(f"{file} is of another model than the report of {report['run']}; give the run that it is of")
     sizes = {row["runtime"]: row["size_bytes"] for row in report["rows"] if row["artifact"] == "student_qad"}
     machine = {"cpu": found["device"], "isa": found["isa"], "flags": found["flags"]}
@@ -49,3 +51,15 @@ def read(file: Path, folder: Path, runs: Path, name: str | None = None) -> Path:
     if written is None:
         raise DataError(f"{run} has another model meanwhile, so its report stays as it is; the rows are in {place}")
     return written
+
+
+def _model(folder: Path, report: Mapping[str, Any]) -> str:
+    """The SHA-256 of the ``.onnx`` that ships: as the bundle in ``folder`` has it, or the store of the run there."""
+    if (folder / MANIFEST).is_file():
+        return str(verify_files(folder, unlisted=False)["files"][MODEL]["sha256"])
+    file = folder.parent / "store" / report["stages"]["export"]["folder"] / verdicts.SHIPPED / "model.onnx"
+    if not file.is_file():
+        raise DataError(
+            f"{file} is gone, so nothing tells which model the text is of; give the bundle's folder instead"
+        )
+    return sha256(file)
