@@ -65,7 +65,8 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
     plain = copy.deepcopy(model)
     model.load_state_dict(load_file(stages["quantize"].path / f"{kind}.safetensors"))
     floats = _floats(stages["quantize"], kind, model, plain)
-    eight = next(scheme for scheme in EIGHT if scheme in _device(stages).schemes)
+    device, stand_in = _device(folder)
+    eight = next(scheme for scheme in EIGHT if scheme in device.schemes)
     finer = _finer(model, spare, quant, floats, eight)
     if finer and eight.endswith("_static"):
         seen = calibration_tokens(tokenizer, data, task, inputs["calibration_ids"])
@@ -95,7 +96,7 @@ def diagnose(folder: Path, kind: str, examples: int, progress: Progress) -> dict
         "examples": len(tokens),
         **found,
         "products": own,
-        "ms_from": source,
+        "ms_from": f"{source}, {figures.PROXY}" if stand_in and milliseconds else source,
         "line": _line((*quant.keep_float, *(row["layer"] for row in (*found["keep_float"], *proposed)))),
         "mixed_line": _mixed_line(quant.mixed, {row["layer"]: row["scheme"] for row in found["mixed"]}),
     }
@@ -147,13 +148,17 @@ def _floats(stage: Stage, kind: str, model: Any, plain: Any) -> dict[str, dict[s
     return ptq.unrounded(model, plain, ptq.pairs(plain, example(plain)) if equalized else [])
 
 
-def _device(stages: Mapping[str, Stage]) -> spec.Device:
-    """The target's device: its bench says it. Without one, any is taken to be meant; the target refuses what is not."""
+def _device(folder: Path) -> tuple[spec.Device, bool]:
+    """The device of a run, and whether its times are a stand-in's, as its report says. Without one, any is taken to be
+    meant; the target refuses what is not.
+    """
     try:
-        device: spec.Device = _restored(read_json(stages["bench"].path / store.MANIFEST)["inputs"]["device"])
-        return device
+        given = read_json(folder / "report.json")["device"]
+        return spec.Device(name=given["name"], isa=given["isa"], features=tuple(given["features"])), bool(
+            given["missing"]
+        )
     except (KeyError, OSError, ValueError):
-        return spec.X86_VNNI
+        return spec.X86_VNNI, False
 
 
 def _finer(

@@ -128,6 +128,14 @@ def test_where_no_scheme_without_ranges_is_fast_a_four_bit_layer_is_tried_in_sev
     assert "u8s7_static" in str(diagnose._mixed_line({}, {name: row["scheme"]}))
 
 
+def test_the_device_is_the_one_that_the_report_names_and_its_times_may_be_a_stand_ins(tmp_path: Path) -> None:
+    assert diagnose._device(tmp_path) == (spec.X86_VNNI, False)
+    given = {"name": "old", "isa": "x86_64", "features": ["avx2"], "missing": ["no avx512_vnni"]}
+    (tmp_path / "report.json").write_text(json.dumps({"device": given}))
+    device, stand_in = diagnose._device(tmp_path)
+    assert device.schemes == spec.X86_AVX2.schemes and stand_in
+
+
 @pytest.mark.parametrize(("kind", "step", "trained"), [("ptq", 9, False), ("qad", 0, False), ("qad", 9, True)])
 def test_weights_are_another_students_only_where_training_is_what_was_kept(
     kind: str, step: int, trained: bool, tmp_path: Path
