@@ -437,6 +437,14 @@ def test_warming_up_is_bounded_and_says_so(monkeypatch):
     assert not settled and clock.now < 30e9
 
 
+def test_a_model_whose_shapes_alone_take_all_the_time_is_still_seen_to_get_no_faster(monkeypatch):
+    clock = FakeClock(monkeypatch, lambda n: 1e9)
+    assert child.warm_up(clock.call, prepared(*range(1, 9)), passes=3, calls_per_pass=4, gain=0.02, limit_s=5) == (
+        24,
+        True,
+    )
+
+
 def test_warming_up_shows_every_shape_once(monkeypatch):
     seen = []
     clock = FakeClock(monkeypatch, lambda n: 1e6)

@@ -115,7 +115,7 @@ def opened(runtime: runtimes.Runtime, job: dict[str, Any]) -> runtimes.Session:
 def warm_up(
     call: Call, prepared: list[Feeds], *, passes: int, calls_per_pass: int, gain: float, limit_s: float
 ) -> tuple[int, bool]:
-    """Call until it gets no faster; return how many calls that took and whether the end was reached within ``limit_s``.
+    """Call until it gets no faster; return how many calls that took, and whether it was so after ``limit_s`` at last.
 
     First every distinct shape once, since runtimes prepare kernels and memory per shape. Then passes over the same
     few calls: the best pass so far only ever improves, by the runtime's own warming up or by a neighbour's going
@@ -131,7 +131,9 @@ def warm_up(
         took = _timed(call, some, scratch)
         best.append(min(took, best[-1]) if best else took)
         count = len(shapes) + len(best) * len(some)
-        if len(best) > passes and best[-1] > best[-1 - passes] * (1 - gain):
+        if len(best) <= passes:  # so many also of a model of whose shapes alone the time would not be enough
+            continue
+        if best[-1] > best[-1 - passes] * (1 - gain):
             return count, True
         if time.perf_counter_ns() > deadline:
             return count, False
