@@ -4,6 +4,7 @@ import sys
 
 from edgekd.spec import (
     KL,
+    RKD,
     X86_VNNI,
     Bench,
     Budget,
@@ -41,7 +42,7 @@ TARGET = Target(
     student=Student(
         source=MINILM, licence="Apache-2.0", layers=4, hidden=128, heads=4, ffn=512, vocabulary=8000, dropout=0.0
     ),
-    distill=Distill(losses=(KL(1.0, temperature=1.0),), epochs=12, optimizer=Optimizer(learning_rate=4e-4)),
+    distill=Distill(losses=(KL(1.0, temperature=1.0), RKD()), epochs=12, optimizer=Optimizer(learning_rate=4e-4)),
     quant=Quant(
         calibration="reuters_r52",
         epochs=1,
