@@ -13,6 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,8 @@ def test_ctrl_c_ends_the_child_there_and_leaves_nothing(server: Server, tmp_path
     where = ["--on", server.url, "--ssh-config", str(server.config), "--python", str(server.python)]
     long = [*SHORT, "--calls", "5", "--sustained", "10m", "--store", str(runs)]
     command = [sys.executable, "-m", "edgekd", "bench", str(bundle), *where, *long]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit it ignored
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("sustained:"):
