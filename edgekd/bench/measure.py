@@ -15,7 +15,7 @@ from edgekd import runtimes as runtime_table
 from edgekd import store
 from edgekd.bench import child, hosts, launch, rows
 from edgekd.bench.rows import Cell, Row
-from edgekd.bench.workloads import fixed_length
+from edgekd.bench.workloads import asked_of, fixed_length
 from edgekd.bench.workloads import load as load_inputs
 from edgekd.progress import Progress
 
@@ -91,7 +91,7 @@ def measure(
     usable = host.usable_threads()
     counts = dict.fromkeys(min(count, usable) for count in threads)
     cells = {
-        runtime: [Cell(runtime, count, workload) for count in counts for workload in workloads.get(runtime, ("real",))]
+        runtime: [Cell(runtime, count, workload) for count in counts for workload in asked_of(workloads, runtime)]
         for runtime in runtimes
     }
     every_cell = [cell for its_cells in cells.values() for cell in its_cells]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class Inputs:
 
     def __getitem__(self, index: int) -> Int64:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+def asked_of(asked: Mapping[str, Sequence[str]], runtime: str) -> Sequence[str]:
+    """The workloads of a runtime (``spec.Bench.workloads``): real lengths where none are asked for."""
+    return asked.get(runtime, ("real",))
 
 
 def load(path: Path) -> Inputs:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import edgekd
 from edgekd import store
-from edgekd.bench import launch
+from edgekd.bench import launch, workloads
 from edgekd.bench.rows import Cell
 from edgekd.errors import StoreError
 from edgekd.report import conclude, devices, verdicts
@@ -111,8 +111,8 @@ def _device(target: Target, machine: Mapping[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {"name": device.name, "isa": device.isa, "features": list(device.features)}
     named |= {"without": list(device.without), "system": device.system}
     named |= {"cores": device.cores, "threads": list(target.bench.threads), "memory_mib": device.memory_mib}
-    workloads = target.bench.workloads
-    named["workloads"] = {name: list(workloads.get(name, ("real",))) for name in target.bench.runtimes}
+    asked = target.bench
+    named["workloads"] = {name: list(workloads.asked_of(asked.workloads, name)) for name in asked.runtimes}
     return named | {"missing": missing}
 
 

@@ -52,12 +52,14 @@ def check(target: spec.Target, teachers: Sequence[spec.Teacher], done: Mapping[s
     from edgekd.stages import labels
 
     known: dict[str, Any] = {}
+    unread = False
     for teacher in teachers:
         folder = assets.resolve(teacher.source, also=teacher.files)
         config = loading.check(folder, teacher.gguf_file).to_dict()
         loading.load_tokenizer(folder, teacher.gguf_file)
         _check_finetune(teacher.finetune, config)
-        known = config if teacher == target.teacher else known
+        if teacher == target.teacher:
+            known, unread = config, teacher.gguf_file is not None  # whose configuration nobody could read before
     if "distill" in done:
         return
     augment = target.distill.augment
@@ -78,7 +80,7 @@ def check(target: spec.Target, teachers: Sequence[spec.Teacher], done: Mapping[s
             loading.check_family(skeleton(student.config).config, "student.config")
         if parent is not None:
             parent, _ = cut_vocabulary(student, parent, texts)
-    if known:  # of a GGUF file nothing is known before
+    if unread:
         labels.check(target, known)
     sizes.smallest(target, known or None, lambda config: skeleton(config).config.to_dict() if config else {})
 
