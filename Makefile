@@ -47,7 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(TESTED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,litert-convert,executorch,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,litert-convert,executorch,mnn,ncnn,dev]'
 	if command -v npm > /dev/null; then $(BIN)/edgekd doctor --install ort_web > /dev/null; fi
 	touch $@
 

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from edgekd import __version__, assets, machine, runtimes, spec
 
-EXTRAS = ("openvino", "litert", "litert-convert", "executorch", "dev")
+EXTRAS = ("openvino", "litert", "litert-convert", "executorch", "mnn", "ncnn", "dev")
 
 
 def examine() -> dict[str, Any]:

@@ -46,20 +46,21 @@ def made(name: str, model: Path, lengths: tuple[int, ...] = (16, 64)) -> Path:
         return model
     if runtimes.converters(name) is None:
         pytest.skip(f"not installed: {runtimes.entry(name).extra}")
-    file = model.parent / runtimes.entry(name).file
-    file.write_bytes(converted(name, model.read_bytes(), lengths))
-    return file
+    for file, content in converted(name, model.read_bytes(), lengths).items():
+        (model.parent / file).write_bytes(content)
+    return model.parent / runtimes.entry(name).file
 
 
 @functools.cache
-def converted(name: str, content: bytes, lengths: tuple[int, ...]) -> bytes:
+def converted(name: str, content: bytes, lengths: tuple[int, ...]) -> dict[str, bytes]:
     """A conversion takes seconds, and many tests ask for the same."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model.onnx")
         model.write_bytes(content)
-        file = model.parent / runtimes.entry(name).file
+        file = model.parent / "made" / runtimes.entry(name).file
+        file.parent.mkdir()
         assert "error" not in (found := converting.convert(name, model, file, lengths)), found
-        return file.read_bytes()
+        return {made.name: made.read_bytes() for made in file.parent.iterdir()}
 
 
 def test_the_table_and_the_targets_know_the_same_runtimes():
@@ -129,7 +130,7 @@ def test_exactly_the_asked_threads_do_work(name, threads, tmp_path):
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert json.loads(done.stdout) == threads
+    assert json.loads(done.stdout.splitlines()[-1]) == threads  # behind what a library may say
 
 
 @every_runtime
@@ -190,7 +191,7 @@ def test_loading_a_model_sends_nothing_and_leaves_nothing_in_the_home_folder(nam
     environment = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
     command = [sys.executable, "-c", AUDIT, name, str(made(name, tmp_path / "model.onnx"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**environment, "HOME": str(home)})
-    assert done.stdout.strip() == "[] [] []"
+    assert done.stdout.splitlines()[-1] == "[] [] []"
     assert list(home.iterdir()) == []
 
 

@@ -46,9 +46,12 @@ class Artifact:
         return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
 
     def files(self, runtime: str) -> list[Path]:
-        """The runtime's file and its external data, which lie beside it under names that begin with its own."""
-        found = self.file(runtime)
-        return [] if found is None else sorted(one for one in found.parent.glob(f"{found.name}*") if one.is_file())
+        """The runtime's file and the data beside it: under names that begin with its own, or of the runtime's."""
+        found, weights = self.file(runtime), runtime_table.entry(runtime).weights
+        if found is None:
+            return []
+        beside = [*found.parent.glob(f"{found.name}*"), *(found.parent.glob(weights) if weights else ())]
+        return sorted(one for one in beside if one.is_file())
 
     def size_bytes(self, runtime: str) -> int:
         """The bytes of ``files``."""

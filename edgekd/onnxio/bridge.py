@@ -159,6 +159,19 @@ def _stored(name: str, weight: Array, scale: Array, table: bool) -> dict[bytes, 
     return {floats.tobytes(): Stored(name, weight, scale, table)}
 
 
+def multiplied(model: onnx.ModelProto, known: Mapping[bytes, Stored]) -> dict[str, str]:
+    """What the products of a folded graph give -> the constant they multiply with, by the name it was stored under."""
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        for name in node.input[:2] if node.op_type in ("Conv", "Gemm", "MatMul") else ():
+            if name in arrays:
+                array = arrays[name]
+                weight = known.get(array.tobytes()) or known.get(np.ascontiguousarray(array.T).tobytes())
+                found[node.output[0]] = weight.name if weight else name
+    return found
+
+
 def names(model: onnx.ModelProto) -> dict[bytes, str]:
     """The names of a graph's weights by their bytes, matrices turned and not."""
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

@@ -101,7 +101,7 @@ def _squeeze(of: Mapping[str, Any], x: Any, axes: Ints | None = None) -> Any:
 
 def _cast(of: Mapping[str, Any], x: Any) -> Any:
     if isinstance(x, Tensor):
-        return x.to(TYPES[of["to"]])
+        return x if x.dtype == TYPES[of["to"]] else x.to(TYPES[of["to"]])  # what is traced has no step for nothing
     to = {torch.float32: float, torch.bool: bool}.get(TYPES[of["to"]])
     return x if to is None else _each(to, x)
 
@@ -245,6 +245,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Pow": _binary(lambda a, b: a**b),
     "QuantizeLinear": _quantize,
     "Range": lambda of, begin, end, step: torch.arange(begin, end, step),
+    "ReduceMax": _reduced(torch.amax),
     "ReduceMean": _reduced(torch.mean),
     "ReduceSum": _reduced(torch.sum),
     "Relu": _unary(torch.relu),

@@ -29,6 +29,8 @@ RUNTIMES = {
     "ort_web": "onnxruntime-web (Node)",
     "ort_web_chromium": "onnxruntime-web (Chromium)",
     "executorch": "ExecuTorch",
+    "mnn": "MNN",
+    "ncnn": "ncnn",
 }
 
 CONDITION = ("runtime", "threads", "workload", "host", "measured_on")

@@ -56,7 +56,8 @@ class Entry:
     ``flags``: it is for CPUs that have one of these.
     ``programs`` are those that a runtime of other language needs: its package is then one of npm's, in edgekd's cache
     (``edgekd.web.packages``). ``warmup`` is where it departs from ``child.WARMUP``.
-    ``torch`` says that the package cannot be imported without torch.
+    ``torch`` says that the package cannot be imported without torch. ``weights`` lie in a file of their own, beside
+    the one with the graph.
     """
 
     module: str
@@ -69,6 +70,7 @@ class Entry:
     programs: tuple[str, ...] = ()
     warmup: Mapping[str, float] = field(default_factory=dict, hash=False)
     torch: bool = False
+    weights: str = ""
 
 
 INSTALL_WEB = "edgekd doctor --install ort_web"
@@ -98,6 +100,18 @@ RUNTIMES = {
         ("executorch",),
         "pip install 'edgekd[executorch]'",
         torch=True,
+    ),
+    "mnn": Entry(
+        "edgekd.runtimes.mnn", "MNN", "pip install 'edgekd[mnn]'", "model.mnn", ("MNN",), "pip install 'edgekd[mnn]'"
+    ),
+    "ncnn": Entry(
+        "edgekd.runtimes.ncnn",
+        "ncnn",
+        "pip install 'edgekd[ncnn]'",
+        "model.ncnn.param",
+        ("pnnx", "torch"),
+        "pip install 'edgekd[ncnn]'",
+        weights="model.ncnn.bin",
     ),
     "ort_web": Entry("edgekd.runtimes.ort_web", "onnxruntime-web", INSTALL_WEB, programs=("node",)),
     "ort_web_chromium": Entry(

@@ -16,8 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekd import runtimes
-from edgekd.bench import child, spawn
+from edgekd.bench import child, spawn, workloads
+from edgekd.errors import ExportError
 
 TIMEOUT_S = 1800.0
 
@@ -47,6 +50,33 @@ def convert(runtime: str, source: Path, out: Path, lengths: Sequence[int]) -> di
             shutil.move(file, out.parent / file.name)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+LIMIT = 0.2
+"""How far logits of a file may be from the graph's, as a share of their length, on one example: whether they are the
+same function at all. What they are worth is for the whole test split to say."""
+
+
+def difference(shipped: Any, loaded: runtimes.Session, lengths: Sequence[int], name: str) -> float:
+    """How far the logits of a converted file are from its graph's, as a share of their length: the farthest of one
+    example of each of ``lengths``.
+
+    ``shipped`` is the ``onnx.ModelProto`` that was converted, ``name`` the runtime's. Raises ``ExportError`` beyond
+    ``LIMIT``.
+    """
+    from edgekd.onnxio import audit
+
+    graph, farthest = audit.session(shipped), 0.0
+    for length in lengths:
+        sample = workloads.feeds(np.arange(length) % 32, loaded.inputs)
+        (expected,) = graph.run(["logits"], sample)
+        logits = loaded.run(sample)
+        same = logits.shape == expected.shape
+        apart = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected)) if same else np.inf
+        if not apart <= LIMIT:
+            raise ExportError(f"{name} computes something else: its logits are {apart:.1%} from the graph's")
+        farthest = max(farthest, apart)
+    return farthest
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgekd.bench import workloads
 from edgekd.errors import BenchError, ExportError
+from edgekd.runtimes import converting
 
 
 @contextlib.contextmanager
@@ -80,18 +81,13 @@ def version() -> str:
 
 # --------------------------------------------------------------------------------------------------------- conversion
 
-LIMIT = 0.2
-"""How far logits of the file may be from the graph's, as a share of their length, on one example: whether they are the
-same function at all. What they are worth is for the whole test split to say."""
-
 
 def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     """Write ``out`` from the ``.onnx`` at ``source``, for one example of up to the greatest of ``lengths`` tokens.
 
     Returns ``int8`` and ``float``, the names of the matrices of each kind; ``delegates``, how many parts XNNPACK
     computes; ``delegated_nodes`` and ``delegated_time``, its shares of the operators and of one call; ``outside``, how
-    often it leaves which operator to others; ``difference``, how far one example's logits are from the graph's, as a
-    share of their length.
+    often it leaves which operator to others; ``difference`` (``converting.difference``).
     Raises ``ExportError`` for a graph without a counterpart, where a product that the graph has in int8 would be
     in float, and where the file computes something else.
     """
@@ -99,7 +95,6 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     from executorch.exir import to_edge_transform_and_lower
 
     from edgekd.onnxio import bridge, files, passes
-    from edgekd.onnxio.audit import session
     from edgekd.onnxio.xnnpack import Delegable
 
     shipped = files.read(source)
@@ -122,12 +117,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
         raise ExportError(f"{quantizing[0]}: XNNPACK leaves a layer out that is int8 in the graph")
     sample = workloads.feeds(np.arange(length) % 32, graph.inputs)
     example = [torch.from_numpy(array) for array in sample.values()]
-    expected = session(shipped).run([graph.output], sample)[0]
-    logits = load(out, 1).run(sample)
-    same = logits.shape == expected.shape
-    difference = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected)) if same else np.inf
-    if not difference <= LIMIT:
-        raise ExportError(f"ExecuTorch computes something else: its logits are {difference:.1%} from the graph's")
+    difference = converting.difference(shipped, load(out, 1), lengths, "ExecuTorch")
     float32 = {name for name, parts in graph.matrices.items() if len(parts) == 1}
     named = {"int8": sorted(int8), "float": sorted(float32)}
     return {**named, **found, "delegated_time": _delegated_time(out, example), "difference": difference}

@@ -34,6 +34,8 @@ RUNTIMES = (
     "openvino_bf16",
     "litert",
     "executorch",
+    "mnn",
+    "ncnn",
     "ort_web",
     "ort_web_chromium",
 )
