@@ -3,6 +3,7 @@
 import sys
 
 from edgekd.spec import (
+    RKD,
     KL,
     X86_VNNI,
     Bench,
@@ -38,9 +39,7 @@ TARGET = Target(
         terms="outputs may train models",
     ),
     student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
-    distill=Distill(
-        losses=(KL(1.0, temperature=1.0), Relations(1.0, heads=4)), epochs=12, optimizer=Optimizer(learning_rate=4e-4)
-    ),
+    distill=Distill(losses=(KL(), Relations(), RKD()), epochs=12, optimizer=Optimizer(learning_rate=4e-4)),
     quant=Quant(
         scheme="u8s8_static", calibration="reuters_r52", epochs=1, keep_float=("*.attention.self.MatMul*", "classifier")
     ),
