@@ -3,8 +3,8 @@
 import sys
 
 from edgekd.spec import (
-    RKD,
     KL,
+    RKD,
     X86_VNNI,
     Bench,
     Budget,

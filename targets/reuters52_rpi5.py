@@ -3,9 +3,9 @@
 import sys
 
 from edgekd.spec import (
-    RKD,
     KL,
     RASPBERRY_PI_5,
+    RKD,
     Bench,
     Budget,
     Distill,

@@ -3,8 +3,8 @@
 import sys
 
 from edgekd.spec import (
-    RKD,
     KL,
+    RKD,
     RUNTIMES,
     X86_VNNI,
     Bench,

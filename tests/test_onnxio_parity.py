@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from scipy.stats import binomtest
 from tiny_onnx import classifier, feed, logits, quantized
 
 from edgekd.errors import ExportError
@@ -162,8 +163,17 @@ def test_a_score_gap_that_chance_opens_is_none() -> None:
         other[:flips] = [0, 1, 0]
         row = agreement.compare(one, other, labels)
         assert row["score_p"] == pytest.approx(2 * 0.5**flips) and row["score_gap"] == flips / 512
-        assert agreement.apart(row, 0.98, 0.003) == apart
-    assert agreement.apart(row, 0.995, 1.0) and not agreement.apart(row, 0.98, 0.02)
+        assert agreement.apart(row, 512, 0.98, 0.003) == apart
+    assert not agreement.apart(row, 512, 0.98, 0.02)
+
+
+def test_disagreement_counts_only_where_more_examples_would_not_end_it() -> None:
+    row = {"score_gap": 0.0, "score_p": 1.0}
+    for examples, flips in ((512, 5), (512, 6), (64, 2), (64, 3), (20_000, 119), (20_000, 120)):
+        at_best = binomtest(examples - flips, examples).proportion_ci(method="wilson").high
+        found = agreement.apart({**row, "agreement": 1 - flips / examples}, examples, 0.995, 1.0)
+        assert found == (at_best < 0.995)
+    assert agreement.apart({**row, "agreement": 511 / 512}, 512, 1.0, 1.0)  # who asks for all gets all
 
 
 def test_labels_must_be_as_many_as_rows(exported: Any) -> None:

@@ -8,16 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.report.intervals import mcnemar
+from edgekd.report.intervals import mcnemar, wilson
 
 Array = NDArray[Any]
 CHANCE = 0.05
 """Of McNemar's test: a gap in score that chance opens so often is none."""
 
 
-def apart(row: Mapping[str, float], min_agreement: float, max_score_gap: float) -> bool:
-    """Whether two ways differ by too much: two ties in 500 that fall the same way are no gap."""
-    return row["agreement"] < min_agreement or (row["score_gap"] > max_score_gap and row["score_p"] < CHANCE)
+def apart(row: Mapping[str, float], examples: int, min_agreement: float, max_score_gap: float) -> bool:
+    """Whether two ways differ by too much, and by more than so few examples may by chance.
+
+    That is where all of Wilson's interval lies below ``min_agreement``, and for the scores by McNemar's test: two ties
+    in 500 that fall the same way are no gap.
+    """
+    _, at_best = wilson(row["agreement"], examples)
+    return at_best < min_agreement or (row["score_gap"] > max_score_gap and row["score_p"] < CHANCE)
 
 
 def compare(one: Array, other: Array, labels: Array) -> dict[str, float]:

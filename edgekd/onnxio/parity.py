@@ -43,10 +43,11 @@ def gate(
     accuracy), ``score_p`` (how likely by chance), ``max_abs`` and ``rms`` (of logits); ``module``: whose output departs
     most between torch and plain onnxruntime on a few feeds, given the same input, and its relative RMS ``error``.
 
-    Raises ``ExportError`` when a pair agrees on less than ``min_agreement``, has scores further apart than
-    ``max_score_gap`` and than by chance, or answers something not finite, and when a module's output departs by more
-    than 1% (a wrong weight shows there though the answers may not change yet). The message names the first tensor, in
-    the order of the graph, that departs; before all that, a scale or zero point that is not its quantizer's.
+    Raises ``ExportError`` when a pair agrees on less than ``min_agreement``, or has scores further apart than
+    ``max_score_gap``, and not by chance (``agreement.apart``), or answers something not finite, and when a module's
+    output departs by more than 1% (a wrong weight shows there though the answers may not change yet). The message
+    names the first tensor, in the order of the graph, that departs; before all that, a scale or zero point that is not
+    its quantizer's.
     """
     graph = files.read(path)
     scales.check(model, graph)
@@ -69,7 +70,7 @@ def gate(
     for a, b in PAIRS:
         row = report["pairs"][f"{a}/{b}"]
         finite = all(np.isfinite(answers[way]).all() for way in (a, b))
-        if not finite or apart(row, min_agreement, max_score_gap):
+        if not finite or apart(row, len(labels), min_agreement, max_score_gap):
             worst = feeds[_worst(feeds, answers[a], answers[b])]
             found = (
                 "give answers that are not finite" if not finite else f"agree on {row['agreement']:.2%} of the examples"
@@ -108,7 +109,7 @@ def gate_graphs(
     scales.check_added(before, after, added)
     one, other = (_run(graph, feeds, optimize=True) for graph in (before, after))
     row = compare(one, other, np.asarray(labels))
-    if apart(row, min_agreement, max_score_gap):
+    if apart(row, len(labels), min_agreement, max_score_gap):
         raise ExportError(
             f"with {REWRITTEN.get(what, what)} the file agrees with itself on {row['agreement']:.2%} of the "
             f"examples, and its score moves by {row['score_gap']:.4f} (asked for: {min_agreement:.2%}, and scores "
