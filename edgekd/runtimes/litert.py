@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter  # here: what importing costs is not the model's
 from numpy.typing import NDArray
 
 from edgekd.errors import BenchError
@@ -51,8 +52,6 @@ class LiteRtSession:
 
 def load(path: Path, threads: int) -> LiteRtSession:
     """Open the model for ``threads`` threads, under the XNNPACK delegate, which is the default."""
-    from ai_edge_litert.interpreter import Interpreter
-
     return LiteRtSession(Interpreter(model_path=str(path), num_threads=threads))
 
 
