@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     model = files.read(source)
     folded = passes.apply(model, passes.FOLDED)
     graph = bridge.Graph(folded).eval()
+    graph.operators = {**graph.operators, "Reshape": _reshape}
     _pnnx(graph, source.parent)
     names = {f"in{place}": name for place, name in enumerate(graph.inputs)} | {"out0": "logits"}
     text = source.with_name("model.ncnn.param").read_text(encoding="utf-8")
@@ -84,6 +85,14 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
         "float": sorted(set(weights.values())),
         "difference": converting.difference(model, load(out, 1), lengths, "ncnn"),
     }
+
+
+def _reshape(of: Mapping[str, Any], x: Any, shape: Any) -> Any:
+    """``Reshape``, but the tokens of an example, one below another, stay one example: pnnx takes rows for a batch."""
+    from edgekd.onnxio import operators
+
+    one_below_another = len(shape) == 2 and shape[0] == -1
+    return operators.OPERATORS["Reshape"](of, x, [1, *shape] if one_below_another else shape)
 
 
 def _pnnx(graph: Any, folder: Path) -> None:

@@ -9,7 +9,7 @@ from edgekd.runtimes import converting
 from edgekd.stages.bench import ARTIFACTS, CONVERSION
 from edgekd.store import Context, Stage, write_json
 
-REVISION = 3
+REVISION = 4
 
 
 def run(ctx: Context, *, runtime: str, versions: dict[str, str], lengths: tuple[int, ...], export: Stage) -> None:
