@@ -36,6 +36,7 @@ DOORS = {
     "litert_torch": ("runtimes/litert.py",),
     "executorch": ("runtimes/executorch.py",),
     "MNN": ("runtimes/mnn.py",),
+    "_tools": ("runtimes/mnn.py",),
     "ncnn": ("runtimes/ncnn.py",),
     "pnnx": ("runtimes/ncnn.py",),
     "accelerate": (),

@@ -164,7 +164,7 @@ def test_a_score_gap_that_chance_opens_is_none() -> None:
         row = agreement.compare(one, other, labels)
         assert row["score_p"] == pytest.approx(2 * 0.5**flips) and row["score_gap"] == flips / 512
         assert agreement.apart(row, 512, 0.98, 0.003) == apart
-    assert not agreement.apart(row, 512, 0.98, 0.02)
+    assert agreement.apart(row, 512, 0.995, 1.0) and not agreement.apart(row, 512, 0.98, 0.02)
 
 
 def test_disagreement_counts_only_where_more_examples_would_not_end_it() -> None:

@@ -50,7 +50,7 @@ class Artifact:
         found, weights = self.file(runtime), runtime_table.entry(runtime).weights
         if found is None:
             return []
-        beside = [*found.parent.glob(f"{found.name}*"), *(found.parent.glob(weights) if weights else ())]
+        beside = [*found.parent.glob(f"{found.name}*"), found.parent / weights]
         return sorted(one for one in beside if one.is_file())
 
     def size_bytes(self, runtime: str) -> int:

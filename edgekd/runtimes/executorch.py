@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from edgekd.bench import workloads
 from edgekd.errors import BenchError, ExportError
-from edgekd.runtimes import converting
 
 
 @contextlib.contextmanager
@@ -96,6 +95,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
 
     from edgekd.onnxio import bridge, files, passes
     from edgekd.onnxio.xnnpack import Delegable
+    from edgekd.runtimes import converting
 
     shipped = files.read(source)
     wider = passes.apply(shipped, passes.WIDENED)

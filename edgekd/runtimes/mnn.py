@@ -19,7 +19,6 @@ from MNN import expr, nn
 from numpy.typing import NDArray
 
 from edgekd.errors import ExportError
-from edgekd.runtimes import converting
 
 CONFIG = {"backend": "CPU", "precision": "high"}
 """``high`` is float32."""
@@ -67,6 +66,7 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     Raises ``ExportError`` where the file computes something else.
     """
     from edgekd.onnxio import bridge, files, passes
+    from edgekd.runtimes import converting
 
     model = files.read(source)
     folded = passes.apply(model, passes.FOLDED)

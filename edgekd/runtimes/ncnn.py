@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import BenchError, ExportError
-from edgekd.runtimes import RUNTIMES, converting
+from edgekd.runtimes import RUNTIMES
 
 REDUCED = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage")
 """What would hold or compute numbers in half of their bits."""
@@ -69,11 +70,12 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     something else.
     """
     from edgekd.onnxio import bridge, files, passes
+    from edgekd.runtimes import converting
 
     model = files.read(source)
     folded = passes.apply(model, passes.FOLDED)
     graph = bridge.Graph(folded).eval()
-    graph.operators = {**graph.operators, "Reshape": _reshape}
+    graph.operators = {**graph.operators, "Reshape": partial(_reshape, graph.operators["Reshape"])}
     _pnnx(graph, source.parent)
     names = {f"in{place}": name for place, name in enumerate(graph.inputs)} | {"out0": "logits"}
     text = source.with_name("model.ncnn.param").read_text(encoding="utf-8")
@@ -87,12 +89,10 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _reshape(of: Mapping[str, Any], x: Any, shape: Any) -> Any:
+def _reshape(reshape: Callable[..., Any], of: Mapping[str, Any], x: Any, shape: Any) -> Any:
     """``Reshape``, but the tokens of an example, one below another, stay one example: pnnx takes rows for a batch."""
-    from edgekd.onnxio import operators
-
     one_below_another = len(shape) == 2 and shape[0] == -1
-    return operators.OPERATORS["Reshape"](of, x, [1, *shape] if one_below_another else shape)
+    return reshape(of, x, [1, *shape] if one_below_another else shape)
 
 
 def _pnnx(graph: Any, folder: Path) -> None:
