@@ -55,6 +55,7 @@ RANGES: dict[str, Range] = {
     "Student.heads": COUNT,
     "Student.ffn": COUNT,
     "Student.vocabulary": COUNT,
+    "Student.max_length": {"at least": 8},
     "Student.positions": COUNT,
     "Ramp.start": NOT_NEGATIVE,
     "Ramp.end": NOT_NEGATIVE,
@@ -142,7 +143,7 @@ def contradictions(target: Target, known: Sequence[str]) -> Iterator[str]:
     task, student, quant = target.task, target.student, target.quant
     if not target.name.isidentifier():
         yield f"name must be a Python identifier, as the file that holds it: {target.name!r}"
-    positions = student.positions or task.max_length
+    positions = student.positions or student.reading(task).max_length
     if quant.static and not quant.calibration:
         yield "quant.calibration must name a list in calibration/ (ids of the training split)"
     if target.export.graph == "requantized" and not quant.static:

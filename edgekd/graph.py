@@ -61,9 +61,10 @@ def graph(
             made, labels = After(f"distill_{i}"), After(f"labels_{i}")
             parent, before = (made, (made,)) if i <= len(t.assistants) else (parent, (*before, made))
             by = before if best else made
-            chain[labels.stage] = dict(task=t.task, taps=taps(t.distill, student), assets=data, teacher=by)
+            read = t.learners[i - 1].reading(t.task)
+            chain[labels.stage] = dict(task=read, taps=taps(t.distill, student), assets=data, teacher=by)
         chain["distill" if i + 1 == len(t.learners) else f"distill_{i + 1}"] = dict(
-            task=t.task,
+            task=student.reading(t.task),
             student=student,
             distill=t.distill,
             assets=data,
@@ -107,7 +108,7 @@ def graph(
         },
         **chain,
         "quantize": dict(
-            task=t.task,
+            task=t.student.reading(t.task),
             distill_spec=t.distill,
             quant=t.quant,
             score_kept=t.budget.score_kept if t.quant.train == "if_needed" else None,
@@ -119,7 +120,7 @@ def graph(
             seed=t.seed,
         ),
         "export": dict(
-            task=t.task,
+            task=t.student.reading(t.task),
             quant=t.quant,
             export=t.export,
             assets=assets,
@@ -143,7 +144,9 @@ def graph(
 def lengths(target: Target) -> tuple[int, ...]:
     """The numbers of tokens that a file of fixed lengths must take for all that is timed: powers of two from 16."""
     names = {name for workloads in target.bench.workloads.values() for name in workloads} - {"real"}
-    longest = max([target.task.max_length, *(int(name.removeprefix("fixed")) for name in names)])
+    longest = max(
+        [target.student.reading(target.task).max_length, *(int(name.removeprefix("fixed")) for name in names)]
+    )
     return tuple(2**i for i in range(4, max(5, (longest - 1).bit_length() + 1)))
 
 

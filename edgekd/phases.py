@@ -61,7 +61,7 @@ def before_the_task(target: spec.Target, texts: After) -> dict[str, dict[str, ob
         "backbone": dict(task=task, teacher=raw, assets=After("assets"), seed=target.seed),
         f"labels_{GENERAL}": dict(task=task, taps=wanted, assets=assets, teacher=backbone),
         f"distill_{GENERAL}": dict(
-            task=task,
+            task=target.student.reading(task),
             student=target.student,
             distill=first,
             assets=assets,

@@ -97,7 +97,10 @@ def smallest(
         backbone = parent if student.source is None else _source_config(student.source)
         if backbone is None:
             return None
-        small = {**whole(student.config or {}), **shape.student_config(student, backbone, target.task.max_length)}
+        small = {
+            **whole(student.config or {}),
+            **shape.student_config(student, backbone, student.reading(target.task).max_length),
+        }
         taps.check_exits(target.distill.losses, small.get("model_type"), _layers(small))
         if taps.by_itself(target.distill.source):
             answers = [small]
@@ -158,8 +161,8 @@ def problems(target: Target, teacher: Mapping[str, Any] | None, student: Mapping
 
 def _least_bytes(target: Target) -> int:
     """What the numbers that the target itself gives take in int8, whatever its teacher turns out to be; 0: unknown."""
-    smallest = shape.smallest_teacher(target.student, target.task.max_length)
-    config = shape.student_config(target.student, smallest, target.task.max_length)
+    longest = target.student.reading(target.task).max_length
+    config = shape.student_config(target.student, shape.smallest_teacher(target.student, longest), longest)
     return _least(target, _shipped(target, config), 2, built=False)
 
 

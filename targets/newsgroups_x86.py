@@ -37,7 +37,7 @@ TARGET = Target(
         licence="Apache-2.0",
         terms="outputs may train models",
     ),
-    student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, positions=128, dropout=0.0),
+    student=Student(layers=4, hidden=128, heads=4, ffn=512, vocabulary=6000, max_length=72, positions=128, dropout=0.0),
     distill=Distill(losses=(KL(), Relations(), RKD()), epochs=12, optimizer=Optimizer(learning_rate=4e-4)),
     quant=Quant(
         scheme="u8s8_static",

@@ -229,7 +229,7 @@ def test_a_learning_teacher_is_kept_by_distillation_and_goes_on_in_quantization(
     before, after = load_file(stages["teacher"].path / "model" / "model.safetensors"), load_file(learned)
     moved = max(float((after[name] - tensor).abs().max()) for name, tensor in before.items())
     assert 0 < moved < 6 * 5e-5  # six steps, each of its own rate at most
-    model, _ = answering(stages["teacher"], read_data(target.task, stages["assets"]), target.task, learned)
+    model, _ = answering(stages["teacher"], read_data(target.task, stages["assets"]), learned)
     assert all(torch.equal(tensor, after[name]) for name, tensor in model.state_dict().items())
     assert read_json(stages["quantize"].path / "scores.json")["training"]["steps"] > 0
 

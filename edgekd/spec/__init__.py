@@ -6,7 +6,7 @@ the stages read these values, and the run store hashes them. Quantities carry th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgekd import checks
@@ -97,7 +97,9 @@ class Student:
     width: the most active channels stay (``importance``), or the principal directions of the hidden states
     (``principal``); ``random`` gives the same shape fresh weights instead. ``None`` keeps the teacher's own number.
     ``vocabulary`` keeps the most frequent tokens of the training split (``None``: the teacher's whole vocabulary).
-    The position table is cut to ``positions`` (``None``: the task's ``max_length``; more lets longer input be timed).
+    ``max_length`` is how many tokens it reads (``None``: the task's, as its teacher). A trimmed vocabulary spells the
+    same text in more tokens: with as many as the teacher's, the student sees less of a long text than it.
+    The position table is cut to ``positions`` (``None``: ``max_length``; more lets longer input be timed).
 
     ``config`` holds a Hugging Face configuration instead, e.g. ``{"model_type": "distilbert", "dim": 128, ...}``, or
     one of a student without attention: ``{"model_type": "edgekd_text_cnn", "hidden_size": 128, "widths": [2, 3, 4,
@@ -109,12 +111,17 @@ class Student:
     heads: int | None = None
     ffn: int | None = None
     vocabulary: int | None = None
+    max_length: int | None = field(default=None, metadata=NOT_IN_KEY)  # its stages are given it in their task
     positions: int | None = None
     init: Literal["principal", "importance", "random"] = "principal"
     dropout: float | None = None
     config: dict[str, object] | None = None
     source: str | None = None
     licence: str | None = field(default=None, metadata=NOT_IN_KEY)
+
+    def reading(self, task: Task) -> Task:
+        """``task`` as the stages of this student are given it: with its own ``max_length``, if it has one."""
+        return task if self.max_length is None else replace(task, max_length=self.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)

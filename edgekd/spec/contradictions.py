@@ -22,7 +22,7 @@ def of_teaching(target: Target) -> Iterator[str]:
     student, task, distill = target.student, target.task, target.distill
     learners = {"student": student, **_numbered("assistants", target.assistants)}
     for path, learner in learners.items():
-        yield from _student(path, learner, task.max_length)
+        yield from _student(path, learner, learner.reading(task).max_length)
     yield from _teachers(target)
     yield from blackbox.contradictions(target)
     for loss in distill.losses:
@@ -105,7 +105,7 @@ def _student(path: str, student: Student, longest: int) -> Iterator[str]:
     if student.hidden is not None and student.heads is not None and student.hidden % student.heads:
         yield f"{path}.hidden {student.hidden} is not divisible by {path}.heads {student.heads}"
     if student.positions is not None and student.positions < longest:
-        yield f"{path}.positions {student.positions} is below task.max_length {longest}"
+        yield f"{path}.positions {student.positions} is below the {longest} tokens that it reads (max_length)"
 
 
 def _phases(target: Target) -> Iterator[str]:

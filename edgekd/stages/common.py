@@ -19,7 +19,7 @@ from edgekd.distill.record import shape as model_shape
 from edgekd.distill.taps import LOGITS, VALIDATION, needs, stored
 from edgekd.models import loading
 from edgekd.spec.losses import needs_no_teacher
-from edgekd.store import Context, Stage, read_json, stages
+from edgekd.store import MANIFEST, Context, Stage, read_json, stages
 
 SPLITS = ("train", "validation", "test")
 
@@ -47,7 +47,12 @@ def has_model(teacher: Stage) -> bool:
     return (teacher.path / "model").is_dir()
 
 
-def answering(stage: Stage, data: Any, task: spec.Task, learned: Path | None = None) -> tuple[Any, Tokens]:
+def longest(stage: Stage) -> int:
+    """How many tokens the model of a stage reads: those of the task that it was made for, whoever asks it."""
+    return int(read_json(stage.path / MANIFEST)["inputs"]["task"]["max_length"])
+
+
+def answering(stage: Stage, data: Any, learned: Path | None = None) -> tuple[Any, Tokens]:
     """The model of a stage, to be asked, and what students are taught on by its tokenizer.
 
     ``learned`` is the file, if there is one, of what it has become since.
@@ -55,7 +60,7 @@ def answering(stage: Stage, data: Any, task: spec.Task, learned: Path | None = N
     model, tokenizer = load_stage_model(stage, data.labels)
     if learned is not None and learned.exists():
         model.load_state_dict(load_file(learned))
-    return model, tokenise_splits(tokenizer, data, task.max_length, ("taught",))["taught"]
+    return model, tokenise_splits(tokenizer, data, longest(stage), ("taught",))["taught"]
 
 
 def judging(

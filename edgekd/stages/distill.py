@@ -66,7 +66,7 @@ def run(
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
     count = distill.source.students - 1 if isinstance(distill.source, spec.Mutual) else 0
     peers = [differing(build(seed + i * PEER)[0], seed + i * PEER) for i in range(1, count + 1)]
-    asked = cache(partial(answering, teacher, data, task))
+    asked = cache(partial(answering, teacher, data))
     check_exits(distill.losses, model.config.model_type, model.config.num_hidden_layers)
     whole = None
     if distill.exit is not None:

@@ -24,7 +24,7 @@ from edgekd.onnxio import (
 from edgekd.onnxio import export as exporter
 from edgekd.onnxio.signature import signature
 from edgekd.quant.calibrate import calibration_rows
-from edgekd.stages.common import has_model, load_stage_model, read_data, tokenise_splits
+from edgekd.stages.common import has_model, load_stage_model, longest, read_data, tokenise_splits
 from edgekd.stages.quantize import prepare
 from edgekd.store import MANIFEST, Context, Stage, read_json, write_json
 from edgekd.tasks.sampling import stratified
@@ -56,10 +56,10 @@ def run(
     parities: dict[str, Any] = {}
     with ctx.progress.bar("export", total=len(graphs), unit="graph") as advance:
         if teachers:
-            _teachers(ctx, task, export, teacher, data)
+            _teachers(ctx, export, teacher, data)
             advance(2)
         model, tokenizer = load_stage_model(distill, data.labels, "eager")
-        tokens = _tokens(tokenizer, data, task)
+        tokens = tokenise_splits(tokenizer, data, task.max_length, ("validation", "test"))
         write_inputs(ctx.out / "inputs" / "student.npz", tokens["test"])
         exporter.export_float(model.eval(), _place(ctx, "student_fp32", distill, data), opset=export.opset)
         advance(1)
@@ -91,19 +91,16 @@ def run(
     write_json(ctx.out / "signature.json", signature(ctx.out / "student_qad" / "model.onnx"))
 
 
-def _teachers(ctx: Context, task: spec.Task, export: spec.Export, teacher: Stage, data: Any) -> None:
+def _teachers(ctx: Context, export: spec.Export, teacher: Stage, data: Any) -> None:
     """The teacher's graph, and the one that users make of it today."""
     model, tokenizer = load_stage_model(teacher, data.labels, "eager")
     model.config.pad_token_id = tokenizer.pad_token_id
-    write_inputs(ctx.out / "inputs" / "teacher.npz", _tokens(tokenizer, data, task)["test"])
+    test = tokenise_splits(tokenizer, data, longest(teacher), ("test",))["test"]
+    write_inputs(ctx.out / "inputs" / "teacher.npz", test)
     written = exporter.export_float(model.eval(), _place(ctx, "teacher_fp32", teacher, data), opset=export.opset)
     if (node := branches.left(written)) is not None:
         ctx.progress.log(f"export: the teacher's graph branches on data at {node}: left as traced, without passes")
     dynamic.quantize_dynamic(ctx.out / "teacher_fp32" / "model.onnx", _place(ctx, "teacher_ort_dynamic", teacher, data))
-
-
-def _tokens(tokenizer: Any, data: Any, task: spec.Task) -> dict[str, Tokens]:
-    return tokenise_splits(tokenizer, data, task.max_length, ("validation", "test"))
 
 
 def _place(ctx: Context, name: str, source: Stage, data: Any) -> Path:

@@ -62,7 +62,7 @@ def run(
     whole = load_whole(distill, data.labels)
     if whole is not None:  # its deeper layers learn along in float
         exits.share(whole, model)
-    asked = partial(answering, teacher, data, task, distill.path / TEACHER)
+    asked = partial(answering, teacher, data, distill.path / TEACHER)
     peers = load_peers(distill, data.labels)
     chosen = np.load(distill.path / ROWS) if (distill.path / ROWS).exists() else None
     lesson, _ = set_lesson(ctx, "quantize", model, tokens, distill_spec, labels, asked, peers, seed, chosen, whole)

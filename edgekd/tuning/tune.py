@@ -186,7 +186,7 @@ def _build(
     with progress.bar("tune: exporting", total=len(found), unit="graph") as advance:
         for candidate in found:
             inputs: dict[str, object] = dict(
-                task=target.task,
+                task=target.student.reading(target.task),
                 quant=untrained(candidate.quant),
                 export=replace(Export(), opset=target.export.opset, graph=candidate.export.graph),
                 hidden=candidate.hidden,
