@@ -101,12 +101,12 @@ def main() -> None:
 def taught(name: str, recipe: Recipe, seed: int, rate: float, given: Any) -> dict[str, runner.Step]:
     """The line of ``recipe`` walked to its fp32 student: every seed under the same teacher and the same labels."""
     target = catalog.load(name)
-    small = replace(target.student, **STUDENT)
+    own = replace(target.student, max_length=None)  # all read as many tokens as their teacher
     target = replace(
         target,
         task=replace(target.task, **{"transfer_words": None} | recipe.task),
-        student=small,
-        assistants=tuple(replace(target.student, **shape) for shape in recipe.assistants),
+        student=replace(own, **STUDENT),
+        assistants=tuple(replace(own, **shape) for shape in recipe.assistants),
         distill=spec.Distill(losses=recipe.losses, **recipe.distill),
     )
     planned = {step.name: step for step in pipeline.steps(target, given.store, beside=catalog.path_of(name))}
