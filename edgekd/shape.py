@@ -136,7 +136,8 @@ def check_cut(student: spec.Student, teacher: Mapping[str, Any], positions: int)
     most = _number(teacher, "max_position_embeddings")
     if most is not None and positions + position_offset(kind, _number(teacher, "pad_token_id")) > most:
         raise TargetError(
-            f"{positions} positions are more than the teacher has: lower task.max_length or student.positions"
+            f"{positions} positions are more than the teacher has: lower student.positions, or the max_length of "
+            "student or task"
         )
 
 

@@ -102,6 +102,7 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"teacher": spec.Teacher(source="dir:other")}, ALL),
     ({"teacher": spec.Teacher(source="dir:teacher", gguf_file="m.gguf")}, ALL),
     ({"student": spec.Student(layers=3)}, {"distill"} | LATE),
+    ({"student": spec.Student(max_length=20)}, {"distill"} | LATE),
     ({"distill": spec.Distill(epochs=11)}, {"distill"} | LATE),
     ({"distill": spec.Distill(losses=(spec.KL(1.0), spec.HiddenMSE()))}, {"labels", "distill"} | LATE),
     ({"quant": spec.Quant(calibration="toy", epochs=3)}, LATE),

@@ -121,7 +121,8 @@ def _task(target: Target, dataset: Mapping[str, Any]) -> dict[str, Any]:
     sources = {"train": task.train, "validation": task.validation, "test": task.test}
     found = {name: dataset[name] for name in ("labels", "counts", "fingerprint")}
     given = dataclasses.asdict(task)
-    return {"kind": task.kind, "max_length": task.max_length, "sources": sources, "spec": given, **found}
+    longest = target.student.reading(task).max_length  # the shipped student's; the teacher's is in ``spec``
+    return {"kind": task.kind, "max_length": longest, "sources": sources, "spec": given, **found}
 
 
 def _licence(target: Target) -> str | None:

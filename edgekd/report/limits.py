@@ -117,7 +117,8 @@ def _threads(rows: list[dict[str, Any]], asked: Collection[int]) -> list[str]:
 
 
 def _model(report: Mapping[str, Any]) -> list[str]:
-    found = [f"Documents are cut to {report['task']['max_length']} tokens."]
+    mine, its = report["task"]["max_length"], report["task"]["spec"]["max_length"]
+    found = [f"Documents are cut to {mine} tokens{'' if mine == its else f', the teacher to {its} of its own'}."]
     quantize = report["training"].get("quantize") or {}
     if quantize.get("trained", True) and not figures.trained(quantize):
         found.append(
