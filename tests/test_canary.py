@@ -54,6 +54,20 @@ def test_slow_calls_in_calm_are_kept(singing) -> None:
     assert seen == [0.001, 0.02, 0.001] and into[1] >= 20_000_000
 
 
+def test_calls_in_another_process_go_there_in_longer_slices(singing) -> None:
+    class There:
+        asked: list[int]
+
+        def timed(self, inputs, into, limit_ns):
+            self.asked = [*getattr(self, "asked", ()), limit_ns]
+            into[:2] = 1
+            return 2
+
+    there = There()
+    assert singing(repeat(CALM)).time(there, [1, 2, 3, 4], np.zeros(4, np.int64)) == 0
+    assert there.asked == [canary.ELSEWHERE_NS] * 2
+
+
 def test_without_end_to_the_disturbance_the_times_stand_and_are_counted(singing, monkeypatch) -> None:
     monkeypatch.setattr(canary, "PATIENCE_NS", 5_000_000)
     into = np.zeros(10, np.int64)

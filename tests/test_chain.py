@@ -55,7 +55,9 @@ def stage(done: dict[str, Any], name: str) -> store.Stage:
 def test_every_learner_has_its_stages_in_order(done: dict[str, Any]) -> None:
     assert tuple(done) == (*CHAIN, "quantize", "export")
     config = {
-        name: store.read_json(Path(done[name]["folder"]) / "model/config.json") for name in done if name.startswith("distill")
+        name: store.read_json(Path(done[name]["folder"]) / "model/config.json")
+        for name in done
+        if name.startswith("distill")
     }
     sizes = {name: (c["num_hidden_layers"], c["hidden_size"]) for name, c in config.items()}
     assert sizes == {"distill_1": (3, 24), "distill_2": (2, 16), "distill": (2, 16)}

@@ -84,9 +84,8 @@ class Worker:
 class Run:
     """Calls of the model. ``timed`` is what ``bench.stopwatch`` asks for where a call has a clock of its own."""
 
-    def __init__(self, worker: Worker, nothing: bool = False) -> None:
-        self._worker, self._nothing = worker, nothing
-        self._numbers: dict[int, int] = {}
+    def __init__(self, worker: Worker, numbers: dict[int, int], nothing: bool = False) -> None:
+        self._worker, self._numbers, self._nothing = worker, numbers, nothing
 
     def __call__(self, feeds: Feeds) -> NDArray[Any]:
         """The logits of one call."""
@@ -99,9 +98,9 @@ class Run:
         ``prepared`` are of the caller's own list, which outlives this: each is sent once.
         """
         new = [feeds for feeds in prepared if id(feeds) not in self._numbers]
-        if new and not self._nothing:
+        if new:
             self._worker.ask("keep", [{name: array.tolist() for name, array in feeds.items()} for feeds in new])
-        self._numbers |= {id(feeds): len(self._numbers) + place for place, feeds in enumerate(new)}
+            self._numbers.update({id(feeds): len(self._numbers) + place for place, feeds in enumerate(new)})
         numbers = [self._numbers[id(feeds)] for feeds in prepared]
         took = self._worker.ask("time", numbers, None if limit_ns is None else limit_ns / 1e6, self._nothing)
         into[: len(took)] = np.asarray(took) * 1e6
@@ -113,7 +112,8 @@ class WebSession:
 
     def __init__(self, worker: Worker, path: Path) -> None:
         self.inputs = tuple(worker.ask("open", str(path)))
-        self.run, self.nothing = Run(worker), Run(worker, nothing=True)
+        sent: dict[int, int] = {}  # by either: what is timed has been sent when nothing was
+        self.run, self.nothing = Run(worker, sent), Run(worker, sent, nothing=True)
 
 
 class Web:
