@@ -11,11 +11,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from bag_of_words import bag_of_words
-from tiny_onnx import classifier, feed, quantized
+from tiny_onnx import KEEP, exported, feed
 
 from edgekd import runtimes
 from edgekd.bench.measure import Artifact, measure
-from edgekd.onnxio import audit, bridge, export, files, requantize
+from edgekd.onnxio import audit, bridge, files, requantize
 from edgekd.progress import Progress
 from edgekd.quant.grids import Grid
 from edgekd.runtimes import converting
@@ -23,7 +23,6 @@ from edgekd.runtimes.ort_mobile import CONFIG
 from edgekd.stages import bench, convert
 from edgekd.store import MANIFEST, Context, Stage, read_json, write_json
 
-KEEP = ("*.attention.self.MatMul*", "classifier")
 QUIET = Progress(quiet=True)
 
 BAD = """
@@ -62,9 +61,7 @@ def source(folder: Path, content: str) -> Path:
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("student") / "model.onnx"
-    export.export_quantized(quantized(classifier(), keep_float=KEEP), path, opset=17, keep_float=KEEP)
-    return path
+    return exported(tmp_path_factory.mktemp("student"))
 
 
 def test_the_mobile_file_answers_to_the_bit_as_the_shipped_one_and_names_its_operators(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_onnxio_families import STUDENTS, family, inputs
 from test_passes import f32, linear, model, ops, s8, scales
-from tiny_onnx import classifier, feed, quantized
+from tiny_onnx import exported, feed, quantized
 
 from edgekd import runtimes
 from edgekd.errors import BenchError, ExportError
@@ -20,7 +20,6 @@ from edgekd.onnxio.files import read, write
 from edgekd.onnxio.xnnpack import Delegable
 from edgekd.runtimes import converting
 
-KEEP = ("*.attention.self.MatMul*", "classifier")
 needed = pytest.mark.skipif(
     runtimes.converters("executorch") is None, reason=f"not installed: {runtimes.entry('executorch').extra}"
 )
@@ -28,10 +27,7 @@ needed = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("student") / "model.onnx"
-    tiny = quantized(classifier(num_hidden_layers=1), keep_float=KEEP)
-    export.export_quantized(tiny, path, opset=17, keep_float=KEEP)
-    return path
+    return exported(tmp_path_factory.mktemp("student"), num_hidden_layers=1)
 
 
 def widened(graph: Any, **feeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_text_students as others
-from tiny_onnx import classifier, feed, quantized
+from tiny_onnx import exported, feed
 
 from edgekd import runtimes
 from edgekd.bench.measure import Artifact
@@ -20,7 +20,6 @@ from edgekd.onnxio import bridge, export, files, passes
 from edgekd.onnxio.audit import session
 from edgekd.runtimes import converting
 
-KEEP = ("*.attention.self.MatMul*", "classifier")
 LENGTHS = (1, 7, 30, 7)
 
 
@@ -33,9 +32,7 @@ def made(runtime: str, student: Path, folder: Path) -> tuple[dict[str, Any], Art
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("student") / "model.onnx"
-    export.export_quantized(quantized(classifier(), keep_float=KEEP), path, opset=17, keep_float=KEEP)
-    return path
+    return exported(tmp_path_factory.mktemp("student"))
 
 
 @pytest.mark.parametrize("runtime", ["mnn", "ncnn"])

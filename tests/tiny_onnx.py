@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tiny import bert
 
-from edgekd.onnxio.export import accepted_inputs
+from edgekd.onnxio.export import accepted_inputs, export_quantized
 from edgekd.quant.quantizers import act_parameters
 from edgekd.quant.replace import act_quantizers, quantize
 
@@ -64,6 +65,17 @@ def quantized(model: Any, scheme: str = "u8s8_static", keep_float: tuple[str, ..
         if shift is not None:
             shift.data.fill_(-low)
     return model.eval()
+
+
+KEEP = ("*.attention.self.MatMul*", "classifier")
+"""What an exported student has in float."""
+
+
+def exported(folder: Path, **changes: Any) -> Path:
+    """The file of a quantized classifier, as the export stage writes it."""
+    path = folder / "model.onnx"
+    export_quantized(quantized(classifier(**changes), keep_float=KEEP), path, opset=17, keep_float=KEEP)
+    return path
 
 
 def feed(batch: int, length: int, seed: int = 0, padding: int = 0) -> dict[str, np.ndarray]:

@@ -72,13 +72,16 @@ def convert(source: Path, out: Path, lengths: Sequence[int]) -> dict[str, Any]:
     folded = passes.apply(model, passes.FOLDED)
     files.write(folded, source)
     known = bridge.stored(model)
+    weights, exact = bridge.multiplied(folded, known), set[str]()
     plan = out.with_suffix(".json")
-    _mnnconvert(source, out, *QUANTIZED, "--compressionParamsFile", str(plan))  # which writes what it has done
-    content, weights = out.read_bytes(), bridge.multiplied(folded, known)
-    exact = {w.name for w in known.values() if (w.integers.view(np.uint8) ^ 0x80).tobytes() in content}
-    _keep(plan, {output for output, name in weights.items() if name in exact})
-    _mnnconvert(source, out, "--compressionParamsFile", str(plan))
-    plan.unlink()
+    planned = ("--compressionParamsFile", str(plan)) if known else ()
+    if known:
+        _mnnconvert(source, out, *QUANTIZED, *planned)  # which writes what it has done
+        content = out.read_bytes()
+        exact = {w.name for w in known.values() if (w.integers.view(np.uint8) ^ 0x80).tobytes() in content}
+        _keep(plan, {output for output, name in weights.items() if name in exact})
+    _mnnconvert(source, out, *planned)
+    plan.unlink(missing_ok=True)
     return {
         "int8": [],
         "float": sorted(set(weights.values())),
