@@ -54,6 +54,7 @@ STATES = {
     "KL + relations of attention": beside(spec.Relations(heads=2)),
     "KL + DIST + relations": Recipe((spec.KL(), spec.DIST(), spec.Relations(heads=2))),
     "KL + RKD": beside(spec.RKD()),
+    "KL + relations + RKD": Recipe((spec.KL(), spec.Relations(heads=2), spec.RKD())),
     "KL + similarity": beside(spec.SimilarityPreserving(0.1)),
     "KL + correlation": beside(spec.CorrelationCongruence(10.0)),
 }
@@ -81,8 +82,11 @@ SUBSET = (
     "KL + relations of attention",
     "KL + DIST + relations",
     "KL + RKD",
+    "KL + relations + RKD",
     "KL + correlation",
     "average of the student",
     "an assistant of 4x128",
 )
-"""A member of each family."""
+"""A member of each family, and the recipe that the targets have."""
+MOST = tuple(label for label in RECIPES if label != "the teacher learns on")
+"""All but that one, whose teacher's own steps take a quarter of an hour a student without a GPU."""
