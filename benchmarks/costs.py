@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from catalogue import RECIPES
+from catalogue import MOST, RECIPES
 from distillation import BATCH, QUIET, RATE, SHORT, lesson, loaded, taught
 from label_store import resident
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target")
     parser.add_argument("--store", type=Path, default=Path("runs"))
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(MOST), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     parser.set_defaults(threads=1, device="cpu")  # neither more threads nor CUDA survive a fork
