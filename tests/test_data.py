@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from edgekd.distill import data
-from edgekd.distill.data import by_length, epoch_steps, micro_batches, tokenise
+from edgekd.distill.data import Tokens, by_length, epoch_steps, micro_batches, tokenise
 
 
 @settings(max_examples=50, deadline=None)
@@ -94,3 +94,14 @@ def test_evaluation_batches_cover_the_split_from_short_to_long() -> None:
     tokens = tiny.tokens(tiny.split(50, 0))
     order = np.concatenate(by_length(tokens, 8))
     assert sorted(order.tolist()) == list(range(50)) and (np.diff(tokens.lengths[order]) >= 0).all()
+
+
+def test_the_share_of_a_text_that_is_read_is_that_of_its_characters_up_to_the_last_token() -> None:
+    def tokens(*starts: list[int]) -> Tokens:
+        flat, ends = np.concatenate(starts).astype(np.int32), np.cumsum([0, *map(len, starts)])
+        return Tokens(np.zeros_like(flat), flat, ends, np.zeros(len(starts), np.int64), 0)
+
+    teacher = tokens([-1, 0, 4, 9, -1], [-1, 0, 3, -1], [-1, -1], [-1, 0, -1])
+    student = tokens([-1, 0, 2, 4, -1], [-1, 0, 3, -1], [-1, -1], [-1, 0, 5, -1])
+    assert data.text_read(student, teacher) == (5 / 10 + 1 + 1 + 1) / 4
+    assert data.text_read(teacher, teacher) == 1

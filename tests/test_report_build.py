@@ -122,6 +122,12 @@ def test_another_cpu_than_the_devices_makes_the_figures_a_host_proxy(tmp_path: P
     assert report["device"]["missing"] == ["x86_64"]
 
 
+def test_a_student_that_reads_on_is_said_to_and_ships_with_its_own_length() -> None:
+    report = made.report(student=spec.Student(layers=4, hidden=128, vocabulary=6000, max_length=72))
+    assert report["task"]["max_length"] == 72
+    assert "Documents are cut to 72 tokens, the teacher to 64 of its own." in report["limits"]
+
+
 def test_what_the_figures_do_not_say_is_listed() -> None:
     table = made.rows()
     for row in table:
@@ -134,6 +140,8 @@ def test_what_the_figures_do_not_say_is_listed() -> None:
     assert "The teacher's licence is not stated" in limits
     assert "2.40 % of the test split's tokens are unknown" in limits
     assert "one of them is 0.05 points" in limits
+    assert "Documents are cut to 64 tokens." in limits
+    assert "Of what the teacher reads of a document the student reads 93.10 %" in limits
     assert "not trained under quantization" not in limits
 
 

@@ -10,6 +10,9 @@ from edgekd.bundle import verified
 from edgekd.report import executed, figures, headline
 from edgekd.spec.blackbox import FORBIDDEN
 
+MUCH_READ = 0.98
+"""Of what the teacher reads; a student that reads less might gain by reading on."""
+
 
 def limits(report: Mapping[str, Any]) -> list[str]:
     """The caveats of a report that is complete but for them, in the order of their weight."""
@@ -119,6 +122,12 @@ def _threads(rows: list[dict[str, Any]], asked: Collection[int]) -> list[str]:
 def _model(report: Mapping[str, Any]) -> list[str]:
     mine, its = report["task"]["max_length"], report["task"]["spec"]["max_length"]
     found = [f"Documents are cut to {mine} tokens{'' if mine == its else f', the teacher to {its} of its own'}."]
+    read = report["student"].get("text_read")
+    if read is not None and read < MUCH_READ:
+        found.append(
+            f"Of what the teacher reads of a document the student reads {figures.percent(read)}: its vocabulary spells "
+            "text in more tokens. `student.max_length` lets it read on."
+        )
     quantize = report["training"].get("quantize") or {}
     if quantize.get("trained", True) and not figures.trained(quantize):
         found.append(
