@@ -154,11 +154,13 @@ def lesson(line: dict[str, runner.Step], model: Any, tokens: Any, data: Any, see
     asked, stage = line["quantize"].inputs, line["distill"].stage
     how: spec.Distill = asked["distill_spec"]
     rows = np.load(stage.path / distill.ROWS) if (stage.path / distill.ROWS).exists() else None
-    asks, peers = partial(answering, line["teacher"].stage, data, asked["task"]), distill.load_peers(stage, data.labels)
+    asks = partial(answering, line["teacher"].stage, data, stage.path / distill.TEACHER)
+    peers = distill.load_peers(stage, data.labels)
     task, _ = set_lesson(ctx, "more", model, tokens, how, asked["labels"], asks, peers, seed, rows)
-    options = spec.Optimizer(learning_rate=QAT_RATE, batch_size=BATCH)
     epochs = QAT_STEPS / math.ceil(len(tokens["taught"] if rows is None else rows) / BATCH)
-    return task, replace(asked["quant"], epochs=epochs, optimizer=options)
+    return task, replace(
+        asked["quant"], epochs=epochs, optimizer=spec.Optimizer(learning_rate=QAT_RATE, batch_size=BATCH)
+    )
 
 
 def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def main() -> None:
     )
     for name in given.targets:
         target = catalog.load(name)
-        length = target.task.max_length
+        length = target.student.reading(target.task).max_length
         model, tokenizer, summary = student_builder.build(
             target.student, big, given.teacher / "model", data, length, target.seed
         )

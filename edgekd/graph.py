@@ -61,8 +61,7 @@ def graph(
             made, labels = After(f"distill_{i}"), After(f"labels_{i}")
             parent, before = (made, (made,)) if i <= len(t.assistants) else (parent, (*before, made))
             by = before if best else made
-            read = t.learners[i - 1].reading(t.task)
-            chain[labels.stage] = dict(task=read, taps=taps(t.distill, student), assets=data, teacher=by)
+            chain[labels.stage] = dict(task=t.task, taps=taps(t.distill, student), assets=data, teacher=by)
         chain["distill" if i + 1 == len(t.learners) else f"distill_{i + 1}"] = dict(
             task=student.reading(t.task),
             student=student,

@@ -184,7 +184,7 @@ def folders(root: Path, table: list[dict[str, Any]] | None = None, scheme: str =
     rates = {"train": 0.0, "validation": 0.021, "test": 0.024}
     vocabulary = {"size": 6000, "unknown_rate": rates, "tokens_per_document": {"train": 58.1, "test": 57.3}}
     shape = {"parameters": 1_570_000, "layers": 4, "hidden": 128, "heads": 4, "ffn": 512, "kept_layers": [0, 2, 3, 5]}
-    shape |= {"text_read": 0.931}
+    write_json(found["export"] / "read.json", {"text_read": 0.931})
     write_json(found["distill"] / "student.json", shape | {"init": "importance", "vocabulary": vocabulary})
     student = {"score": 0.9763, "agreement": 0.985, "kl": 0.02}
     write_json(found["distill"] / "scores.json", {"validation": student, "training": training})

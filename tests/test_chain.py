@@ -91,8 +91,7 @@ def test_students_may_read_more_tokens_than_their_teacher_who_goes_on_reading_it
     data = read_data(spec.TextClassification(train=""), stage(done, "transfer"))
     assert answering(stage(done, "teacher"), data)[1].lengths.max() == 12
     assert answering(stage(done, "distill_1"), data)[1].lengths.max() == 14
-    first, second = (store.read_json(stage(done, f"distill_{i}").path / "student.json")["text_read"] for i in (1, 2))
-    assert first == 1 and 0 < second < 1  # of what the assistant reads, whom the second is cut from
+    assert 0.9 < store.read_json(Path(done["export"]["folder"]) / "read.json")["text_read"] < 1
 
 
 def test_a_step_in_the_middle_can_be_done_anew_and_only_what_follows_is(

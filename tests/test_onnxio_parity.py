@@ -174,6 +174,7 @@ def test_disagreement_counts_only_where_more_examples_would_not_end_it() -> None
         found = agreement.apart({**row, "agreement": 1 - flips / examples}, examples, 0.995, 1.0)
         assert found == (at_best < 0.995)
     assert agreement.apart({**row, "agreement": 511 / 512}, 512, 1.0, 1.0)  # who asks for all gets all
+    assert not agreement.apart({**row, "agreement": 1.0}, 512, 1.0, 1.0)
 
 
 def test_labels_must_be_as_many_as_rows(exported: Any) -> None:

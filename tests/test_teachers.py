@@ -269,6 +269,7 @@ def test_the_best_on_validation_answers_and_the_index_says_who(
     for i, stage in enumerate(stages):
         loading.save_model(tiny.bert(i), tiny.fast(tiny.wordpiece()), stage.path / "model")
         store.write_json(stage.path / "scores.json", {"validation": {"score": scores[i]}})
+        store.write_json(stage.path / store.MANIFEST, {"inputs": {"task": {"max_length": 16 - i}}})  # which it reads
     (out := tmp_path / "out").mkdir()
     task = spec.TextClassification(train="train.csv", test="test.csv", max_length=16)
     context = store.Context(out, "cpu", 1, Progress(quiet=True))
@@ -276,7 +277,7 @@ def test_the_best_on_validation_answers_and_the_index_says_who(
     index = store.read_json(out / "index.json")
     assert index["by"] == f"distill-{winner}"
     assert index["scores"] == {f"distill-{i}": score for i, score in enumerate(scores)}
-    expected = evaluate.logits(tiny.bert(winner), tiny.tokens(data.train))
+    expected = evaluate.logits(tiny.bert(winner), tiny.tokens(data.train, 16 - winner))
     np.testing.assert_allclose(LabelStore(out, "taught").logits, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -167,7 +167,12 @@ def _models(target: Target, read: _Reader) -> dict[str, Any]:
             "parameters": teacher.get("parameters"),
             "scores": _by_split(teacher),
         },
-        "student": {"source": target.student.source, **student, "scores": {"validation": distill["validation"]}},
+        "student": {
+            "source": target.student.source,
+            **student,
+            **read("export", "read.json"),
+            "scores": {"validation": distill["validation"]},
+        },
         "training": {
             "teacher": teacher.get("training"),
             "distill": {

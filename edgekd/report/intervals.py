@@ -75,7 +75,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion ``share`` seen over ``n`` > 0 examples."""
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
 
 
 def unpaired_difference(first: float, n_first: int, second: float, n_second: int) -> tuple[float, float]:

@@ -121,12 +121,13 @@ def _threads(rows: list[dict[str, Any]], asked: Collection[int]) -> list[str]:
 
 def _model(report: Mapping[str, Any]) -> list[str]:
     mine, its = report["task"]["max_length"], report["task"]["spec"]["max_length"]
-    found = [f"Documents are cut to {mine} tokens{'' if mine == its else f', the teacher to {its} of its own'}."]
+    own = "" if mine == its or report["teacher"]["black_box"] else f", the teacher to {its} of its own"
+    found = [f"Documents are cut to {mine} tokens{own}."]
     read = report["student"].get("text_read")
     if read is not None and read < MUCH_READ:
         found.append(
-            f"Of what the teacher reads of a document the student reads {figures.percent(read)}: its vocabulary spells "
-            "text in more tokens. `student.max_length` lets it read on."
+            f"Of what the teacher reads of a document the student reads {figures.percent(read)}: a trimmed "
+            "vocabulary spells text in more tokens. `student.max_length` says how many it reads."
         )
     quantize = report["training"].get("quantize") or {}
     if quantize.get("trained", True) and not figures.trained(quantize):

@@ -33,7 +33,9 @@ class NcnnSession:
         self.inputs = tuple(net.input_names())
 
     def run(self, feeds: dict[str, NDArray[Any]]) -> NDArray[Any]:
-        """The logits of one example."""
+        """The logits of one example; raises ``BenchError`` for more."""
+        if (count := len(feeds[self.inputs[0]])) > 1:
+            raise BenchError(f"ncnn takes one example at a time, and these are {count}")
         with self._net.create_extractor() as extractor:
             for name in self.inputs:
                 array = feeds[name][0].astype(np.float32 if name == MASK else np.int32)

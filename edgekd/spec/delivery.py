@@ -13,7 +13,7 @@ class Export:
     """The ONNX operator set, and how far quantized training and the shipped graph may depart from each other.
 
     On ``parity_examples`` of validation they agree on a share of ``min_agreement`` at least, and their scores differ by
-    ``max_score_gap`` at most, or by what chance explains (Wilson's interval, McNemar's test).
+    ``max_score_gap`` at most, or by what chance explains (Wilson's interval, McNemar's test): fewer examples ask less.
     ``graph`` is another form of the quantized graph, for `edgekd tune` to try and a target to ask for: ``requantized``
     quantizes what linear layers give to one node alone, by ranges that training has not seen; ``sequence`` keeps
     batches as tensors of three dimensions; ``skip_layer_norm`` has onnxruntime's own operator in the place of sums

@@ -14,21 +14,11 @@ from edgekd import assets as asset_cache
 from edgekd import spec
 from edgekd.distill import loop
 from edgekd.distill.checkpoint import save_tensors
-from edgekd.distill.data import text_read
 from edgekd.distill.record import shape as model_shape
 from edgekd.distill.taps import check_exits
 from edgekd.models import exits, loading
 from edgekd.models import student as student_builder
-from edgekd.stages.common import (
-    answering,
-    has_model,
-    judging,
-    load_stage_model,
-    longest,
-    read_data,
-    set_lesson,
-    tokenise_splits,
-)
+from edgekd.stages.common import answering, has_model, judging, load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 10
@@ -74,10 +64,6 @@ def run(
 
     model, tokenizer, summary = build(seed)
     tokens = tokenise_splits(tokenizer, data, task.max_length, ("taught", "validation"))
-    if has_model(teacher):
-        its = loading.load_tokenizer(teacher.path / "model")
-        theirs = tokenise_splits(its, data, longest(teacher), ("validation",))["validation"]
-        summary["text_read"] = text_read(tokens["validation"], theirs)
     count = distill.source.students - 1 if isinstance(distill.source, spec.Mutual) else 0
     peers = [differing(build(seed + i * PEER)[0], seed + i * PEER) for i in range(1, count + 1)]
     asked = cache(partial(answering, teacher, data))

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from edgekd import spec
-from edgekd.distill.data import Tokens, tokenise
+from edgekd.distill.data import Tokens, text_read, tokenise
 from edgekd.onnxio import (
     audit,
     branches,
@@ -29,7 +29,7 @@ from edgekd.stages.quantize import prepare
 from edgekd.store import MANIFEST, Context, Stage, read_json, write_json
 from edgekd.tasks.sampling import stratified
 
-REVISION = 7
+REVISION = 8
 STUDENTS = ("student_ptq", "student_qad")
 PARITY_BATCH = 16
 
@@ -45,7 +45,8 @@ def run(
     distill: Stage,
     quantize: Stage,
 ) -> None:
-    """Write ``<artifact>/model.onnx`` with its folder, ``inputs/*.npz``; audit, parity, sizes and signature as JSON.
+    """Write ``<artifact>/model.onnx`` with its folder, ``inputs/*.npz``; audit, parity, sizes and signature as JSON,
+    and how much of its teacher's text the student reads.
 
     Raises ``ExportError`` where a quantized graph holds a float leftover or answers otherwise than it was trained to.
     """
@@ -55,12 +56,12 @@ def run(
     audits: dict[str, Any] = {}
     parities: dict[str, Any] = {}
     with ctx.progress.bar("export", total=len(graphs), unit="graph") as advance:
-        if teachers:
-            _teachers(ctx, export, teacher, data)
-            advance(2)
+        read = _teachers(ctx, export, teacher, data) if teachers else None
+        advance(len(teachers))
         model, tokenizer = load_stage_model(distill, data.labels, "eager")
         tokens = tokenise_splits(tokenizer, data, task.max_length, ("validation", "test"))
         write_inputs(ctx.out / "inputs" / "student.npz", tokens["test"])
+        write_json(ctx.out / "read.json", {"text_read": None if read is None else text_read(tokens["test"], read)})
         exporter.export_float(model.eval(), _place(ctx, "student_fp32", distill, data), opset=export.opset)
         advance(1)
         prepare(model, quant)
@@ -91,8 +92,8 @@ def run(
     write_json(ctx.out / "signature.json", signature(ctx.out / "student_qad" / "model.onnx"))
 
 
-def _teachers(ctx: Context, export: spec.Export, teacher: Stage, data: Any) -> None:
-    """The teacher's graph, and the one that users make of it today."""
+def _teachers(ctx: Context, export: spec.Export, teacher: Stage, data: Any) -> Tokens:
+    """The teacher's graph, and the one that users make of it today; returns the test split as it reads it."""
     model, tokenizer = load_stage_model(teacher, data.labels, "eager")
     model.config.pad_token_id = tokenizer.pad_token_id
     test = tokenise_splits(tokenizer, data, longest(teacher), ("test",))["test"]
@@ -101,6 +102,7 @@ def _teachers(ctx: Context, export: spec.Export, teacher: Stage, data: Any) -> N
     if (node := branches.left(written)) is not None:
         ctx.progress.log(f"export: the teacher's graph branches on data at {node}: left as traced, without passes")
     dynamic.quantize_dynamic(ctx.out / "teacher_fp32" / "model.onnx", _place(ctx, "teacher_ort_dynamic", teacher, data))
+    return test
 
 
 def _place(ctx: Context, name: str, source: Stage, data: Any) -> Path:

@@ -16,7 +16,7 @@ from edgekd.errors import TargetError
 from edgekd.models.loading import check_family
 from edgekd.models.student import skeleton
 from edgekd.stages import black_box
-from edgekd.stages.common import has_model, load_stage_model, read_data, tokenise_splits
+from edgekd.stages.common import has_model, load_stage_model, longest, read_data, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
 REVISION = 4
@@ -44,7 +44,7 @@ def run(
     device = torch.device(ctx.device)
     model.to(device)
     splits = ("taught", "validation") if taps else ("validation",)
-    tokens = tokenise_splits(tokenizer, data, task.max_length, splits)
+    tokens = tokenise_splits(tokenizer, data, longest(teacher), splits)
     wanted = {"taught": needs, "validation": needs if VALIDATION in taps else LOGITS}
     size = sum(
         store_bytes(wanted[name], len(t), len(t.ids), len(data.labels), shape["hidden"]) for name, t in tokens.items()
