@@ -12,8 +12,7 @@ from it come RATE and the weights in the catalogue. Cells are kept in benchmarks
 STORE; what is there is not made again, and one process for each target may run beside others. "born again" and "an
 assistant" train two students for STEPS steps each, "the backbone first" three epochs before its STEPS; all others one.
 With a GPU every recipe runs on every target; without one a subset that two cores finish in under three hours, a process
-each: catalogue.MOST on R52, catalogue.SUBSET elsewhere.
-What a step takes is measured apart, by ``costs.py``, and shown where there is such a row.
+each: catalogue.MOST on R52, catalogue.SUBSET elsewhere. What a step takes is measured apart (``costs.py``), and shown.
 """
 
 from __future__ import annotations
@@ -158,9 +157,8 @@ def lesson(line: dict[str, runner.Step], model: Any, tokens: Any, data: Any, see
     peers = distill.load_peers(stage, data.labels)
     task, _ = set_lesson(ctx, "more", model, tokens, how, asked["labels"], asks, peers, seed, rows)
     epochs = QAT_STEPS / math.ceil(len(tokens["taught"] if rows is None else rows) / BATCH)
-    return task, replace(
-        asked["quant"], epochs=epochs, optimizer=spec.Optimizer(learning_rate=QAT_RATE, batch_size=BATCH)
-    )
+    options = spec.Optimizer(learning_rate=QAT_RATE, batch_size=BATCH)
+    return task, replace(asked["quant"], epochs=epochs, optimizer=options)
 
 
 def scored(line: dict[str, runner.Step], name: str, label: str, seed: int, given: Any) -> dict[str, Any]:
