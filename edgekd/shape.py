@@ -135,10 +135,7 @@ def check_cut(student: spec.Student, teacher: Mapping[str, Any], positions: int)
         raise TargetError("an ELECTRA with a narrower embedding cannot be cut: give student.config instead")
     most = _number(teacher, "max_position_embeddings")
     if most is not None and positions + position_offset(kind, _number(teacher, "pad_token_id")) > most:
-        raise TargetError(
-            f"{positions} positions are more than the teacher has: lower student.positions, or the max_length of "
-            "student or task"
-        )
+        raise TargetError(f"{positions} positions are more than the teacher has: lower student.positions or max_length")
 
 
 def position_offset(kind: object, pad_id: int | None) -> int:

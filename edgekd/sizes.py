@@ -97,10 +97,8 @@ def smallest(
         backbone = parent if student.source is None else _source_config(student.source)
         if backbone is None:
             return None
-        small = {
-            **whole(student.config or {}),
-            **shape.student_config(student, backbone, student.reading(target.task).max_length),
-        }
+        cut = shape.student_config(student, backbone, student.reading(target.task).max_length)
+        small = {**whole(student.config or {}), **cut}
         taps.check_exits(target.distill.losses, small.get("model_type"), _layers(small))
         if taps.by_itself(target.distill.source):
             answers = [small]
@@ -205,8 +203,7 @@ def _store_bytes(
     teacher: Mapping[str, Any] | None,
     classes: int | None,
 ) -> int | None:
-    built = finished(line, step.name, "index.json")
-    if built:
+    if built := finished(line, step.name, "index.json"):
         return int(built["bytes"])
     counts = _examples(line, step, counts)
     if counts is None or classes is None:
