@@ -16,6 +16,7 @@ from tiny_onnx import exported, feed
 
 from edgekd import runtimes
 from edgekd.bench.measure import Artifact
+from edgekd.errors import BenchError
 from edgekd.onnxio import bridge, export, files, passes
 from edgekd.onnxio.audit import session
 from edgekd.runtimes import converting
@@ -53,6 +54,13 @@ def test_logits_are_those_of_the_folded_graph_at_every_length(runtime: str, stud
     assert artifact.size_bytes(runtime) == sum(sizes.values())
     assert set(sizes) == {runtimes.entry(runtime).file, *filter(None, [runtimes.entry(runtime).weights])}
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(sizes)  # and nothing else is left there
+
+
+def test_ncnn_refuses_a_batch_rather_than_answer_for_its_first_example(student: Path, tmp_path: Path) -> None:
+    path = made("ncnn", student, tmp_path)[1].file("ncnn")
+    assert path is not None
+    with pytest.raises(BenchError, match="one example at a time, and these are 3"):
+        runtimes.get("ncnn").load(path, 1).run(feed(3, 7))
 
 
 def test_mnn_stores_the_very_integers_and_what_it_would_round_anew_as_floats(student: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _model(report: Mapping[str, Any]) -> list[str]:
     if read is not None and read < MUCH_READ:
         found.append(
             f"Of what the teacher reads of a document the student reads {figures.percent(read)}: a trimmed "
-            "vocabulary spells text in more tokens. `student.max_length` says how many it reads."
+            "vocabulary spells text in more tokens. Student.max_length says how many it reads."
         )
     quantize = report["training"].get("quantize") or {}
     if quantize.get("trained", True) and not figures.trained(quantize):
