@@ -62,7 +62,9 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", f"CPU      {host['cpu']} ({host['isa']}), {host['threads']} usable threads, {host['memory_mib']} MiB"]
     lines.append(f"flags    {' '.join(host['flags']) or 'none that matter'}")
     for name, lacks in found["devices"].items():
-        speaks = "figures taken here speak for it" if not lacks else f"only a stand-in ({', '.join(lacks)})"
+        speaks = (
+            "figures taken here speak for it" if not lacks else f"only a stand-in (the device has {', '.join(lacks)})"
+        )
         lines.append(f"device   {name}: {speaks}")
     driver = f"{gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}" if gpu else "none"
     lines.append(

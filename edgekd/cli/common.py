@@ -94,7 +94,8 @@ def run_folder(name: str | None, store: Path, file: str = "report.json") -> Path
     folder = store / (path.stem if path.suffix == ".py" else name)
     if not (folder / file).is_file():
         made = ", ".join(sorted(other.parent.name for other in store.glob(f"*/{file}"))) or "none"
-        raise UsageError(f"there is no {what} in {folder} (runs with one: {made}); make it with `edgekd run {name}`")
+        how = f"{name.removesuffix('-smoke')} --smoke" if name.endswith("-smoke") else name
+        raise UsageError(f"there is no {what} in {folder} (runs with one: {made}); make it with `edgekd run {how}`")
     return folder
 
 

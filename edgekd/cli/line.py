@@ -121,7 +121,11 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
         table.add_row(entry["stage"], entry["action"], entry["key"], about)
     console.print(table)
     teacher, student = found["teacher"], found["student"]
-    proxy = f"; this machine is only a stand-in ({', '.join(found['stand_in'])})" if found["stand_in"] else ""
+    proxy = (
+        f"; this machine is only a stand-in (the device has {', '.join(found['stand_in'])})"
+        if found["stand_in"]
+        else ""
+    )
     lines = [f"time     {planned_time(found['stages'])}", f"device   {found['device']}{proxy}"]
     lines += [f"         {warning}" for warning in found["warnings"]]
     if found["black_box"]:
