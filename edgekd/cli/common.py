@@ -29,7 +29,8 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="STAGE",
-        help="Stop after this stage: assets, teacher, labels, distill, quantize, export, bench or verdict.",
+        help="Stop after this stage: assets, teacher, labels, distill, quantize, export, bench, another that `edgekd "
+        "plan` lists, or verdict.",
     ),
 ]
 Fresh = Annotated[

@@ -91,7 +91,7 @@ def plan(
     store: Store = RUNS,
     json: Json = False,
 ) -> None:
-    """Say what a run would do, without doing it: what is reused, resumed or run; sizes; disk; time.
+    """Say what a run would do, without doing it: what is reused, resumed or run; sizes, of labels too; time.
 
     Times are estimated once stages like these have run in the same store.
 
