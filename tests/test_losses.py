@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgekd import spec
 from edgekd.distill import learner
-from edgekd.distill.losses import LOSSES
+from edgekd.distill.losses import LOSSES, feature
 from edgekd.distill.losses.exits import Exits
 from edgekd.distill.losses.feature import Hints
 from edgekd.distill.signal import Batch, Signal
@@ -302,8 +302,15 @@ def test_a_projection_is_the_1x1_convolution_of_a_feature_map() -> None:
     linear: Any = hints.project[0]
     convolution = nn.functional.conv2d(features, linear.weight[:, :, None, None], linear.bias)
     positions = features.flatten(2).transpose(1, 2)
-    ((found, _),) = hints(Signal(features, {0: positions}), Signal(features, {0: torch.zeros(2, 16, 5)}))
-    torch.testing.assert_close(found, convolution.flatten(2).transpose(1, 2))
+    ((project, states, _),) = hints(Signal(features, {0: positions}), Signal(features, {0: torch.zeros(2, 16, 5)}))
+    torch.testing.assert_close(project(states), convolution.flatten(2).transpose(1, 2))
+
+
+def test_the_slopes_of_the_projected_error_are_those_of_finite_differences() -> None:
+    rng = torch.Generator().manual_seed(0)
+    shapes = ((7, 3), (5, 3), (5,), (7, 5))  # student, weight, bias, teacher: a mixture of layers learns too
+    given = [torch.randn(s, generator=rng, dtype=torch.float64, requires_grad=True) for s in shapes]
+    assert torch.autograd.gradcheck(feature._projected_error, given)
 
 
 def test_a_learned_map_gives_each_layer_a_mixture_of_the_teachers_and_learns_it() -> None:

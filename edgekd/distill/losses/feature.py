@@ -5,8 +5,9 @@ What is read of both: hidden states (B, T, H) by layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,8 @@ class Hints(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.project = nn.ModuleList(layers)
 
-    def forward(self, student: Signal, teacher: Signal) -> Iterator[tuple[Tensor, Tensor]]:
-        """(projected student states, teacher states), float32, of each comparison."""
+    def forward(self, student: Signal, teacher: Signal) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+        """The projection, the student's states and the teacher's, float32, of each comparison."""
         targets: list[tuple[int, Tensor]]
         if self.mix is not None:  # every layer looks at the same ones
             states = torch.stack([teacher.hidden[t].detach().float() for t in next(iter(self.layers.values()))])
@@ -46,14 +47,16 @@ class Hints(nn.Module):
         else:
             targets = [(s, teacher.hidden[t].detach()) for s, teachers in self.layers.items() for t in teachers]
         for project, (s, t_BTH) in zip(self.project, targets, strict=True):
-            yield project(student.hidden[s].float()), t_BTH.float()
+            yield project, student.hidden[s].float(), t_BTH.float()
 
     def __len__(self) -> int:
         """The number of comparisons."""
         return len(self.project)
 
 
-def _of_tokens(own: Hints, student: Signal, teacher: Signal, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+def _of_tokens(
+    own: Hints, student: Signal, teacher: Signal, batch: Batch
+) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
     """What is compared, (N, H) each, of the N tokens alone: padding is not worth a projection."""
     where_N = batch.mask(student.hidden[next(iter(own.layers))]).flatten().nonzero().squeeze(1)
 
@@ -68,9 +71,29 @@ def hidden_mse(
 ) -> Tensor:
     """Mean over comparisons, tokens and channels of (projected student − teacher)² (FitNets 2015, TinyBERT 2020)."""
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
-    for s_NH, t_NH in _of_tokens(own, student, teacher, batch):
-        total = total + F.mse_loss(s_NH, t_NH, reduction="sum") / t_NH.shape[-1]
+    for project, s_NH, t_NH in _of_tokens(own, student, teacher, batch):
+        total = total + _projected_error(s_NH, project.weight, project.bias, t_NH) / t_NH.shape[-1]
     return total / (batch.total_tokens * len(own))
+
+
+class _ProjectedError(torch.autograd.Function):
+    """‖s Wᵀ + b − t‖², in few passes over (N, H of the teacher): they take a third as long as its three products."""
+
+    @staticmethod
+    def forward(ctx: Any, s_NH: Tensor, weight: Tensor, bias: Tensor, t_NH: Tensor) -> Tensor:
+        error_NH = (t_NH - bias).addmm_(s_NH, weight.T, beta=-1)
+        ctx.save_for_backward(s_NH, weight, error_NH)
+        return torch.dot(error_NH.flatten(), error_NH.flatten())
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        s_NH, weight, error_NH = ctx.saved_tensors
+        twice = 2 * slope  # times what is small
+        t_grad = error_NH * -twice if ctx.needs_input_grad[3] else None
+        return (error_NH @ weight) * twice, (s_NH.T @ error_NH).T * twice, error_NH.sum(0) * twice, t_grad
+
+
+_projected_error: Callable[..., Tensor] = _ProjectedError.apply  # torch does not type it
 
 
 def squared_error(s_BTH: Tensor, t_BTH: Tensor, batch: Batch) -> Tensor:
@@ -82,7 +105,8 @@ def squared_error(s_BTH: Tensor, t_BTH: Tensor, batch: Batch) -> Tensor:
 def hidden_cosine(loss: spec.HiddenCosine, student: Signal, teacher: Signal, batch: Batch, own: Hints) -> Tensor:
     """Mean over comparisons and tokens of 1 − cos(projected student, teacher) (DistilBERT, Sanh et al. 2019)."""
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
-    for s_NH, t_NH in _of_tokens(own, student, teacher, batch):
+    for project, states_NH, t_NH in _of_tokens(own, student, teacher, batch):
+        s_NH = project(states_NH)
         products_N = (s_NH * F.normalize(t_NH, dim=-1)).sum(-1)
         total = total + (1 - products_N / s_NH.norm(dim=-1).clamp_min(1e-8)).sum()
     return total / (batch.total_tokens * len(own))
