@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from edgekd import runner, spec
 from edgekd.distill import labels
 from edgekd.distill.data import micro_batches
+from edgekd.distill.live import LiveTeacher
 from edgekd.distill.taps import LOGITS, Needs, store_bytes, stored, taps
 from edgekd.errors import DataError, StoreError, TrainingError
 from edgekd.models.vocabulary import trim
@@ -125,7 +126,9 @@ def test_a_student_with_another_tokenizer_finds_the_token_at_the_same_character(
     assert len(student.ids) > len(teacher.ids)  # words are spelled with letters now
     rows = np.random.default_rng(0).permutation(40)
     _, mask, flat = student.gather(rows)
-    place = labels.align(np.where(mask, student.starts[flat], -1), teacher.starts, teacher.offsets, rows)
+    wanted = np.where(mask, student.starts[flat], -1)
+    place, read = labels.align(wanted, teacher.starts, teacher.offsets, rows, longest=64)
+    assert read is None  # nothing was cut
     for i, local in zip(rows, (place[b][mask[b]] for b in range(40)), strict=True):
         mine, theirs = slice(*student.offsets[i : i + 2]), slice(*teacher.offsets[i : i + 2])
         assert local[0] == 0 and local[-1] == theirs.stop - theirs.start - 1
@@ -151,7 +154,8 @@ def test_a_token_that_begins_with_a_space_finds_the_word_behind_it(kind: str) ->
     spaced.train_from_iterator(part.texts, trainer)
     teacher, student = tiny.tokens(part, 64), tiny.tokens(part, 64, spaced)
     _, mask, flat = student.gather(rows)
-    place = labels.align(np.where(mask, student.starts[flat], -1), teacher.starts, teacher.offsets, rows)
+    wanted = np.where(mask, student.starts[flat], -1)
+    place, _ = labels.align(wanted, teacher.starts, teacher.offsets, rows, longest=64)
     words = 0
     for b, text in enumerate(part.texts):
         covers = tiny.wordpiece().encode(text).offsets
@@ -175,8 +179,23 @@ def test_examples_of_which_the_teacher_has_no_text_pair_with_its_specials() -> N
     wanted = np.array([[-1, 0, 3, -1], [-1, 5, -1, -1], [-1, 0, -1, -1]])
     for rows in ([0, 1, 2], [2, 1, 0], [2], [0]):
         expected = {0: [0, 0, 0, 1], 1: [0, 2, 3, 3], 2: [0, 0, 0, 0]}
-        found = labels.align(wanted[rows], starts, offsets, np.array(rows))
-        assert found.tolist() == [expected[row] for row in rows]
+        found, read = labels.align(wanted[rows], starts, offsets, np.array(rows), longest=5)
+        assert found.tolist() == [expected[row] for row in rows] and read is None
+
+
+def test_text_that_the_teacher_has_cut_is_unread(tmp_path: Path) -> None:
+    part, rows = tiny.split(40, 0), np.arange(40)
+    teacher, student = (tiny.tokens(part, max_length=n, tokenizer=tiny.wordpiece()) for n in (8, 64))
+    store(tmp_path, tiny.bert(), teacher)
+    _, mask, flat = student.gather(rows)
+    offline = labels.LabelStore(tmp_path, "train", NEEDS).signal(rows, student, mask, flat)
+    live = LiveTeacher(tiny.bert(), teacher, NEEDS, torch.device("cpu")).signal(rows, student, mask, flat)
+    expected = np.ones_like(mask)
+    for row, (mine, its) in enumerate(zip(student.lengths, teacher.lengths, strict=True)):
+        if mine > its:  # the same tokenizer: what it reads beyond the cut, up to the special at its end
+            expected[row, its - 1 : mine - 1] = False
+    assert offline.read_BT is not None and live.read_BT is not None
+    assert np.array_equal(offline.read_BT.numpy(), expected) and torch.equal(offline.read_BT, live.read_BT)
 
 
 @pytest.mark.parametrize("name", ["logits", "hidden.2", "starts", "offsets"])

@@ -237,6 +237,17 @@ def test_padding_does_not_change_a_loss(option: Any) -> None:
     assert value(option, *padded, batch(padded=3)).item() == pytest.approx(bare.item(), rel=1e-6)
 
 
+@any_loss
+def test_what_the_teacher_has_not_read_does_not_change_a_loss(option: Any) -> None:
+    student, read = signal(0, grad=True), torch.arange(T) < T - 2
+    teacher = dataclasses.replace(signal(1), read_BT=read.expand(B, T))
+    value(option, student, teacher, batch()).backward()
+    other = teacher.map(lambda x: x.clone() if x.ndim == 2 else torch.where(read[None, :, None], x, 7.0))
+    assert value(option, student, other, batch()).item() == value(option, student, teacher, batch()).item()
+    if not isinstance(option, spec.Exits):  # which compare the student with itself
+        assert all(x.grad is None or x.ndim == 2 or x.grad[:, ~read].eq(0).all() for x in tensors(student))
+
+
 def part(given: Signal, rows: slice) -> Signal:
     return given.map(lambda x: x[rows])
 

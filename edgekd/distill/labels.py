@@ -210,6 +210,7 @@ class LabelStore:
         if needs.tokens:
             self.starts, self.offsets = (_map(folder, split, name) for name in ("starts", "offsets"))
             tokens, placed = int(self.offsets[-1]), {"starts": self.starts, "offsets": self.offsets[1:]}
+            self.longest = int(np.diff(self.offsets).max())
         known = (folder / f"{split}.known.npy").exists()
         self.known: NDArray[np.bool_] | None = _map(folder, split, "known") if known else None
         placed |= {} if self.known is None else {"known": self.known}
@@ -257,23 +258,28 @@ class LabelStore:
         """The teacher's signal for ``rows``, what belongs to tokens (float16) placed at the student's tokens."""
         self.of(tokens)
         where: Any = None
+        read_BT: Tensor | None = None
         if self.needs.tokens:
-            place_BT = align(np.where(mask, tokens.starts[flat], -1), self.starts, self.offsets, rows)
+            wanted_BT = np.where(mask, tokens.starts[flat], -1)
+            place_BT, read_BT = align(wanted_BT, self.starts, self.offsets, rows, self.longest)
             where = self.offsets[rows][:, None] + place_BT
         read = {n: torch.from_numpy(f[where]) for n, f in self.fields.items() if "." in n}
         hidden = {layer: read[f"hidden.{layer}"] for layer in self.needs.hidden}
         attention = {n: (read[f"query.{n}"], read[f"key.{n}"], read[f"value.{n}"]) for n in self.needs.attention}
         pooled = torch.from_numpy(self.fields["pooled"][rows]) if self.needs.pooled else None
-        return Signal(self._logits(rows), hidden, attention, self.heads, pooled, self._known(rows))
+        return Signal(self._logits(rows), hidden, attention, self.heads, pooled, self._known(rows), read_BT)
 
 
-def align(wanted_BT: NDArray[np.int32], starts_P: NDArray[np.int32], offsets: Ints, rows: Ints) -> Ints:
+def align(
+    wanted_BT: NDArray[np.int32], starts_P: NDArray[np.int32], offsets: Ints, rows: Ints, longest: int
+) -> tuple[Ints, Tensor | None]:
     """For each of a student's tokens, the place among the teacher's tokens of its example that covers its first
-    character: (B, T).
+    character, (B, T), and which of them the teacher has read, (B, T) bool; ``None``: all.
 
     ``wanted_BT`` are the first characters, -1 for specials and padding; ``starts_P`` those of all the teacher's tokens,
     of which ``offsets`` say which are an example's. Leading specials pair with the first token, all others with the
-    last, and so does text that the teacher, cut to fewer characters, has not seen.
+    last. Of an example of ``longest`` tokens, at which the teacher cuts, what begins after its last token of text is
+    taken for unread, the end of a word that it has read included: where that ends is not known here.
     """
     mask_BP, flat_BP = ragged(offsets, rows)
     starts_BP = np.where(mask_BP, starts_P[flat_BP], -1)
@@ -283,6 +289,8 @@ def align(wanted_BT: NDArray[np.int32], starts_P: NDArray[np.int32], offsets: In
     found_BT = np.searchsorted((row_B1 + starts_BP)[text_BP], row_B1 + wanted_BT, side="right") - 1
     place_Q = np.append(np.nonzero(text_BP)[1], 0)  # one more, for examples without text at the end
     place_BT = np.where(texts_B1 > 0, place_Q[np.maximum(found_BT, first_B1)], 0)
-    special_BT = wanted_BT < 0
+    special_BT, tokens_B1 = wanted_BT < 0, mask_BP.sum(1, keepdims=True)
     leading_BT = np.logical_and.accumulate(special_BT, axis=1)
-    return np.where(special_BT, np.where(leading_BT, 0, mask_BP.sum(1, keepdims=True) - 1), place_BT)
+    unread_BT = (tokens_B1 == longest) & (wanted_BT > starts_BP.max(1, keepdims=True))
+    place_BT = np.where(special_BT, np.where(leading_BT, 0, tokens_B1 - 1), place_BT)
+    return place_BT, torch.from_numpy(~unread_BT) if unread_BT.any() else None

@@ -48,13 +48,14 @@ class LiveTeacher:
             signal = record(self.model, inputs, self.needs)
         if not self.needs.tokens:
             return signal
-        place_BT = align(np.where(mask, tokens.starts[flat], -1), self.tokens.starts, self.tokens.offsets, rows)
+        wanted_BT, longest = np.where(mask, tokens.starts[flat], -1), int(self.tokens.lengths.max())
+        place_BT, read_BT = align(wanted_BT, self.tokens.starts, self.tokens.offsets, rows, longest)
         where_BT = torch.from_numpy(place_BT).to(self.device)
 
         def at_students_tokens(x: Tensor) -> Tensor:
             return x if x.ndim == 2 else x.gather(1, where_BT.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
-        return signal.map(at_students_tokens)
+        return replace(signal.map(at_students_tokens), read_BT=read_BT)
 
 
 class SelfTaught(nn.Module):

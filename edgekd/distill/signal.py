@@ -19,7 +19,8 @@ class Signal:
     1) to its queries, keys and values, (B, T, channels of all heads), and ``heads`` says how many heads the queries
     have. ``pooled_BH`` is the mean of an example's last hidden states. In a teacher's signal what belongs to tokens
     already stands at the *student's* tokens (see ``edgekd.distill.labels``). ``known_BC`` says of which classes the
-    probability is known, where it is not all: the others share what is left.
+    probability is known, where it is not all: the others share what is left. ``read_BT`` says which of the student's
+    tokens a teacher has read, where it is not all: it cut that text earlier.
     """
 
     logits_BC: Tensor
@@ -28,6 +29,7 @@ class Signal:
     heads: int = 0
     pooled_BH: Tensor | None = None
     known_BC: Tensor | None = None
+    read_BT: Tensor | None = None
 
     @property
     def answers_B(self) -> Tensor:
@@ -44,6 +46,7 @@ class Signal:
             attention={n: (change(q), change(k), change(v)) for n, (q, k, v) in self.attention.items()},
             pooled_BH=None if self.pooled_BH is None else change(self.pooled_BH),
             known_BC=None if self.known_BC is None else change(self.known_BC),
+            read_BT=None if self.read_BT is None else change(self.read_BT),
         )
 
 
@@ -72,6 +75,11 @@ class Batch:
     def mask(self, states_BTH: Tensor) -> Tensor:
         """(B, T): true on tokens, false on padding; see ``edgekd.distill.signal.mask``."""
         return mask(self.inputs, states_BTH)
+
+    def compared(self, states_BTH: Tensor, teacher: Signal) -> Tensor:
+        """(B, T): true on tokens that the teacher, too, has read."""
+        found_BT = self.mask(states_BTH)
+        return found_BT if teacher.read_BT is None else found_BT & teacher.read_BT
 
     def by(self, teacher: Signal) -> Batch:
         """The same batch with another teacher."""

@@ -21,7 +21,7 @@ from edgekd.models import student as student_builder
 from edgekd.stages.common import answering, has_model, judging, load_stage_model, read_data, set_lesson, tokenise_splits
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 10
+REVISION = 11
 LEARNED, PEERS, TEACHER, ROWS = "learned.safetensors", "peer-{}.safetensors", "teacher.safetensors", "rows.npy"
 WHOLE, EXIT = "whole", "exit-{}"
 """The student where an early exit of it is ``model/``; and its other exits, each a folder as that one."""

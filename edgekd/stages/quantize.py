@@ -26,7 +26,7 @@ from edgekd.stages.common import answering, load_stage_model, read_data, set_les
 from edgekd.stages.distill import ROWS, TEACHER, load_learned, load_peers, load_whole
 from edgekd.store import Context, Stage, read_json, write_json
 
-REVISION = 11
+REVISION = 12
 UNTRAINED = {"epochs": 0, "steps": 0, "seconds": 0.0, "step_ms": None}
 OBSERVATIONS = 4
 """How often the moving weights' ranges are observed anew, at even distances, before they are frozen."""

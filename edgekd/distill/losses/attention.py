@@ -1,6 +1,7 @@
 """Losses on attention: its maps, and the relations among queries, among keys and among values.
 
-What is read of both: queries, keys and values (B, T, D) by block.
+What is read of both: queries, keys and values (B, T, D) by block. Tokens that the teacher has not read are neither
+queries nor keys, like padding.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def attention_maps(loss: spec.AttentionMaps, student: Signal, teacher: Signal, b
     KL(teacher ‖ student) of the weights (MiniLM, Wang et al. 2020). Padding is neither query nor key. Scores are made
     of queries and keys alone: biases by position, and masks other than padding, are left out on both sides.
     """
-    mask_BT, teacher = batch.mask(student.attention[own.pairs[0][0]][0]), teacher.map(Tensor.detach)
+    mask_BT, teacher = batch.compared(student.attention[own.pairs[0][0]][0], teacher), teacher.map(Tensor.detach)
     keys_B, groups = mask_BT.sum(1).clamp_min(1), math.gcd(student.heads, teacher.heads)
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
@@ -95,7 +96,7 @@ def relations(loss: spec.Relations, student: Signal, teacher: Signal, batch: Bat
 
     A relation is softmax(A Aᵀ / √d) with A the queries, the keys or the values, split into ``heads`` heads of width d.
     """
-    mask_BT = batch.mask(student.attention[own.pairs[0][0]][0])
+    mask_BT = batch.compared(student.attention[own.pairs[0][0]][0], teacher)
 
     def log_relation(x_BTD: Tensor) -> Tensor:
         x = _heads(x_BTD, loss.heads, mask_BT, (loss.heads / x_BTD.shape[-1]) ** 0.25)

@@ -1,6 +1,6 @@
 """Losses on hidden states (B, T, H): of tokens, or of the positions of a feature map, channels last.
 
-What is read of both: hidden states (B, T, H) by layer.
+What is read of both: hidden states (B, T, H) by layer. Tokens that the teacher has not read add nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _of_tokens(
     own: Hints, student: Signal, teacher: Signal, batch: Batch
 ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
     """What is compared, (N, H) each, of the N tokens alone: padding is not worth a projection."""
-    where_N = batch.mask(student.hidden[next(iter(own.layers))]).flatten().nonzero().squeeze(1)
+    where_N = batch.compared(student.hidden[next(iter(own.layers))], teacher).flatten().nonzero().squeeze(1)
 
     def packed(signal: Signal, layers: Iterable[int]) -> Signal:
         return replace(signal, hidden={n: signal.hidden[n].flatten(0, 1).index_select(0, where_N) for n in layers})
@@ -130,7 +130,8 @@ def attention_transfer(
     """
 
     def energy(states_BTH: Tensor) -> Tensor:
-        return F.normalize(states_BTH.float().square().sum(-1).masked_fill(~batch.mask(states_BTH), 0.0), dim=-1)
+        compared_BT = batch.compared(states_BTH, teacher)
+        return F.normalize(states_BTH.float().square().sum(-1).masked_fill(~compared_BT, 0.0), dim=-1)
 
     total = student.logits_BC.new_zeros((), dtype=torch.float32)
     for s, t in own.pairs:
