@@ -11,8 +11,8 @@ test split is scored once a student. ``--pilot`` tries learning rates and weight
 from it come RATE and the weights in the catalogue. Cells are kept in benchmarks/results/distillation.json, students in
 STORE; what is there is not made again, and one process for each target may run beside others. "born again" and "an
 assistant" train two students for STEPS steps each, "the backbone first" three epochs before its STEPS; all others one.
-With a GPU every recipe runs on every target; without one a subset that two cores finish in under three hours, a process
-each: catalogue.MOST on R52, catalogue.SUBSET elsewhere. What a step takes is measured apart (``costs.py``), and shown.
+With a GPU every recipe runs on every target; without one what two cores finish in under three hours, a process each:
+catalogue.MOST on R52, catalogue.SUBSET elsewhere. What a step takes is measured apart (``costs.py``).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main() -> None:
             line = taught(name, RECIPES["KL"], given.seeds[0], RATE, given)
             keep({"target": name, "recipe": label, "seed": 0} | where | linear(line, label == LINEAR[0]))
     if not given.pilot:
-        print("\n".join(table(recorded())))
+        print(LEGEND, *table(recorded()), sep="\n")
 
 
 def taught(name: str, recipe: Recipe, seed: int, rate: float, given: Any) -> dict[str, runner.Step]:
@@ -251,13 +251,13 @@ def told(cell: dict[str, Any]) -> str:
     return f"{cell['target']} {cell['recipe']}, seed {cell['seed']}: {words}"
 
 
-def table(cells: list[dict[str, Any]]) -> Iterator[str]:
-    """A Markdown table a target: score, agreement with the teacher, KL to it, means and standard deviations over seeds.
+LEGEND = """Score, agreement with the teacher, KL to it: means and deviations over seeds, of the test split but for
+validation, by which one chooses. *: Welch's t-test tells the seeds from plain KL's at 5 %. Step (plain KL's is 1) and
+MiB more than plain KL's: in fp32 and under quantization, of one target."""
 
-    By the fp32 student's score and KL on validation one chooses; all else is of the test split. A star stands where
-    Welch's t-test tells the seeds from plain KL's at 5 %: of twenty recipes that change nothing, one has it.
-    A step's time (plain KL's is 1) and MiB more than plain KL's, in fp32 and under quantization, are of one target.
-    """
+
+def table(cells: list[dict[str, Any]]) -> Iterator[str]:
+    """A Markdown table a target, whose columns ``LEGEND`` explains."""
     costs = {row["recipe"]: row for row in read_json(COSTS)["rows"]} if COSTS.exists() else {}
     for target in dict.fromkeys(cell["target"] for cell in cells):
         own = [cell for cell in cells if cell["target"] == target]

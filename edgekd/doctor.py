@@ -62,9 +62,7 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", f"CPU      {host['cpu']} ({host['isa']}), {host['threads']} usable threads, {host['memory_mib']} MiB"]
     lines.append(f"flags    {' '.join(host['flags']) or 'none that matter'}")
     for name, lacks in found["devices"].items():
-        speaks = (
-            "figures taken here speak for it" if not lacks else f"only a stand-in (the device has {', '.join(lacks)})"
-        )
+        speaks = machine.stand_in(lacks) if lacks else "figures taken here speak for it"
         lines.append(f"device   {name}: {speaks}")
     driver = f"{gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}" if gpu else "none"
     lines.append(
@@ -102,12 +100,12 @@ def _requirements() -> list[tuple[Requirement, str]]:
             declared = [Requirement(line) for line in project["dependencies"]]
             for extra, lines in project["optional-dependencies"].items():
                 declared += [Requirement(f"{line}; extra == '{extra}'") for line in lines]
-    found = []
+    found: dict[str, tuple[Requirement, str]] = {}
     for requirement in declared:
         extra = next((extra for extra in EXTRAS if _only_with(requirement, extra)), "")
         if extra != "dev":
-            found.append((requirement, extra))
-    return found
+            found.setdefault(requirement.name, (requirement, extra))  # two extras may need the same
+    return list(found.values())
 
 
 def _only_with(requirement: Requirement, extra: str) -> bool:

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgekd.devices import X86_AVX2, X86_VNNI, Device
@@ -97,6 +97,11 @@ def missing_features(device: Device, root: Path = ROOT) -> list[str]:
     Empty when a figure taken here may speak for the device; otherwise this machine is only a stand-in.
     """
     return device.differs(isa(), cpu_flags(root))
+
+
+def stand_in(lacks: Sequence[str]) -> str:
+    """What a machine is that differs from a device by ``lacks`` (see ``missing_features``)."""
+    return f"only a stand-in (the device has {', '.join(lacks)})"
 
 
 def governor(root: Path = ROOT) -> str | None:

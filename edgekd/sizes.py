@@ -21,9 +21,8 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
 
     Teacher: ``parameters``, ``fp32_bytes``, ``layers``, ``hidden``. Student: its shape, ``parameters``, ``int8_bytes``
     (expected of the file, whatever the scheme) and ``int8_bytes_least``. Raises ``TargetError`` for a student or a
-    layer map that the teacher does not have the layers or widths for, for globs that name nothing in the student, and
-    for what a student without attention cannot be taught or quantized to; ``AssetError`` for a configuration that
-    cannot be read.
+    layer map that the teacher does not have the layers or widths for, globs that name nothing in the student, and what
+    one without attention cannot be taught or quantized to; ``AssetError`` for a configuration that cannot be read.
     """
     _check_shallow(target)
     labels = label_count(target, line) or 2  # a handful of numbers either way
@@ -59,6 +58,7 @@ def sizes(target: Target, line: Sequence[Step]) -> tuple[dict[str, Any] | None, 
         "heads": small.get("num_attention_heads", small.get("n_heads")),
         "ffn": small.get("intermediate_size", small.get("hidden_dim")),
         "vocabulary": small["vocab_size"],
+        "max_length": target.student.reading(target.task).max_length,
         "scheme": target.quant.scheme,
         "int8_bytes": expected,
         "int8_bytes_least": _least(target, small, labels, bool(built)),

@@ -490,7 +490,9 @@ def test_doctor_says_what_is_missing_and_how_to_install_it(
     monkeypatch.setattr(doctor, "metadata", SimpleNamespace(**{**vars(doctor.metadata), "version": version}))
     assert main(["doctor", "--json"]) == errors.MissingDependencyError.exit_code
     out, err = capsys.readouterr()
-    packages = {p["name"]: p for p in json.loads(out)["packages"]}
+    listed = json.loads(out)["packages"]
+    packages = {p["name"]: p for p in listed}
+    assert len(packages) == len(listed)  # also what two extras need
     broken = {name for name, package in packages.items() if package["advice"]}
     assert {name for name in broken if packages[name]["required"]} == {"brevitas", "transformers"}
     assert "openvino" in broken and packages["openvino"]["required"] is False

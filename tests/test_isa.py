@@ -294,7 +294,13 @@ def test_the_report_of_a_run_tells_what_was_found_of_exactly_its_file(tmp_path: 
 
 @pytest.mark.parametrize(
     "options",
-    [["--isa", "sse"], ["--install"], ["--files-only", "--isa", "avx2"], ["--isa", "avx2", "--examples", "0"]],
+    [
+        ["--isa", "sse"],
+        ["--install"],
+        ["--examples", "9"],
+        ["--files-only", "--isa", "avx2"],
+        ["--isa", "avx2", "--examples", "0"],
+    ],
 )
 def test_options_that_make_no_sense_exit_with_2(options: list[str], bundle: Path) -> None:
     assert main(["verify", str(bundle), *options]) == 2

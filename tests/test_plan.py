@@ -246,6 +246,12 @@ def test_a_student_that_is_too_big_at_one_byte_a_weight_cannot_meet_its_budget()
         sizes.check(tight, pipeline.steps(tight, Path("runs"), beside=Path("mine.py")))
 
 
+def test_the_student_that_reads_less_than_its_teacher_says_so() -> None:
+    own = dataclasses.replace(target().student, max_length=target().task.max_length - 1)
+    lengths = [made(target(student=student))["student"]["max_length"] for student in (target().student, own)]
+    assert lengths == [target().task.max_length, target().task.max_length - 1]
+
+
 def test_a_vocabulary_that_the_corpus_may_not_fill_does_not_count_against_the_budget() -> None:
     small, large = (
         made(target(student=dataclasses.replace(target().student, vocabulary=n)))["student"] for n in (90, 95)

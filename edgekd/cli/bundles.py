@@ -62,7 +62,9 @@ def verify(
     isa: Annotated[
         Isa | None, typer.Option(help="Compare the answers on this instruction set with those here.")
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="With --isa: how much of the test split, drawn by class.")] = 256,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="With --isa: how much of the test split, drawn by class; default 256.")
+    ] = None,
     install: Annotated[bool, typer.Option("--install", help="With --isa arm64: fetch its Python if missing.")] = False,
     store: Store = RUNS,
     json: Json = False,
@@ -86,11 +88,13 @@ def verify(
 
     if isa is None and install:
         raise UsageError("--install fetches what --isa arm64 needs; give that too")
+    if isa is None and examples:
+        raise UsageError("--examples is for --isa; without it the whole test split is scored")
     if isa is not None and files_only:
         raise UsageError("--files-only runs nothing and --isa does; leave one of them out")
     manifest = shipping.verify_files(bundle)
     if isa is not None:
-        _verify_isa(bundle, manifest, isa.value, examples, install, store, json)
+        _verify_isa(bundle, manifest, isa.value, examples or 256, install, store, json)
         return
     result: dict[str, Any] = {"bundle": str(bundle), "files": "intact"}
     if not files_only:
@@ -99,7 +103,7 @@ def verify(
         print_json(result)
     else:
         for name, value in result.items():
-            print(f"{name}: {value}")
+            print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
 
 
 def _verify_isa(

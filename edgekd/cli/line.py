@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from edgekd import catalog
+from edgekd import catalog, machine
 from edgekd import plan as planning
 from edgekd.cli.common import (
     RUNS,
@@ -121,11 +121,7 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
         table.add_row(entry["stage"], entry["action"], entry["key"], about)
     console.print(table)
     teacher, student = found["teacher"], found["student"]
-    proxy = (
-        f"; this machine is only a stand-in (the device has {', '.join(found['stand_in'])})"
-        if found["stand_in"]
-        else ""
-    )
+    proxy = f"; this machine is {machine.stand_in(found['stand_in'])}" if found["stand_in"] else ""
     lines = [f"time     {planned_time(found['stages'])}", f"device   {found['device']}{proxy}"]
     lines += [f"         {warning}" for warning in found["warnings"]]
     if found["black_box"]:
@@ -137,7 +133,8 @@ def _print_plan(console: Console, found: dict[str, Any]) -> None:
     if student:
         facts = {"layers": "{} layers", "hidden": "hidden {}", "heads": "{} heads", "ffn": "ffn {}"}
         shape = ", ".join(words.format(student[name]) for name, words in facts.items() if student[name])
-        lines.append(f"student  {student['parameters']:,} parameters ({shape}, {student['vocabulary']:,} tokens)")
+        words = f"{shape}, {student['vocabulary']:,} tokens, of a text the first {student['max_length']}"
+        lines.append(f"student  {student['parameters']:,} parameters ({words})")
         lines.append(f"         about {mebibytes(student['int8_bytes'])} as {student['scheme']}")
     else:
         lines.append("student  size unknown until what it is cut from is known")
