@@ -31,7 +31,7 @@ from edgekd.cli import main
 from edgekd.errors import AssetError, BenchError, MissingDependencyError
 from edgekd.progress import Progress
 from edgekd.report import limits
-from edgekd.runtimes.ort_web import Worker
+from edgekd.runtimes.ort_web import Web, Worker
 from edgekd.stages import bench as bench_stage
 from edgekd.tasks.text_classification import score
 from edgekd.web import download, packages, page
@@ -108,6 +108,28 @@ def test_the_model_reaches_nobody_and_all_that_was_started_ends_with_it(name, tm
     worker._close()
     assert not psutil.wait_procs(started, timeout=10)[1]
     assert not list(home.iterdir()) and not list(tmp_path.glob("edgekd-chromium-*"))
+
+
+def test_the_page_computes_on_the_cpu_it_is_given_and_its_browser_elsewhere(tmp_path):
+    need("ort_web_chromium")
+    mine = os.sched_getaffinity(0)
+    if len(os.sched_getaffinity(os.getppid())) < 2:
+        pytest.skip("one CPU")
+    bag_of_words(tmp_path / "model.onnx", sizes=(256, 256, 256))
+    os.sched_setaffinity(0, {max(mine)})  # as a measuring child does
+    try:
+        session = Web("chromium").load(tmp_path / "model.onnx", 1)
+    finally:
+        os.sched_setaffinity(0, mine)
+    worker = session.run._worker
+    started = psutil.Process(worker._process.pid).children(recursive=True)
+    before = [sum(process.cpu_times()[:2]) for process in started]
+    stopwatch.timed(session.run, [{name: np.ones((1, 128), np.int64) for name in session.inputs}] * 600, np.zeros(600))
+    spent = [sum(process.cpu_times()[:2]) - then for process, then in zip(started, before, strict=True)]
+    assert started[int(np.argmax(spent))].pid == worker.pid
+    assert os.sched_getaffinity(worker.pid) == {max(mine)}
+    assert all(len(process.cpu_affinity()) > 1 for process in started if process.pid != worker.pid)
+    worker._close()
 
 
 def test_a_page_that_would_reach_out_finds_nobody(tmp_path):

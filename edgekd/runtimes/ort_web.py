@@ -18,7 +18,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ CLOSING_S = 30.0
 class Worker:
     """A process of Node that serves one model, there or (``where`` is ``chromium``) in a page of that browser.
 
-    ``pid`` is the process that computes.
+    ``pid`` is the process that computes. A browser's many processes have the CPUs of the run that began this one, as a
+    user's have: on the one CPU that is the page's they would wait for each other.
     """
 
     def __init__(self, where: str) -> None:
         browser = [shutil.which("chromium") or "chromium"] if where == "chromium" else []
         program = [*packages.node(), str(packages.HERE / "worker.mjs"), where, str(packages.folder()), *browser]
+        pinned = browser and hasattr(os, "sched_setaffinity")
         self._where = where
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
         self._process = subprocess.Popen(
@@ -52,11 +54,13 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._said,
             env=packages.environment(),
-            preexec_fn=functools.partial(proc.die_with_parent, os.getpid(), signal.SIGTERM),
+            preexec_fn=functools.partial(_begin, os.getpid(), os.sched_getaffinity(os.getppid()) if pinned else ()),
         )
         atexit.register(self._close)
         started = self.ask("start")
         self.version, self.pid = str(started["version"]), int(started["pid"])
+        if pinned:
+            os.sched_setaffinity(self.pid, os.sched_getaffinity(0))  # of the page, the thread that computes
 
     def _close(self) -> None:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -79,6 +83,12 @@ class Worker:
         if "error" in answer:
             raise BenchError(f"onnxruntime-web in {self._where}: {answer['error']}")
         return answer["value"]
+
+
+def _begin(parent: int, cpus: Iterable[int]) -> None:
+    proc.die_with_parent(parent, signal.SIGTERM)
+    if cpus:
+        os.sched_setaffinity(0, cpus)
 
 
 class Run:

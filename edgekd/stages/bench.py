@@ -15,7 +15,7 @@ from edgekd.bench.measure import Artifact, measure
 from edgekd.bench.rows import Row
 from edgekd.web import download
 
-REVISION = 7
+REVISION = 8
 
 ARTIFACTS = ("teacher_fp32", "teacher_ort_dynamic", "student_fp32", "student_ptq", "student_qad")
 """In the order in which they take turns."""

@@ -86,10 +86,18 @@ export async function host(packages, browser) {
     start: async () => {
       const version = await ask(() => globalThis.model.start());
       const browserSession = await context.browser().newBrowserCDPSession();
-      const { processInfo } = await browserSession.send("SystemInfo.getProcessInfo");
-      const renderers = processInfo.filter(({ type }) => type === "renderer").sort((a, b) => b.cpuTime - a.cpuTime);
-      // The others wait for pages; this one has compiled the runtime.
-      return { version: `${version}, Chromium ${context.browser().version()}`, pid: renderers[0].id };
+      const used = async () => {
+        const { processInfo } = await browserSession.send("SystemInfo.getProcessInfo");
+        return new Map(processInfo.filter(({ type }) => type === "renderer").map(({ id, cpuTime }) => [id, cpuTime]));
+      };
+      const before = await used();
+      await ask(() => {
+        for (const end = performance.now() + 200; performance.now() < end; );
+      });
+      const after = await used();
+      const spent = (id) => after.get(id) - (before.get(id) ?? 0);
+      const [pid] = [...after.keys()].sort((a, b) => spent(b) - spent(a)); // the others wait for pages
+      return { version: `${version}, Chromium ${context.browser().version()}`, pid };
     },
     open: (path) => {
       given = path;
