@@ -39,6 +39,7 @@ class LiveTeacher:
     ) -> None:
         self.model, self.tokens, self.needs = model.eval().to(device), tokens, needs
         self.device, self.bf16, self.learns = device, bf16, learns
+        self.longest = int(tokens.lengths.max())
 
     def signal(self, rows: Ints, tokens: Tokens, mask: NDArray[np.bool_], flat: Ints) -> Signal:
         """The teacher's signal for ``rows``, what belongs to tokens placed at the student's ``tokens``."""
@@ -48,8 +49,8 @@ class LiveTeacher:
             signal = record(self.model, inputs, self.needs)
         if not self.needs.tokens:
             return signal
-        wanted_BT, longest = np.where(mask, tokens.starts[flat], -1), int(self.tokens.lengths.max())
-        place_BT, read_BT = align(wanted_BT, self.tokens.starts, self.tokens.offsets, rows, longest)
+        wanted_BT = np.where(mask, tokens.starts[flat], -1)
+        place_BT, read_BT = align(wanted_BT, self.tokens.starts, self.tokens.offsets, rows, self.longest)
         where_BT = torch.from_numpy(place_BT).to(self.device)
 
         def at_students_tokens(x: Tensor) -> Tensor:
